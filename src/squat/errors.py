@@ -1,0 +1,25 @@
+"""Every mistake a user can make ends in one of these exceptions.
+
+A message is one line that names the file, the field, the value and the way out. The command line
+prints it without a traceback and exits with status 2; everything else propagates as a bug.
+"""
+
+
+class SquatError(Exception):
+    """Bad input: the message says what is wrong, where, and how to put it right."""
+
+
+class ConfigError(SquatError):
+    """A quantization config or a recipe that asks for something that does not exist."""
+
+
+class DataError(SquatError):
+    """A corpus, tokenizer or evaluation file that cannot be used."""
+
+
+class CheckpointError(SquatError):
+    """A checkpoint that is missing, cut short, or not of the kind that was asked for."""
+
+
+class EngineError(SquatError):
+    """The C++ engine refused a file, an input or a setting."""
