@@ -1,0 +1,28 @@
+// What this CPU can do, as far as a kernel cares, including whether the operating system saves the
+// registers. Asked once per process.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace squat {
+
+enum CpuFeature : uint32_t {
+  kCpuAvx2 = 1u << 0,
+  kCpuAvxVnni = 1u << 1,
+  kCpuAvx512 = 1u << 2,  // F, BW, DQ and VL
+  kCpuAvx512Vnni = 1u << 3,
+  kCpuAmxInt8 = 1u << 4,
+  kCpuNeon = 1u << 5,
+  kCpuDotprod = 1u << 6,
+  kCpuI8mm = 1u << 7,
+};
+
+// Mask of the features that can be used here.
+uint32_t cpu_features();
+
+// Their names, for people: {"avx2", "avx512vnni"}.
+std::vector<std::string> cpu_feature_names(uint32_t features);
+
+}  // namespace squat

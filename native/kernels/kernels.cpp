@@ -1,0 +1,497 @@
+// The choice of kernels, packing, grouping by width, and the split over threads.
+#include "kernels.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+
+#include "../engine/cpu.h"
+#include "../engine/thread_pool.h"
+#include "micro.h"
+
+namespace squat::kernels {
+namespace {
+
+int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+size_t align_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+int element_bytes(const Kernel& kernel) { return kernel.form == ActivationForm::kWide ? 2 : 1; }
+
+// Groups that lie in one stored byte of the weights.
+int groups_per_byte(const Kernel& kernel) { return kernel.weight_bits == 4 ? 2 : 1; }
+
+int stored_groups(const Kernel& kernel, int inner) {
+  return divide_up(inner, kernel.k * groups_per_byte(kernel));
+}
+
+// Bytes of one row of activations in a kernel's form, padded to whole stored groups.
+size_t row_bytes(const Kernel& kernel, int inner) {
+  return size_t(stored_groups(kernel, inner)) * groups_per_byte(kernel) * kernel.k *
+         element_bytes(kernel);
+}
+
+bool same_weight_layout(const Kernel& a, const Kernel& b) {
+  return a.weight_bits == b.weight_bits && a.n == b.n && a.k == b.k && a.zero == b.zero;
+}
+
+int width_index(int bits) { return bits == 4; }
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------
+// The table and the choice
+
+const std::vector<Kernel>& table() {
+  static const std::vector<Kernel> rows = {
+#define SQUAT_ISA(name, features, quantizer)
+#define SQUAT_MATMUL(a, w, m, n, k, zero, form, isa)    \
+  {"matmul_a" #a "_w" #w "_" #m "x" #n "x" #k "_" #isa, \
+   #isa,                                                \
+   a,                                                   \
+   w,                                                   \
+   m,                                                   \
+   n,                                                   \
+   k,                                                   \
+   zero,                                                \
+   ActivationForm::form,                                \
+   matmul_a##a##_w##w##_##m##x##n##x##k##_##isa},
+#include "kernels.inc"
+#undef SQUAT_ISA
+#undef SQUAT_MATMUL
+  };
+  return rows;
+}
+
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> rows = {
+#define SQUAT_ISA(name, features, quantizer) \
+  {#name, features, quantize_##quantizer, quantize_unsigned_##quantizer},
+#define SQUAT_MATMUL(a, w, m, n, k, zero, form, isa)
+#include "kernels.inc"
+#undef SQUAT_ISA
+#undef SQUAT_MATMUL
+  };
+  return rows;
+}
+
+bool runs_here(const Isa& isa) { return (isa.features & ~cpu_features()) == 0; }
+
+const Isa* find_isa(const char* name) {
+  for (const Isa& isa : isas()) {
+    if (std::strcmp(isa.name, name) == 0) return &isa;
+  }
+  return nullptr;
+}
+
+namespace {
+
+std::string join(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text.empty() ? "none of the known features" : text;
+}
+
+// The first kernel of the ISA that reads such activations; with `layout`, only one that reads
+// weights packed for it. A kernel for exactly this width is preferred to a wider one.
+const Kernel* find_kernel(const Isa& isa, int activation_bits, int weight_bits,
+                          const Kernel* layout) {
+  const Kernel* wider = nullptr;
+  for (const Kernel& kernel : table()) {
+    if (std::strcmp(kernel.isa, isa.name) != 0 || kernel.weight_bits != weight_bits) continue;
+    if (layout != nullptr && !same_weight_layout(kernel, *layout)) continue;
+    if (kernel.activation_bits == activation_bits) return &kernel;
+    if (kernel.activation_bits > activation_bits && wider == nullptr) wider = &kernel;
+  }
+  return wider;
+}
+
+Choice choice_for(const Isa& isa) {
+  Choice choice;
+  choice.isa = &isa;
+  for (int weight_bits : {8, 4}) {
+    const Kernel* wide = find_kernel(isa, 8, weight_bits, nullptr);
+    choice.kernel[0][width_index(weight_bits)] = wide;
+    choice.kernel[1][width_index(weight_bits)] = find_kernel(isa, 4, weight_bits, wide);
+  }
+  return choice;
+}
+
+}  // namespace
+
+bool choose(const char* pin, Choice* choice, std::string* error) {
+  const bool pinned = pin != nullptr && *pin != '\0';
+  const Isa* best = nullptr;
+  if (pinned) {
+    best = find_isa(pin);
+    if (best == nullptr) {
+      std::vector<std::string> names;
+      for (const Isa& isa : isas()) names.push_back(isa.name);
+      *error = "SQUAT_ISA=" + std::string(pin) + ": unknown here; compiled in: " + join(names);
+      return false;
+    }
+    if (!runs_here(*best)) {
+      *error = "SQUAT_ISA=" + std::string(pin) + ": this CPU lacks " +
+               join(cpu_feature_names(best->features & ~cpu_features())) + "; it has " +
+               join(cpu_feature_names(cpu_features()));
+      return false;
+    }
+  } else {
+    for (const Isa& isa : isas()) {
+      if (runs_here(isa)) best = &isa;
+    }
+  }
+  *choice = choice_for(*best);
+  choice->pinned = pinned;
+  return true;
+}
+
+Choice choice_of(const Kernel& kernel) {
+  Choice choice = choice_for(*find_isa(kernel.isa));
+  const int w = width_index(kernel.weight_bits);
+  choice.kernel[0][w] = choice.kernel[1][w] = &kernel;
+  return choice;
+}
+
+std::string explain(const Choice& choice, int activation_bits, int weight_bits) {
+  const Kernel& kernel = choice.matmul(activation_bits, weight_bits);
+  std::string text = kernel.name;
+  text += choice.pinned ? ": SQUAT_ISA=" + std::string(choice.isa->name)
+                        : ": " + std::string(choice.isa->name) + " is the best ISA of this CPU";
+  if (kernel.activation_bits != activation_bits) {
+    text += ", where 8-bit activations cost no more than 4-bit ones";
+  }
+  return text;
+}
+
+// ---------------------------------------------------------------------------------------------
+// The right-hand side
+
+namespace {
+
+const Kernel& layout_of(const Choice& choice, int weight_bits) {
+  return choice.matmul(8, weight_bits);
+}
+
+// Writes one code where PackedMatrix says.
+void store_code(const PackedMatrix& matrix, int row, int column, int code) {
+  const Kernel& layout = *matrix.layout;
+  const int group = column / layout.k, per_byte = groups_per_byte(layout);
+  uint8_t* byte = matrix.data + row / layout.n * matrix.panel_stride +
+                  group / per_byte * matrix.group_stride + row % layout.n * layout.k +
+                  column % layout.k;
+  const int held = code + layout.zero;
+  if (per_byte == 1) {
+    *byte = static_cast<uint8_t>(held);
+  } else if (group % 2 == 0) {
+    *byte = static_cast<uint8_t>((*byte & 0xf0) | (held & 0x0f));
+  } else {
+    *byte = static_cast<uint8_t>((*byte & 0x0f) | (held << 4 & 0xf0));
+  }
+}
+
+}  // namespace
+
+size_t packed_bytes(const Choice& choice, int weight_bits, int rows, int inner, Growth growth) {
+  (void)growth;  // both orders take the same room
+  const Kernel& layout = layout_of(choice, weight_bits);
+  return size_t(divide_up(rows, layout.n)) * stored_groups(layout, inner) * layout.n * layout.k;
+}
+
+PackedMatrix packed_matrix(const Choice& choice, int weight_bits, int rows, int inner,
+                           uint8_t* data, Growth growth) {
+  const Kernel& layout = layout_of(choice, weight_bits);
+  PackedMatrix matrix;
+  matrix.layout = &layout;
+  matrix.rows = rows;
+  matrix.inner = inner;
+  matrix.data = data;
+  const size_t group = size_t(layout.n) * layout.k;
+  if (growth == Growth::kRows) {
+    matrix.group_stride = group;
+    matrix.panel_stride = group * stored_groups(layout, inner);
+  } else {
+    matrix.panel_stride = group;
+    matrix.group_stride = group * divide_up(rows, layout.n);
+  }
+  return matrix;
+}
+
+void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes) {
+  const Kernel& layout = *matrix.layout;
+  uint8_t* to =
+      matrix.data + row / layout.n * matrix.panel_stride + size_t(row % layout.n) * layout.k;
+  const int k = layout.k, inner = matrix.inner;
+  if (layout.weight_bits == 8) {
+    for (int first = 0; first < inner; first += k, to += matrix.group_stride) {
+      const int count = std::min(k, inner - first);
+      for (int i = 0; i < count; ++i) to[i] = static_cast<uint8_t>(codes[first + i] + layout.zero);
+    }
+    return;
+  }
+  for (int first = 0; first < inner; first += 2 * k, to += matrix.group_stride) {
+    for (int i = 0; i < k; ++i) {
+      const int low = first + i, high = low + k;
+      const int low_held = low < inner ? codes[low] + layout.zero : 0;
+      const int high_held = high < inner ? codes[high] + layout.zero : 0;
+      to[i] = static_cast<uint8_t>((low_held & 0x0f) | (high_held << 4 & 0xf0));
+    }
+  }
+}
+
+void pack_column(const PackedMatrix& matrix, int column, const int8_t* codes) {
+  for (int row = 0; row < matrix.rows; ++row) store_code(matrix, row, column, codes[row]);
+}
+
+size_t KeyPool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
+  return packed_bytes(choice, bits, capacity, head_dim, Growth::kRows);
+}
+
+KeyPool KeyPool::empty(const Choice& choice, int bits, int head_dim, uint8_t* data) {
+  return {packed_matrix(choice, bits, 0, head_dim, data, Growth::kRows)};
+}
+
+void KeyPool::append(const int8_t* codes) { pack_row(matrix, matrix.rows++, codes); }
+
+size_t ValuePool::sums_bytes(int head_dim) { return align_up(size_t(head_dim) * sizeof(int32_t)); }
+
+size_t ValuePool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
+  return sums_bytes(head_dim) + packed_bytes(choice, bits, head_dim, capacity, Growth::kColumns);
+}
+
+ValuePool ValuePool::empty(const Choice& choice, int bits, int head_dim, uint8_t* data) {
+  return {packed_matrix(choice, bits, head_dim, 0, data + sums_bytes(head_dim), Growth::kColumns)};
+}
+
+int32_t* ValuePool::sums() const {
+  return reinterpret_cast<int32_t*>(matrix.data - sums_bytes(matrix.rows));
+}
+
+void ValuePool::append(const int8_t* codes) {
+  pack_column(matrix, matrix.inner++, codes);
+  int32_t* to = sums();
+  for (int i = 0; i < matrix.rows; ++i) to[i] += codes[i];
+}
+
+void ValuePool::clear() {
+  matrix.inner = 0;
+  std::memset(sums(), 0, size_t(matrix.rows) * sizeof(int32_t));
+}
+
+// ---------------------------------------------------------------------------------------------
+// The left-hand side
+
+namespace {
+
+// Copies `count` codes minus `offset` to one row of a tile: k of them, then a gap to the next group
+// (`group_bytes` from start to start), zero up to `padded`. Returns their sum.
+template <class Code, class Element>
+int32_t pack_activations(const Code* codes, int count, int padded, int k, size_t group_bytes,
+                         int offset, int sign, uint8_t* to) {
+  int32_t sum = 0;
+  for (int first = 0; first < padded; first += k, to += group_bytes) {
+    for (int i = 0; i < k; ++i) {
+      const int code = first + i < count ? codes[first + i] - offset : 0;
+      const Element element = static_cast<Element>(sign * code);
+      std::memcpy(to + i * sizeof(Element), &element, sizeof(Element));
+      sum += code;
+    }
+  }
+  return sum;
+}
+
+// The input of prepare() in one form: signed codes, or unsigned ones that are lowered by 128.
+template <class Code>
+struct Source {
+  const Code* codes;
+  size_t stride;
+  int rows, inner;
+  const uint8_t* bits;
+  float step8, step4;
+  int offset;
+};
+
+template <class Code>
+void pack_tiles(const Source<Code>& source, const Prepared::Group& group, uint8_t* data,
+                const int32_t* order, int32_t* sums, int tile_begin, int tile_end) {
+  const Kernel& kernel = *group.kernel;
+  const size_t bytes = row_bytes(kernel, source.inner);
+  const int element = element_bytes(kernel);
+  const int padded = static_cast<int>(bytes / element);
+  const int sign = kernel.form == ActivationForm::kNegated ? -1 : 1;
+  for (int tile = tile_begin; tile < tile_end; ++tile) {
+    const int first = group.begin + tile * kernel.m;
+    const int rows = std::min(kernel.m, group.end - first);
+    uint8_t* to = data + size_t(first - group.begin) * bytes;
+    const size_t group_bytes = size_t(rows) * kernel.k * element;
+    for (int i = 0; i < rows; ++i) {
+      const Code* codes = source.codes + order[first + i] * source.stride;
+      uint8_t* row = to + i * kernel.k * element;
+      sums[first + i] = element == 2
+                            ? pack_activations<Code, int16_t>(codes, source.inner, padded, kernel.k,
+                                                              group_bytes, source.offset, sign, row)
+                            : pack_activations<Code, int8_t>(codes, source.inner, padded, kernel.k,
+                                                             group_bytes, source.offset, sign, row);
+    }
+  }
+}
+
+template <class Code>
+Prepared prepare_rows(const Choice& choice, int weight_bits, const Source<Code>& source,
+                      void* buffer, ThreadPool* threads) {
+  const Kernel* wide = &choice.matmul(8, weight_bits);
+  const Kernel* narrow = &choice.matmul(4, weight_bits);
+
+  uint8_t* at = static_cast<uint8_t*>(buffer);
+  const size_t array_bytes = align_up(size_t(source.rows) * 4);
+  int32_t* order = reinterpret_cast<int32_t*>(at);
+  int32_t* sums = reinterpret_cast<int32_t*>(at + array_bytes);
+  float* steps = reinterpret_cast<float*>(at + 2 * array_bytes);
+  uint8_t* data = at + 3 * array_bytes;
+
+  // One kernel for both widths needs no grouping: all rows are one group, in token order.
+  const bool merge = wide == narrow || source.bits == nullptr;
+  int count = 0;
+  const auto take = [&](int row) {
+    order[count] = row;
+    steps[count] = source.bits == nullptr || source.bits[row] == 8 ? source.step8 : source.step4;
+    ++count;
+  };
+  for (int row = 0; row < source.rows; ++row) {
+    if (merge || source.bits[row] == 8) take(row);
+  }
+  const int split = count;
+  if (!merge) {
+    for (int row = 0; row < source.rows; ++row) {
+      if (source.bits[row] != 8) take(row);
+    }
+  }
+
+  Prepared prepared;
+  prepared.rows = source.rows;
+  prepared.inner = source.inner;
+  prepared.weight_bits = weight_bits;
+  prepared.order = order;
+  prepared.sums = sums;
+  prepared.steps = steps;
+  prepared.group[0] = {wide, 0, split, data};
+  prepared.group[1] = {narrow, split, count,
+                       data + align_up(split * row_bytes(*wide, source.inner))};
+
+  for (const Prepared::Group& group : prepared.group) {
+    const int tiles = divide_up(group.end - group.begin, group.kernel->m);
+    const auto pack = [&](int begin, int end, int) {
+      pack_tiles(source, group, const_cast<uint8_t*>(group.data), order, sums, begin, end);
+    };
+    if (threads != nullptr) {
+      threads->parallel_for(tiles, pack);
+    } else {
+      pack(0, tiles, 0);
+    }
+  }
+  return prepared;
+}
+
+}  // namespace
+
+size_t prepared_bytes(const Choice& choice, int rows, int inner) {
+  size_t widest = 0;
+  for (const auto& by_weight : choice.kernel) {
+    for (const Kernel* kernel : by_weight) widest = std::max(widest, row_bytes(*kernel, inner));
+  }
+  return 3 * align_up(size_t(rows) * 4) + rows * widest + 2 * kAlignment;
+}
+
+Prepared prepare(const Choice& choice, int weight_bits, const ActivationRows& rows, void* buffer,
+                 ThreadPool* threads) {
+  const Source<int8_t> source{rows.codes, rows.stride, rows.rows,  rows.inner,
+                              rows.bits,  rows.step8,  rows.step4, 0};
+  return prepare_rows(choice, weight_bits, source, buffer, threads);
+}
+
+Prepared prepare(const Choice& choice, int weight_bits, const ProbabilityRows& rows, void* buffer,
+                 ThreadPool* threads) {
+  const Source<uint8_t> source{rows.codes, rows.stride, rows.rows, rows.inner,
+                               nullptr,    1.0f,        1.0f,      128};
+  return prepare_rows(choice, weight_bits, source, buffer, threads);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Products
+
+namespace {
+
+void run_groups(const Prepared& rows, const PackedMatrix& weights, const int32_t* column_sums,
+                const Output& out, int panel_begin, int panel_end) {
+  assert(weights.layout->weight_bits == rows.weight_bits && weights.inner == rows.inner);
+  for (const Prepared::Group& group : rows.group) {
+    if (group.begin == group.end) continue;
+    const Kernel& kernel = *group.kernel;
+    assert(same_weight_layout(kernel, *weights.layout));
+    MatmulCall call;
+    call.rows = group.data;
+    call.row_bytes = row_bytes(kernel, rows.inner);
+    call.row_count = group.end - group.begin;
+    call.order = rows.order + group.begin;
+    call.sums = rows.sums + group.begin;
+    call.steps = rows.steps + group.begin;
+    call.panels = weights.data;
+    call.panel_stride = weights.panel_stride;
+    call.group_stride = weights.group_stride;
+    call.group_count = stored_groups(kernel, rows.inner);
+    call.columns = weights.rows;
+    call.panel_begin = panel_begin;
+    call.panel_end = panel_end;
+    call.column_sums = column_sums;
+    call.out = out;
+    kernel.run(call);
+  }
+}
+
+int panel_count(const PackedMatrix& weights) { return divide_up(weights.rows, weights.layout->n); }
+
+}  // namespace
+
+void matmul(const Prepared& rows, const Product* products, int count, ThreadPool* threads) {
+  int panels = 0;
+  for (int i = 0; i < count; ++i) panels += panel_count(*products[i].weights);
+  // All panels of all products in one line, of which every thread takes one piece.
+  const auto run = [&](int begin, int end, int) {
+    int first = 0;
+    for (int i = 0; i < count; ++i) {
+      const int here = panel_count(*products[i].weights);
+      const int from = std::max(begin - first, 0), to = std::min(end - first, here);
+      if (from < to) run_groups(rows, *products[i].weights, nullptr, products[i].out, from, to);
+      first += here;
+    }
+  };
+  if (threads != nullptr) {
+    threads->parallel_for(panels, run);
+  } else {
+    run(0, panels, 0);
+  }
+}
+
+void scores(const Prepared& queries, const KeyPool& keys, int32_t* out, size_t stride) {
+  run_groups(queries, keys.matrix, nullptr, Output::exact(out, stride), 0,
+             panel_count(keys.matrix));
+}
+
+void weighted_values(const Prepared& rows, const ValuePool& values, int32_t* out, size_t stride) {
+  run_groups(rows, values.matrix, values.sums(), Output::exact(out, stride), 0,
+             panel_count(values.matrix));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Quantization
+
+void quantize(const Choice& choice, const float* x, int n, float step, int bits, int8_t* codes) {
+  const int high = (1 << (bits - 1)) - 1;
+  choice.isa->quantize(x, n, 1.0f / step, -high - 1, high, codes);
+}
+
+void quantize_unsigned(const Choice& choice, const float* x, int n, float step, uint8_t* codes) {
+  choice.isa->quantize_unsigned(x, n, 1.0f / step, codes);
+}
+
+}  // namespace squat::kernels

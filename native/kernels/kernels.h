@@ -1,0 +1,277 @@
+// MKMP, the multi-kernel mixed-precision multiplier ("Squat", arXiv 2402.10787, section IV-E).
+//
+// A product has M tokens of 8- or 4-bit activation codes on one side and N rows of 8- or 4-bit
+// weight codes on the other, and is an exact int32 sum over the whole inner dimension K, because
+// each side has one step for all of K. Its parts:
+//
+//   choose()      picks the instruction set (ISA) and with it one micro-kernel for every pair of
+//                 widths, out of the one table in kernels.inc
+//   PackedMatrix  the right-hand side in the layout of its kernel: weights (packed once, at load),
+//                 cached keys (rows are appended) or cached values (columns are appended)
+//   prepare()     the left-hand side: groups the tokens by width, so that each group's kernel is
+//                 called once, and interleaves their codes; done once for all matrices that read it
+//   matmul()      the product, for one matrix or several that share an input; results are written
+//                 in token order
+//
+// Attention is the same product: scores multiply prepared queries with a KeyPool, and the output
+// multiplies prepared probabilities with a ValuePool.
+//
+// Nothing here allocates, starts threads or keeps state: buffers and the thread pool are the
+// caller's, and different threads may compute at the same time. Every ISA gives the same bits:
+// integers are exact, and a float result is `float(acc) * (step_activation * step_weight) + bias`,
+// each operation rounded on its own, whatever M, N, the chunk size or the number of threads.
+//
+// Sizes are trusted (M, N >= 0, 1 <= K <= kMaxInner): check what comes from a file before it gets
+// here. Codes must fit their width: -8..7 or -128..127.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace squat {
+class ThreadPool;
+}
+
+namespace squat::kernels {
+
+// The largest inner dimension. One operand may be held with an offset that makes it unsigned, so
+// that a partial sum reaches K * 255 * 128, which at 65536 is just below 2^31.
+inline constexpr int kMaxInner = 65536;
+
+// Alignment that every buffer should have; anything less is correct, and slower.
+inline constexpr size_t kAlignment = 64;
+
+// ---------------------------------------------------------------------------------------------
+// The table and the choice
+
+struct MatmulCall;  // what a micro-kernel is given; see micro.h
+
+// How a kernel wants the activation codes of its tiles.
+enum class ActivationForm : uint8_t {
+  kPlain,    // int8, the code
+  kNegated,  // int8, minus the code (4-bit codes only: -128 has no negative)
+  kWide,     // int16, the code
+};
+
+// One row of the table: a micro-kernel that multiplies tiles of m tokens with panels of n weight
+// rows, k codes of the inner dimension at a time.
+struct Kernel {
+  const char* name;     // matmul_a<bits>_w<bits>_<m>x<n>x<k>_<isa>
+  const char* isa;      // name of its Isa
+  int activation_bits;  // widest activation codes that it can read; 8 reads 4-bit codes as well
+  int weight_bits;
+  int m, n, k;
+  int zero;  // weights are held as code + zero
+  ActivationForm form;
+  void (*run)(const MatmulCall& call);
+};
+
+// One instruction set: what the CPU must have, and the functions that are not products.
+struct Isa {
+  const char* name;
+  uint32_t features;  // mask of squat::CpuFeature that the CPU must have
+  void (*quantize)(const float* x, int n, float inverse_step, int low, int high, int8_t* codes);
+  void (*quantize_unsigned)(const float* x, int n, float inverse_step, uint8_t* codes);
+};
+
+const std::vector<Kernel>& table();     // every kernel compiled into this library
+const std::vector<Isa>& isas();         // every ISA compiled into this library, the best one last
+bool runs_here(const Isa& isa);         // whether this CPU and operating system can run it
+const Isa* find_isa(const char* name);  // nullptr if it is not compiled in
+
+// The kernels that an engine uses. A plain value: copy it, share it between threads.
+struct Choice {
+  const Isa* isa = nullptr;
+  // [activations 8 | 4][weights 8 | 4]. Both rows of a column read the same weight layout; where
+  // one kernel is the best for both activation widths, they are the same kernel.
+  const Kernel* kernel[2][2] = {};
+  bool pinned = false;
+
+  const Kernel& matmul(int activation_bits, int weight_bits) const {
+    return *kernel[activation_bits == 4][weight_bits == 4];
+  }
+};
+
+// The best ISA that this CPU runs, or the one called `pin` (the value of SQUAT_ISA; nullptr or ""
+// leaves it open). Returns false and a one-line message if the name is unknown or the CPU lacks it.
+bool choose(const char* pin, Choice* choice, std::string* error);
+
+// A choice that uses `kernel` for every product of its weight width: for tests and benchmarks. With
+// a 4-bit-activation kernel such products must be given 4-bit rows only.
+Choice choice_of(const Kernel& kernel);
+
+// Which kernel computes a product and why, in one sentence, for people.
+std::string explain(const Choice& choice, int activation_bits, int weight_bits);
+
+// ---------------------------------------------------------------------------------------------
+// The right-hand side
+
+// A matrix of N x K codes in the layout of a kernel; a view of memory that the caller owns and has
+// zeroed before the first code is written. Groups of k codes of n rows stand side by side:
+// [n/kernel.n panels][K/k groups][n][k], so that one vector load feeds n rows; in 4-bit matrices
+// a byte holds the code of an even group in its low nibble and of the next group in its high one.
+struct PackedMatrix {
+  const Kernel* layout = nullptr;
+  int rows = 0;             // N
+  int inner = 0;            // K
+  size_t panel_stride = 0;  // bytes from a panel to the next
+  size_t group_stride = 0;  // bytes from a (4 bits: pair of) group to the next
+  uint8_t* data = nullptr;
+};
+
+// A matrix grows by rows (weights, keys) or by columns (values). Growing never moves what is there:
+// a larger buffer starts with the bytes of the smaller one, and the rest is zero.
+enum class Growth : uint8_t { kRows, kColumns };
+
+size_t packed_bytes(const Choice& choice, int weight_bits, int rows, int inner,
+                    Growth growth = Growth::kRows);
+PackedMatrix packed_matrix(const Choice& choice, int weight_bits, int rows, int inner,
+                           uint8_t* data, Growth growth = Growth::kRows);
+
+// Writes one row of `inner` codes, or one column of `rows` codes. Rows of different panels (row /
+// layout->n) may be written by different threads.
+void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes);
+void pack_column(const PackedMatrix& matrix, int column, const int8_t* codes);
+
+// The keys of one head and one width, in order of position: token t is row t.
+struct KeyPool {
+  PackedMatrix matrix;  // rows = tokens appended so far
+
+  static size_t bytes(const Choice& choice, int bits, int head_dim, int capacity);
+  // An empty pool in zeroed memory of bytes(...).
+  static KeyPool empty(const Choice& choice, int bits, int head_dim, uint8_t* data);
+
+  int count() const { return matrix.rows; }
+  void append(const int8_t* codes);  // head_dim codes; the caller knows the capacity
+  void rebind(uint8_t* data) { matrix.data = data; }  // after growing the buffer
+  void clear() { matrix.rows = 0; }
+};
+
+// The values of one head and one width, in order of position: token t is column t. The buffer
+// starts with the sum of the codes of each column of the head (int32 x head_dim), by which a
+// product with unsigned probabilities is corrected.
+struct ValuePool {
+  PackedMatrix matrix;  // inner = tokens appended so far; data = buffer + sums_bytes(head_dim)
+
+  static size_t bytes(const Choice& choice, int bits, int head_dim, int capacity);
+  static ValuePool empty(const Choice& choice, int bits, int head_dim, uint8_t* data);
+  static size_t sums_bytes(int head_dim);
+
+  int count() const { return matrix.inner; }
+  int32_t* sums() const;
+  void append(const int8_t* codes);
+  void rebind(uint8_t* data) { matrix.data = data + sums_bytes(matrix.rows); }
+  void clear();
+};
+
+// ---------------------------------------------------------------------------------------------
+// The left-hand side
+
+// M rows of activation codes, one byte each, as quantize() writes them.
+struct ActivationRows {
+  const int8_t* codes = nullptr;
+  size_t stride = 0;              // bytes from a row to the next
+  int rows = 0;                   // M
+  int inner = 0;                  // K
+  const uint8_t* bits = nullptr;  // width of every row, 8 or 4; nullptr: 8 for all
+  float step8 = 1.0f;             // step of the rows with 8 bits
+  float step4 = 1.0f;             // step of the rows with 4 bits
+};
+
+// M rows of unsigned probabilities for one ValuePool: `inner` is the pool's count, and a token that
+// a row must not see (or that is not yet there for it) has probability 0.
+struct ProbabilityRows {
+  const uint8_t* codes = nullptr;
+  size_t stride = 0;
+  int rows = 0;
+  int inner = 0;
+};
+
+// Rows grouped by kernel and interleaved for it; a view of the caller's buffer.
+struct Prepared {
+  struct Group {
+    const Kernel* kernel = nullptr;
+    int begin = 0, end = 0;         // packed rows
+    const uint8_t* data = nullptr;  // tiles of kernel->m rows
+  };
+  int rows = 0;
+  int inner = 0;
+  int weight_bits = 0;
+  Group group[2];                  // empty groups are never run
+  const int32_t* order = nullptr;  // token of a packed row
+  const int32_t* sums = nullptr;   // sum of a packed row's codes
+  const float* steps = nullptr;    // step of a packed row
+};
+
+// Bytes that prepare() needs for any widths of rows and weights.
+size_t prepared_bytes(const Choice& choice, int rows, int inner);
+
+// For products with matrices of `weight_bits`. Fills `buffer` (at least prepared_bytes, aligned to
+// kAlignment), which must stay as long as the result is used. With a thread pool the work is split.
+Prepared prepare(const Choice& choice, int weight_bits, const ActivationRows& rows, void* buffer,
+                 ThreadPool* threads = nullptr);
+Prepared prepare(const Choice& choice, int weight_bits, const ProbabilityRows& rows, void* buffer,
+                 ThreadPool* threads = nullptr);
+
+// ---------------------------------------------------------------------------------------------
+// Products
+
+// Where results go: M x N, row i = token i. Either int32 accumulators or scaled floats.
+struct Output {
+  int32_t* accumulators = nullptr;
+  float* values = nullptr;
+  size_t stride = 0;            // elements from a row to the next
+  float step = 1.0f;            // step of the weights
+  const float* bias = nullptr;  // N, or nullptr
+
+  static Output exact(int32_t* accumulators, size_t stride) {
+    Output out;
+    out.accumulators = accumulators;
+    out.stride = stride;
+    return out;
+  }
+  static Output scaled(float* values, size_t stride, float step, const float* bias = nullptr) {
+    Output out;
+    out.values = values;
+    out.stride = stride;
+    out.step = step;
+    out.bias = bias;
+    return out;
+  }
+};
+
+struct Product {
+  const PackedMatrix* weights;
+  Output out;
+};
+
+// Products of the same prepared rows with `count` matrices, all of the rows' weight_bits and inner.
+void matmul(const Prepared& rows, const Product* products, int count,
+            ThreadPool* threads = nullptr);
+
+inline void matmul(const Prepared& rows, const PackedMatrix& weights, const Output& out,
+                   ThreadPool* threads = nullptr) {
+  const Product product{&weights, out};
+  matmul(rows, &product, 1, threads);
+}
+
+// scores[i][t] = query row i . key t, int32, for all tokens of the pool.
+void scores(const Prepared& queries, const KeyPool& keys, int32_t* out, size_t stride);
+
+// out[i][c] = sum over the pool's tokens of probability[i][t] * value[t][c], int32. `rows` come
+// from prepare(ProbabilityRows).
+void weighted_values(const Prepared& rows, const ValuePool& values, int32_t* out, size_t stride);
+
+// ---------------------------------------------------------------------------------------------
+// Quantization (docs/format.md, "Numbers")
+
+// codes[i] = clamp(rint(x[i] * (1.0f / step)), low, high) for signed codes of 4 or 8 bits, ties to
+// even, the same on every ISA. NaN becomes 0, an infinity the end of the range.
+void quantize(const Choice& choice, const float* x, int n, float step, int bits, int8_t* codes);
+
+// The same for probabilities: 0..255.
+void quantize_unsigned(const Choice& choice, const float* x, int n, float step, uint8_t* codes);
+
+}  // namespace squat::kernels

@@ -1,0 +1,99 @@
+// What the files with micro-kernels share: the call, and the loop over tiles with the write-back.
+//
+// Each of these files is compiled with the flags of its own ISA. Whatever it instantiates must
+// therefore be local to it: a function with a common name, inline or a template, could be merged by
+// the linker with its twin from another file and then run on a CPU that lacks the instructions.
+// That is why everything here is in an unnamed namespace and nothing of the standard library is
+// called.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace squat::kernels {
+
+// One group of rows times a range of panels of one matrix.
+struct MatmulCall {
+  // Left: tiles of kernel.m rows (the last one may have fewer), each [groups][rows][k].
+  const uint8_t* rows;
+  size_t row_bytes;  // bytes of one row, in all groups together
+  int row_count;
+  const int32_t* order;  // token of each row
+  const int32_t* sums;   // sum of each row's codes
+  const float* steps;    // step of each row
+  // Right: see PackedMatrix. `group_count` counts stored groups: pairs of groups for 4 bits.
+  const uint8_t* panels;
+  size_t panel_stride, group_stride;
+  int group_count;
+  int columns;  // N
+  int panel_begin, panel_end;
+  // N sums of the codes of a column if the rows hold a probability minus 128, else nullptr.
+  const int32_t* column_sums;
+  Output out;
+};
+
+namespace {
+
+inline int smaller(int a, int b) { return a < b ? a : b; }
+
+// Writes one row of a tile: `acc` holds the sums of the codes as the kernel multiplied them, which
+// is corrected for the offset of the weights (`zero`) and of the probabilities.
+inline void write_row(const MatmulCall& call, const int32_t* acc, int row, int column, int count,
+                      int zero) {
+  const Output& out = call.out;
+  const int32_t offset = zero * call.sums[row];
+  const size_t start = static_cast<size_t>(call.order[row]) * out.stride + column;
+  if (out.accumulators != nullptr) {
+    int32_t* to = out.accumulators + start;
+    if (call.column_sums != nullptr) {
+      const int32_t* sums = call.column_sums + column;
+      for (int i = 0; i < count; ++i) to[i] = acc[i] - offset + 128 * sums[i];
+    } else {
+      for (int i = 0; i < count; ++i) to[i] = acc[i] - offset;
+    }
+    return;
+  }
+  float* to = out.values + start;
+  const float step = call.steps[row] * out.step;
+  if (out.bias != nullptr) {
+    const float* bias = out.bias + column;
+    for (int i = 0; i < count; ++i) to[i] = static_cast<float>(acc[i] - offset) * step + bias[i];
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = static_cast<float>(acc[i] - offset) * step;
+  }
+}
+
+// Runs `tile(rows, a, w, acc)` over all panels and tiles; it leaves its `rows` x N sums in `acc`.
+// A panel stays in the first-level cache while all rows pass by it.
+template <int M, int N, class Tile>
+inline void for_each_tile(const MatmulCall& call, int zero, Tile tile) {
+  alignas(64) int32_t acc[M * N];
+  for (int panel = call.panel_begin; panel < call.panel_end; ++panel) {
+    const uint8_t* w = call.panels + panel * call.panel_stride;
+    const int column = panel * N;
+    const int count = smaller(N, call.columns - column);
+    for (int first = 0; first < call.row_count; first += M) {
+      const int rows = smaller(M, call.row_count - first);
+      tile(rows, call.rows + first * call.row_bytes, w, acc);
+      for (int i = 0; i < rows; ++i) write_row(call, acc + i * N, first + i, column, count, zero);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace squat::kernels
+
+// The functions of the table, declared for whoever defines or calls them.
+namespace squat::kernels {
+#define SQUAT_ISA(name, features, quantizer)                                              \
+  void quantize_##quantizer(const float* x, int n, float inverse_step, int low, int high, \
+                            int8_t* codes);                                               \
+  void quantize_unsigned_##quantizer(const float* x, int n, float inverse_step, uint8_t* codes);
+#define SQUAT_MATMUL(a, w, m, n, k, zero, form, isa) \
+  void matmul_a##a##_w##w##_##m##x##n##x##k##_##isa(const MatmulCall& call);
+#include "kernels.inc"
+#undef SQUAT_ISA
+#undef SQUAT_MATMUL
+}  // namespace squat::kernels

@@ -1,0 +1,65 @@
+// The portable reference: plain loops, the definition of what every other kernel must return.
+#include <cmath>
+
+#include "micro.h"
+
+namespace squat::kernels {
+namespace {
+
+// The code in the low (half 0) or high (half 1) nibble, two's complement.
+int nibble(uint8_t byte, int half) {
+  const int code = half ? byte >> 4 : byte & 15;
+  return code < 8 ? code : code - 16;
+}
+
+}  // namespace
+
+void matmul_a8_w8_1x1x1_reference(const MatmulCall& call) {
+  for_each_tile<1, 1>(call, 0, [&](int, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+    int32_t sum = 0;
+    for (int k = 0; k < call.group_count; ++k) {
+      sum += static_cast<int8_t>(a[k]) * static_cast<int8_t>(w[k * call.group_stride]);
+    }
+    *acc = sum;
+  });
+}
+
+void matmul_a8_w4_1x1x1_reference(const MatmulCall& call) {
+  for_each_tile<1, 1>(call, 0, [&](int, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+    int32_t sum = 0;
+    for (int pair = 0; pair < call.group_count; ++pair) {
+      const uint8_t byte = w[pair * call.group_stride];
+      sum += static_cast<int8_t>(a[2 * pair]) * nibble(byte, 0);
+      sum += static_cast<int8_t>(a[2 * pair + 1]) * nibble(byte, 1);
+    }
+    *acc = sum;
+  });
+}
+
+namespace {
+
+// NaN becomes 0; std::nearbyint rounds ties to even in the default rounding mode.
+int quantize_one(float x, float inverse_step, int low, int high) {
+  const float scaled = x * inverse_step;
+  if (std::isnan(scaled)) return 0;
+  if (scaled <= static_cast<float>(low)) return low;
+  if (scaled >= static_cast<float>(high)) return high;
+  return static_cast<int>(std::nearbyint(scaled));
+}
+
+}  // namespace
+
+void quantize_reference(const float* x, int n, float inverse_step, int low, int high,
+                        int8_t* codes) {
+  for (int i = 0; i < n; ++i) {
+    codes[i] = static_cast<int8_t>(quantize_one(x[i], inverse_step, low, high));
+  }
+}
+
+void quantize_unsigned_reference(const float* x, int n, float inverse_step, uint8_t* codes) {
+  for (int i = 0; i < n; ++i) {
+    codes[i] = static_cast<uint8_t>(quantize_one(x[i], inverse_step, 0, 255));
+  }
+}
+
+}  // namespace squat::kernels
