@@ -1,0 +1,36 @@
+"""Squat: small language models in 4 bits on the CPU of a phone or a Raspberry Pi.
+
+`import squat` is light. The names of the training half (`squat.SquatConfig`, `squat.quantize`,
+`squat.SquatTrainer`) load torch and transformers when they are touched, and register the checkpoint
+format with transformers; `squat.Engine` runs a .gguf file without either.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Engine": "squat.engine",
+    "SquatConfig": "squat.quantize",
+    "quantize": "squat.quantize",
+    "LossConfig": "squat.distill",
+    "SquatTrainer": "squat.distill",
+    "SquatError": "squat.errors",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 (the names below come from the table above)
+
+if TYPE_CHECKING:
+    from squat.distill import LossConfig, SquatTrainer
+    from squat.engine import Engine
+    from squat.errors import SquatError
+    from squat.quantize import SquatConfig, quantize
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'squat' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

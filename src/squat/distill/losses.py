@@ -1,0 +1,90 @@
+"""The losses of quantization-aware distillation, one function each (paper IV-B and IV-D).
+
+    L = (1 - gamma) * CE + gamma * tau^2 * KL(teacher || student)  +  r_E * L_E  +  r_D * L_D
+
+Every term is a mean over tokens, or over layers and heads: none grows with the batch or the sequence.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class LossConfig(BaseModel):
+    """Weights of the loss terms; the defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gamma: float = Field(0.5, ge=0, le=1, description="share of the distillation term against CE")
+    temperature: float = Field(2.0, gt=0, description="tau, softens teacher and student")
+    entropy: float = Field(0.5, ge=0, description="r_E, weight of the entropy loss")
+    distribution: float = Field(1.0, ge=0, description="r_D, weight of the attention-map loss")
+    published_sign: bool = Field(
+        False, description="add log(cosine) as the paper prints it, which pushes the maps apart"
+    )
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats.
+
+    Args:
+        logits: [tokens, vocabulary]; labels: [tokens], -100 where nothing is to be predicted.
+    """
+    return F.cross_entropy(logits.float(), labels)
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float, counted: Tensor) -> Tensor:
+    """tau^2 * KL(teacher || student), averaged per token.
+
+    The authors' script sums over the sequence, so that this term weighs sequence-length times more than
+    the formula says; here it is the formula.
+
+    Args:
+        student, teacher: logits [tokens, vocabulary].
+        counted: bool [tokens], False for padding.
+    """
+    log_p = F.log_softmax(teacher.float() / temperature, dim=-1)
+    log_q = F.log_softmax(student.float() / temperature, dim=-1)
+    per_token = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
+    return temperature**2 * (per_token * counted).sum() / counted.sum()
+
+
+def entropy(queries: list[Tensor], keys: list[Tensor]) -> Tensor:
+    """L_E = -log( sum over layers and heads of log(1 + var(q) * var(k)) ).
+
+    The entropy of a Gaussian grows with its variance: queries and keys that fill their few codes carry
+    more information. (The authors' code adds log(1 + var q) + log(1 + var k) instead of the product.)
+
+    Args:
+        queries: per layer, quantized, [batch, heads, tokens, head size].
+        keys: per layer, quantized, [batch, key heads, tokens, head size].
+    """
+    total = queries[0].new_zeros((), dtype=torch.float32)
+    for query, key in zip(queries, keys, strict=True):
+        groups = query.shape[1] // key.shape[1]
+        var_q = query.float().var(dim=(0, 2, 3))
+        var_k = key.float().var(dim=(0, 2, 3)).repeat_interleave(groups)
+        total = total + torch.log1p(var_q * var_k).sum()
+    return -total.log()
+
+
+def distribution(student: list[Tensor], teacher: list[Tensor], published_sign: bool) -> Tensor:
+    """L_D = -log(mean cosine similarity of the attention maps), over layers, sequences and heads.
+
+    Minimised, this brings the quantized maps towards the full-precision ones. The paper's eq. 13 adds
+    +log(sum of cosines) to a loss that is minimised, which does the opposite; `published_sign` computes
+    that, for the ablation.
+
+    Args:
+        student, teacher: per layer, softmax probabilities [batch, heads, tokens, keys].
+    """
+    cosines = [
+        F.cosine_similarity(s.float().flatten(2), t.float().flatten(2), dim=-1)
+        for s, t in zip(student, teacher, strict=True)
+    ]
+    if published_sign:
+        return torch.stack([c.mean(dim=0).sum() for c in cosines]).sum().log()
+    return -torch.stack([c.mean() for c in cosines]).mean().log()

@@ -1,0 +1,202 @@
+"""`SquatTrainer`: a transformers Trainer whose student is quantized and whose teachers are not.
+
+Everything a Trainer does stays as it is (gradient accumulation, autocast, checkpoints, DDP, FSDP); this
+class supplies the loss, gives step sizes a learning rate of their own, and logs every loss term and the
+share of tokens that really got 8 bits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from squat.distill.losses import LossConfig, cross_entropy, distillation, distribution, entropy
+from squat.errors import CheckpointError, ConfigError
+from squat.quantize.attention import TokenState
+
+
+class SquatTrainer(Trainer):
+    """Quantization-aware training by distillation (paper IV-B and IV-D).
+
+    Args:
+        model: a model from `squat.quantize`, or a checkpoint of one.
+        teachers: full-precision models with the same vocabulary; their logits are averaged. The first
+            must have the student's layers and heads if the attention-map loss is used.
+        args: transformers' TrainingArguments.
+        train_dataset: samples with `input_ids` and `labels`, taken in the order of their index, so that
+            a dataset whose sample is a function of the index makes resuming exact.
+        loss: weights of the loss terms.
+        step_learning_rate: learning rate of the logarithms of the step sizes: how far a step can move,
+            as a ratio, in one update. It follows the same schedule as the weights'.
+
+    Raises:
+        ConfigError: a student that is not quantized, or a teacher that does not match it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teachers: Sequence[PreTrainedModel],
+        args: TrainingArguments,
+        train_dataset: Dataset[dict[str, Tensor]],
+        loss: LossConfig | None = None,
+        step_learning_rate: float = 1e-2,
+        **kwargs: Any,
+    ) -> None:
+        self.token_state: TokenState = _state_of(model)
+        self.loss_config = loss or LossConfig()
+        self.teachers = [_prepare_teacher(teacher, args.device) for teacher in teachers]
+        self.step_learning_rate = step_learning_rate
+        self._check_teachers(model)
+        self._sums: dict[str, list[Tensor]] = defaultdict(list)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        # The loss is a mean over the micro-batch, whatever the model's own loss would accept.
+        self.model_accepts_loss_kwargs = False
+
+    def _check_teachers(self, model: PreTrainedModel) -> None:
+        student = model.config.get_text_config()
+        for index, teacher in enumerate(self.teachers):
+            config = teacher.config.get_text_config()
+            if config.vocab_size != student.vocab_size:
+                raise ConfigError(
+                    f"teachers[{index}]: vocabulary of {config.vocab_size} entries, the student's has "
+                    f"{student.vocab_size}; teacher and student must share a tokenizer"
+                )
+        if self.loss_config.gamma > 0 and not self.teachers:
+            raise ConfigError("teachers: none given; name one, or set the loss's gamma to 0")
+        if self.loss_config.distribution > 0:
+            shapes = [
+                (c.num_hidden_layers, c.num_attention_heads)
+                for c in (student, *(t.config.get_text_config() for t in self.teachers[:1]))
+            ]
+            if len(shapes) == 1 or shapes[0] != shapes[1]:
+                raise ConfigError(
+                    "teachers[0]: the attention-map loss needs a first teacher with the student's layers "
+                    f"and heads {shapes[0]}; put the original model first, or set distribution to 0"
+                )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with three groups: matrices (weight decay), norms and biases, step sizes."""
+        if self.optimizer is None:
+            trained = model if model is not None else self.model
+            decayed = set(self.get_decay_parameter_names(trained))
+            matrices, vectors, steps = [], [], []
+            for name, parameter in trained.named_parameters():
+                if name.endswith("log_step"):
+                    steps.append(parameter)
+                elif name in decayed:
+                    matrices.append(parameter)
+                else:
+                    vectors.append(parameter)
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            groups = [
+                {"params": matrices, "weight_decay": self.args.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+                {"params": steps, "weight_decay": 0.0, "lr": self.step_learning_rate},
+            ]
+            self.optimizer = cls(groups, **options)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The total loss of a micro-batch (module `losses`); logs its terms."""
+        config = self.loss_config
+        labels = inputs["labels"]
+        fed = {name: value for name, value in inputs.items() if name != "labels"}
+        needs_taps = config.entropy > 0 or config.distribution > 0
+        self.token_state.record = needs_taps and model.training
+        outputs = model(**fed, use_cache=False)
+        self.token_state.record = False
+        taps = [tap for _, tap in sorted(self.token_state.taps.items())]
+        self.token_state.taps.clear()
+
+        targets = labels[:, 1:].flatten()
+        logits = outputs.logits[:, :-1].flatten(0, 1)
+        terms = {"ce": cross_entropy(logits, targets)}
+        loss = (1 - config.gamma) * terms["ce"]
+        teacher_logits, teacher_maps = self._ask_teachers(fed)
+        if config.gamma > 0:
+            terms["kl"] = distillation(
+                logits,
+                teacher_logits[:, :-1].flatten(0, 1),
+                config.temperature,
+                counted=targets != -100,
+            )
+            loss = loss + config.gamma * terms["kl"]
+        if taps and config.entropy > 0:
+            terms["entropy"] = entropy([t.query for t in taps], [t.key for t in taps])
+            loss = loss + config.entropy * terms["entropy"]
+        if taps and config.distribution > 0:
+            maps = [t.probs for t in taps]
+            terms["distribution"] = distribution(maps, teacher_maps, config.published_sign)
+            loss = loss + config.distribution * terms["distribution"]
+        self._remember(terms)
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _ask_teachers(self, fed: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Averaged logits of all teachers, attention maps of the first."""
+        total, maps = torch.zeros(()), []
+        with self.accelerator.autocast():
+            for index, teacher in enumerate(self.teachers):
+                wants_maps = index == 0 and self.loss_config.distribution > 0
+                answer = teacher(**fed, use_cache=False, output_attentions=wants_maps)
+                total = answer.logits.float() + (total if index else 0.0)
+                if wants_maps:
+                    maps = list(answer.attentions)
+        return total / max(len(self.teachers), 1), maps
+
+    def _remember(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._sums[name].append(value.detach())
+        if self.token_state.wide:
+            share = self.token_state.realised_share()
+            self._sums["wide_share"].append(torch.tensor(sum(share) / len(share)))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of every loss term, and of the realised 8-bit share, since the last log."""
+        if "loss" in logs:
+            logs |= {name: torch.stack(v).mean().item() for name, v in self._sums.items()}
+            self._sums.clear()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As Trainer's; a checkpoint that could not be written whole is removed again."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:
+            broken = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(broken, ignore_errors=True)
+            raise CheckpointError(
+                f"{broken}: could not be saved ({error}); earlier checkpoints are intact: "
+                "make room and run again to resume"
+            ) from error
+
+
+def _state_of(model: PreTrainedModel) -> TokenState:
+    state = getattr(model, "token_state", None)
+    if not isinstance(state, TokenState):
+        raise ConfigError("model: it is not quantized; pass it through squat.quantize first")
+    return state
+
+
+def _prepare_teacher(teacher: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    # Attention maps are returned by the eager implementation only.
+    teacher.set_attn_implementation("eager")
+    return teacher.eval().requires_grad_(False).to(device)

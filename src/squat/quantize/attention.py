@@ -1,0 +1,200 @@
+"""Attention with quantized operands, as an attention function of transformers.
+
+Every decoder of transformers 5 reaches its attention through one interface; registering a function there
+gives access to query, key (after RoPE), probabilities and value of any architecture. This one quantizes
+the four, measures each token's importance on the way, and asks the policy for the tokens' widths.
+
+Two operands have two different times: q and k are quantized at the width that the *previous* layer gave a
+token, v at the width that *this* layer gives it, which is known only after the softmax.
+
+With a KV cache the function receives past keys and values unquantized. What the past tokens' widths were
+is remembered in the cache itself, in extra layers behind the model's own, so that whatever transformers
+does to a cache (reorder it for beams, crop it) happens to the widths as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.masking_utils import eager_mask
+
+from squat.errors import ConfigError
+from squat.quantize.modules import SiteQuantizer
+from squat.quantize.tokens import IMPORTANCE, ThresholdPolicy, TopKPolicy
+
+IMPLEMENTATION = "squat"
+"""The name under which the function is registered: `attn_implementation="squat"`."""
+
+
+@dataclass
+class AttentionTap:
+    """What a layer's attention computed with, for losses and reports.
+
+    query: [batch, heads, tokens, head size] and key: [batch, key heads, keys, head size], quantized;
+    probs: [batch, heads, tokens, keys], the softmax before its quantization.
+    """
+
+    query: Tensor
+    key: Tensor
+    probs: Tensor
+
+
+@dataclass
+class TokenState:
+    """What layers tell each other in one forward pass; one object, shared by a model's layers.
+
+    wide: per layer, bool [batch, tokens]: the width that the layer gave each new token.
+    real: bool [batch, tokens]: which of the new tokens are no padding.
+    taps: per layer, filled while `record` is on; whoever reads it clears it.
+    """
+
+    wide: dict[int, Tensor] = field(default_factory=dict)
+    real: Tensor | None = None
+    record: bool = False
+    taps: dict[int, AttentionTap] = field(default_factory=dict)
+
+    def width_for(self, site: SiteQuantizer) -> Tensor | None:
+        """Bool [batch, tokens]: which new tokens are wide at this site; None if it does not ask."""
+        if not site.adaptive:
+            return None
+        return self.wide[site.layer - (site.follows == "previous")]
+
+    def realised_share(self) -> list[float]:
+        """Per layer, the fraction of real tokens that got 8 bits in the last forward pass."""
+        assert self.real is not None
+        return [
+            ((wide & self.real).sum() / self.real.sum()).item()
+            for _, wide in sorted(self.wide.items())
+        ]
+
+
+class AttentionSites(nn.Module):
+    """The quantizers, the policy and the memory of one layer's attention."""
+
+    def __init__(
+        self,
+        sites: dict[str, SiteQuantizer],
+        policy: TopKPolicy | ThresholdPolicy | None,
+        importance: str,
+        state: TokenState,
+        layer: int,
+        layers: int,
+    ) -> None:
+        super().__init__()
+        self.sites = nn.ModuleDict(sites)
+        self.policy = policy
+        self.importance = importance
+        self.state = state
+        self.layer, self.layers = layer, layers
+        self.cache: Cache | None = None  # lives from the hook before an attention to its end
+
+    def past_widths(self, key: Tensor, new: int) -> tuple[Tensor | None, Tensor | None]:
+        """Widths of k and of v for the tokens before this call: bool [batch, past] each, or None."""
+        past = key.shape[2] - new
+        if past == 0:
+            return None, None
+        memory = self._memory()
+        if memory is None or memory.get_seq_length() != past:
+            raise ConfigError(
+                f"activation_bits: token-adaptive bits need a cache that grows with the text (DynamicCache); "
+                f"this one holds {past} past tokens whose widths are not known"
+            )
+        return memory.keys[:, 0, :, 0], memory.values[:, 0, :, 0]
+
+    def remember(self, k_wide: Tensor, v_wide: Tensor) -> None:
+        """Keep the new tokens' widths, bool [batch, tokens], beside their keys and values."""
+        memory = self._memory()
+        if memory is not None:
+            memory.update(k_wide[:, None, :, None], v_wide[:, None, :, None])
+
+    def _memory(self) -> DynamicLayer | None:
+        if self.cache is None:
+            return None
+        index = self.layers + self.layer
+        while len(self.cache.layers) <= index:
+            self.cache.layers.append(DynamicLayer())
+        return self.cache.layers[index]
+
+
+def _repeat_heads(x: Tensor, groups: int) -> Tensor:
+    """Grouped-query attention: [batch, key heads, ...] to [batch, key heads * groups, ...]."""
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+def _joined(past: Tensor | None, new: Tensor) -> Tensor:
+    return new if past is None else torch.cat([past, new], dim=1)
+
+
+def squat_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention with q, k, probabilities and v quantized.
+
+    Args:
+        module: the attention module; `module.squat` holds its AttentionSites.
+        query: [batch, heads, tokens, head size]; key, value: [batch, key heads, keys, head size].
+        attention_mask: [batch or 1, 1, tokens, keys], 0 where a token sees a key, hugely negative elsewhere.
+
+    Returns:
+        The output [batch, tokens, heads, head size] and the unquantized probabilities
+        [batch, heads, tokens, keys].
+    """
+    squat: AttentionSites = module.squat  # type: ignore[assignment]
+    state, sites, adaptive = squat.state, squat.sites, squat.policy is not None
+    batch, heads, tokens, _ = query.shape
+    groups = heads // key.shape[1]
+
+    past_k = past_v = new_k = None
+    if adaptive:
+        past_k, past_v = squat.past_widths(key, tokens)
+        new_k = state.wide.get(squat.layer - 1)
+        if new_k is None:  # layer 0: nothing was attended to yet
+            new_k = torch.ones(batch, tokens, dtype=torch.bool, device=query.device)
+
+    def widths(past: Tensor | None, new: Tensor | None) -> Tensor | None:
+        return None if new is None else _joined(past, new)[:, None, :, None]
+
+    query = sites["q"](query, widths(None, new_k))
+    key = sites["k"](key, widths(past_k, new_k))
+    scores = query @ _repeat_heads(key, groups).transpose(2, 3)
+    probs = torch.softmax(scores.float() * scaling + attention_mask, dim=-1)
+
+    new_v = None
+    if squat.policy is not None:
+        visible = (attention_mask == 0)[:, 0].expand(batch, -1, -1)  # [batch, tokens, keys]
+        first = (
+            visible[:, -1].int().argmax(dim=-1)
+        )  # behind left padding, the first key that is real
+        to_first = probs.detach().gather(3, first[:, None, None, None].expand(-1, heads, tokens, 1))
+        importance = IMPORTANCE[squat.importance](to_first.squeeze(3), visible.sum(dim=-1))
+        state.real = visible.any(dim=1)[:, -tokens:]
+        new_v = squat.policy(importance, state.real)
+        state.wide[squat.layer] = new_v
+        assert new_k is not None
+        squat.remember(new_k, new_v)
+    squat.cache = None
+
+    if state.record:
+        state.taps[squat.layer] = AttentionTap(query, key, probs)
+    value = sites["v"](value, widths(past_v, new_v))
+    weights = nn.functional.dropout(sites["probs"](probs), p=dropout, training=module.training)
+    output = weights.to(value.dtype) @ _repeat_heads(value, groups)
+    return output.transpose(1, 2).contiguous(), probs
+
+
+AttentionInterface.register(IMPLEMENTATION, squat_attention)
+# Without a mask function of the same name the function above would be given no mask: attention that is
+# silently not causal.
+AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)

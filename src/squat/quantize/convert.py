@@ -1,0 +1,230 @@
+"""From the modules of a float model to those of a fake-quantized one.
+
+Which module is which site stands in one table, `ARCHITECTURES`: a new architecture is one row. The model
+stays the plain transformers model that it was; linear layers and embeddings are replaced by their
+quantized counterparts under the same parameter names, sites become child modules with a hook, and
+attention goes through `squat_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from squat.errors import ConfigError
+from squat.quantize.attention import IMPLEMENTATION, AttentionSites, TokenState
+from squat.quantize.config import FLOAT, SquatConfig
+from squat.quantize.modules import QuantizedEmbedding, QuantizedLinear, SiteQuantizer
+from squat.quantize.quantizers import quantizer_class
+from squat.quantize.tokens import POLICIES, ThresholdPolicy
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where the sites of a decoder are. Paths are relative to a decoder layer, the last three to the model.
+
+    inputs: site -> the module whose input it is.
+    weights: the modules that hold a weight matrix.
+    """
+
+    attention: str
+    inputs: dict[str, str]
+    weights: tuple[str, ...]
+    layers: str
+    embeddings: tuple[str, ...]
+    head: str
+
+
+_LLAMA = Architecture(
+    attention="self_attn",
+    inputs={
+        "attn_in": "self_attn",
+        "attn_out": "self_attn.o_proj",
+        "mlp_in": "mlp",
+        "mlp_mid": "mlp.down_proj",
+    },
+    weights=(
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ),
+    layers="model.layers",
+    embeddings=("model.embed_tokens",),
+    head="lm_head",
+)
+
+ARCHITECTURES: dict[str, Architecture] = {"llama": _LLAMA}
+"""By transformers' `model_type`."""
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The row of an architecture; an unknown one raises ConfigError."""
+    try:
+        return ARCHITECTURES[model_type]
+    except KeyError:
+        known = ", ".join(ARCHITECTURES)
+        raise ConfigError(
+            f"model_type: architecture {model_type!r} has no row in squat.quantize.convert.ARCHITECTURES; "
+            f"there is one for {known}"
+        ) from None
+
+
+def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _quantize_input(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Forward pre-hook: the module's input becomes its site's quantized activations.
+
+    A plain function that finds its quantizer through the module, so that a deep copy of a model uses
+    its own quantizers.
+    """
+    site: SiteQuantizer = module.input_quantizer  # type: ignore[assignment]
+    state: TokenState = module.token_state  # type: ignore[assignment]
+    wide = state.width_for(site)
+    quantized = site(_first_input(args, kwargs), None if wide is None else wide[..., None])
+    if args:
+        return (quantized, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": quantized}
+
+
+def _lend_cache(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Forward pre-hook of an attention module: its sites need the KV cache to remember widths in."""
+    module.squat.cache = kwargs.get("past_key_values")
+
+
+def _attach_input_site(module: nn.Module, site: SiteQuantizer, state: TokenState) -> None:
+    module.input_quantizer = site
+    module.token_state = state
+    module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+
+
+def _convert_weight(model: nn.Module, name: str, bits: int, method: str) -> None:
+    if bits == FLOAT:
+        return
+    module = model.get_submodule(name)
+    quantizer = quantizer_class(method)(bits)
+    if isinstance(module, nn.Linear):
+        replacement: nn.Module = QuantizedLinear.wrap(module, quantizer)
+    elif isinstance(module, nn.Embedding):
+        replacement = QuantizedEmbedding.wrap(module, quantizer)
+    else:
+        raise ConfigError(f"{name}: a {type(module).__name__} cannot be quantized")
+    model.set_submodule(name, replacement)
+
+
+def _convert_attention(
+    attention: nn.Module, config: SquatConfig, state: TokenState, layer: int, layers: int
+) -> None:
+    sites = {
+        name: SiteQuantizer(name, layer, config.bits_of(name, layer), config.method)
+        for name in ("q", "k", "probs", "v")
+    }
+    policy = POLICIES[config.policy](config.ratio) if config.token_adaptive else None
+    attention.squat = AttentionSites(sites, policy, config.importance, state, layer, layers)
+    attention.register_forward_pre_hook(_lend_cache, with_kwargs=True)
+
+
+def _tie_head(model: PreTrainedModel, row: Architecture) -> None:
+    """A tied head is one tensor with two uses: one quantizer, one set of codes."""
+    source, target = row.embeddings[0], row.head
+    quantizer = model.get_submodule(source).weight_quantizer
+    model.get_submodule(target).weight_quantizer = quantizer
+    tied = {f"{target}.weight_quantizer.log_step": f"{source}.weight_quantizer.log_step"}
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **tied}
+    model.all_tied_weights_keys.update(tied)
+
+
+def convert(model: PreTrainedModel, config: SquatConfig) -> None:
+    """Give a model the structure of `config`, in place; step sizes stay unset.
+
+    Raises:
+        ConfigError: an architecture without a row, or a model that is quantized already.
+    """
+    row = architecture_of(model.config.model_type)
+    if is_quantized(model):
+        raise ConfigError("model: it is quantized already; start from the full-precision one")
+    state = TokenState()
+    layers = model.get_submodule(row.layers)
+    for index, layer in enumerate(layers.children()):
+        for name in row.weights:
+            _convert_weight(layer, name, config.weight_bits, config.method)
+        for site, name in row.inputs.items():
+            quantizer = SiteQuantizer(site, index, config.bits_of(site, index), config.method)
+            _attach_input_site(layer.get_submodule(name), quantizer, state)
+        attention = layer.get_submodule(row.attention)
+        _convert_attention(attention, config, state, index, len(layers))
+    for name in (*row.embeddings, row.head):
+        _convert_weight(model, name, config.embedding_bits, config.method)
+    head_in = SiteQuantizer("head_in", len(layers), config.bits_of("head_in"), config.method)
+    _attach_input_site(model.get_submodule(row.head), head_in, state)
+    if model.config.get_text_config().tie_word_embeddings and config.embedding_bits != FLOAT:
+        _tie_head(model, row)
+    model.token_state = state
+    model.set_attn_implementation(IMPLEMENTATION)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether `convert` has been here."""
+    return isinstance(getattr(model, "token_state", None), TokenState)
+
+
+def self_generated_text(model: PreTrainedModel, sequences: int = 16, tokens: int = 64) -> Tensor:
+    """Token ids [sequences, tokens] that the model samples itself, the same every time.
+
+    Text for calibration when none is at hand; activations on it are closer to those on real text than
+    on random tokens (LLM-QAT, arXiv 2305.17888, trains on nothing else).
+    """
+    config = model.config.get_text_config()
+    first = config.bos_token_id if config.bos_token_id is not None else 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model.generate(
+            torch.full((sequences, 1), first, device=model.device),
+            attention_mask=torch.ones(sequences, 1, device=model.device, dtype=torch.long),
+            do_sample=True,
+            min_new_tokens=tokens - 1,
+            max_new_tokens=tokens - 1,
+        )
+
+
+@torch.no_grad()
+def calibrate(model: PreTrainedModel, config: SquatConfig, batches: Iterable[Tensor]) -> None:
+    """Set every step size and token threshold, from the weights and from some text.
+
+    Activations are observed unquantized, behind quantized weights.
+
+    Args:
+        batches: token ids, [batch, tokens] each; a few thousand tokens in all are enough.
+    """
+    batches = [batch.to(model.device) for batch in batches]
+    for module in model.modules():
+        if isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
+            module.weight_quantizer.initialize(module.weight, config.init)
+    sites = [module for module in model.modules() if isinstance(module, SiteQuantizer)]
+    policies = [module for module in model.modules() if isinstance(module, ThresholdPolicy)]
+    was_training = model.training
+    model.eval()
+    for site in sites:
+        site.start_collecting(keep=False)
+    for policy in policies:
+        policy.train()  # lets the thresholds move
+    for batch in batches if policies else ():
+        model(input_ids=batch, use_cache=False)
+    model.eval()
+    for site in sites:
+        site.start_collecting()  # anew: only now each width sees the tokens that will have it
+    for batch in batches:
+        model(input_ids=batch, use_cache=False)
+    for site in sites:
+        site.initialize(config.init)
+    model.train(was_training)

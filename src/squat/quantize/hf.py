@@ -1,0 +1,89 @@
+"""Checkpoints: `save_pretrained` and `from_pretrained` of quantized models, as for any other model.
+
+Registers `SquatConfig` and a quantizer with transformers, so that a folder whose config.json holds
+`"quantization_config": {"quant_method": "squat", ...}` loads through `AutoModelForCausalLM`, and a float
+folder loads and is quantized on the way with `quantization_config=SquatConfig(...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from squat.quantize.config import SquatConfig
+from squat.quantize.convert import (
+    architecture_of,
+    calibrate,
+    convert,
+    self_generated_text,
+)
+
+
+@register_quantizer("squat")
+class SquatHfQuantizer(HfQuantizer):
+    """What transformers asks about a Squat model while loading, saving and training it."""
+
+    quantization_config: SquatConfig
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        convert(model, self.quantization_config)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            calibrate(model, self.quantization_config, [self_generated_text(model)])
+
+    def is_serializable(self) -> bool:
+        """Checkpoints hold the float32 master weights, the step sizes and the thresholds."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Training it is what it is for."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """All parameters are trained, not adapters beside them."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """torch.compile sees through the quantizers."""
+        return True
+
+
+register_quantization_config("squat")(SquatConfig)
+
+
+def quantize(
+    model: PreTrainedModel,
+    config: SquatConfig | None = None,
+    calibration: Iterable[Tensor] | None = None,
+) -> PreTrainedModel:
+    """Quantize a float model in place and return it: ready to evaluate (PTQ) or to train (QAT).
+
+    Args:
+        model: a causal language model of transformers; its weights become float32 master weights.
+        config: what to quantize; the default is W4 with 4:8 tokens.
+        calibration: batches of token ids [batch, tokens]; by default the model samples some itself.
+
+    Raises:
+        ConfigError: an architecture without a row, or a model that is quantized already.
+    """
+    config = config or SquatConfig()
+    architecture_of(model.config.model_type)
+    model.float()
+    batches = [self_generated_text(model)] if calibration is None else calibration
+    convert(model, config)
+    # From here on transformers treats it like a model that was loaded quantized.
+    model.hf_quantizer = SquatHfQuantizer(config, pre_quantized=True)
+    model.is_quantized = True
+    model.quantization_method = config.quant_method
+    model.config.quantization_config = config
+    calibrate(model, config, batches)
+    return model

@@ -1,0 +1,133 @@
+"""The modules that a quantized model is made of.
+
+Weights are quantized where they stand: `QuantizedLinear` and `QuantizedEmbedding` are their float
+counterparts with a quantizer between the weight and the product, under the same parameter names.
+Activations are quantized at sites: a `SiteQuantizer` on the module whose input the site is, so that a
+tensor that several matrices read is quantized once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from squat.quantize.config import ADAPTIVE, FLOAT, SITES, Bits
+from squat.quantize.numerics import fake_quantize, subsample
+from squat.quantize.quantizers import LearnedStepQuantizer, quantizer_class
+
+WIDE, NARROW = 8, 4
+"""The two widths of a token-adaptive site."""
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer that multiplies with its quantized weight; the bias stays in float."""
+
+    weight_quantizer: LearnedStepQuantizer
+
+    @classmethod
+    def wrap(cls, linear: nn.Linear, quantizer: LearnedStepQuantizer) -> QuantizedLinear:
+        """The same layer with `quantizer` on its weight; parameters are shared, not copied."""
+        wrapped = cls.__new__(cls)
+        wrapped.__dict__ = linear.__dict__.copy()
+        wrapped._modules = {**linear._modules, "weight_quantizer": quantizer}
+        return wrapped
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in features] to [..., out features]."""
+        return F.linear(input, self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantizedEmbedding(nn.Embedding):
+    """An embedding table of quantized rows."""
+
+    weight_quantizer: LearnedStepQuantizer
+
+    @classmethod
+    def wrap(cls, embedding: nn.Embedding, quantizer: LearnedStepQuantizer) -> QuantizedEmbedding:
+        """The same table with `quantizer` on its weight; parameters are shared, not copied."""
+        wrapped = cls.__new__(cls)
+        wrapped.__dict__ = embedding.__dict__.copy()
+        wrapped._modules = {**embedding._modules, "weight_quantizer": quantizer}
+        return wrapped
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Token ids [...] to vectors [..., hidden size]."""
+        # With one step per table, quantizing the rows that were looked up gives the same codes as
+        # looking up rows of the quantized table, for a fraction of the work.
+        return self.weight_quantizer(super().forward(input))
+
+
+class SiteQuantizer(nn.Module):
+    """Quantizes the activations of one site of one layer.
+
+    `bits` is one width for all tokens, or "4:8": then it owns a step for each width, and `forward`
+    needs to know which tokens are wide. FLOAT bits make it pass everything through. For calibration it
+    can collect a sample of what comes instead of quantizing it.
+    """
+
+    def __init__(self, site: str, layer: int, bits: Bits, method: str) -> None:
+        super().__init__()
+        self.site, self.layer = site, layer
+        self.adaptive = bits == ADAPTIVE
+        self.follows = SITES[site].follows
+        uniform = () if bits == FLOAT else (bits,)
+        widths = (WIDE, NARROW) if self.adaptive else uniform
+        make = quantizer_class(method)
+        self.by_width = nn.ModuleDict({str(b): make(b, SITES[site].signed) for b in widths})
+        self.collecting = False
+        self.sample: dict[str, list[Tensor]] = {}
+
+    def quantizer(self, bits: int) -> LearnedStepQuantizer:
+        """The quantizer for tokens of this width."""
+        module = self.by_width[str(bits)]
+        assert isinstance(module, LearnedStepQuantizer)
+        return module
+
+    def forward(self, x: Tensor, wide: Tensor | None = None) -> Tensor:
+        """x on the lattice of each token's width; same shape and dtype.
+
+        Args:
+            x: any shape, its tokens along the dimensions that `wide` does not broadcast over.
+            wide: bool, broadcasts against x; needed at a token-adaptive site only.
+        """
+        if self.collecting:
+            self._collect(x.detach(), wide)
+            return x
+        if not self.by_width:
+            return x
+        if not self.adaptive:
+            (quantizer,) = self.by_width.values()
+            return quantizer(x)
+        assert wide is not None, (
+            f"{self.site} of layer {self.layer} was not told the tokens' widths"
+        )
+        at_wide, at_narrow = self.quantizer(WIDE), self.quantizer(NARROW)
+        # Both widths in one pass: every token brings its own step and range.
+        step = torch.where(wide, at_wide.learned_step(x.numel()), at_narrow.learned_step(x.numel()))
+        qmin = torch.where(wide, at_wide.qmin, at_narrow.qmin)
+        qmax = torch.where(wide, at_wide.qmax, at_narrow.qmax)
+        return fake_quantize(x, step, qmin, qmax)
+
+    def start_collecting(self, keep: bool = True) -> None:
+        """From now on pass tensors through and keep a sample of them, or nothing at all."""
+        self.collecting = True
+        self.sample = {name: [] for name in self.by_width} if keep else {}
+
+    def _collect(self, x: Tensor, wide: Tensor | None) -> None:
+        for name, parts in self.sample.items():
+            chosen = x
+            if self.adaptive:
+                assert wide is not None
+                chosen = x[(wide if name == str(WIDE) else ~wide).expand_as(x)]
+            parts.append(subsample(chosen))
+
+    def initialize(self, method: str) -> None:
+        """Set every step from the collected sample; a width that saw no token takes the other's."""
+        everything = torch.cat(
+            [part for parts in self.sample.values() for part in parts] or [torch.zeros(1)]
+        )
+        for name, parts in self.sample.items():
+            own = torch.cat(parts)
+            self.quantizer(int(name)).initialize(own if own.numel() else everything, method)
+        self.collecting, self.sample = False, {}
