@@ -173,6 +173,11 @@ const Kernel& layout_of(const Choice& choice, int weight_bits) {
   return choice.matmul(8, weight_bits);
 }
 
+// The byte that holds two codes; only their last four bits count.
+uint8_t nibbles(int low, int high) {
+  return static_cast<uint8_t>((low & 15) | (high & 15) << 4);
+}
+
 // Writes one code where PackedMatrix says.
 void store_code(const PackedMatrix& matrix, int row, int column, int code) {
   const Kernel& layout = *matrix.layout;
@@ -184,9 +189,9 @@ void store_code(const PackedMatrix& matrix, int row, int column, int code) {
   if (per_byte == 1) {
     *byte = static_cast<uint8_t>(held);
   } else if (group % 2 == 0) {
-    *byte = static_cast<uint8_t>((*byte & 0xf0) | (held & 0x0f));
+    *byte = nibbles(held, *byte >> 4);
   } else {
-    *byte = static_cast<uint8_t>((*byte & 0x0f) | (held << 4 & 0xf0));
+    *byte = nibbles(*byte, held);
   }
 }
 
@@ -234,7 +239,7 @@ void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes) {
       const int low = first + i, high = low + k;
       const int low_held = low < inner ? codes[low] + layout.zero : 0;
       const int high_held = high < inner ? codes[high] + layout.zero : 0;
-      to[i] = static_cast<uint8_t>((low_held & 0x0f) | (high_held << 4 & 0xf0));
+      to[i] = nibbles(low_held, high_held);
     }
   }
 }

@@ -1,0 +1,417 @@
+// Every kernel of the table that this CPU runs, compared with == to plain loops over the codes.
+//
+// All buffers are of exactly the size that the interface asks for and on the heap, so that a build
+// with SQUAT_SANITIZE finds every read and write past an end.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <new>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cpu.h"
+#include "kernels.h"
+#include "thread_pool.h"
+
+using namespace squat;
+using namespace squat::kernels;
+
+namespace {
+
+// Exactly `size` elements, zeroed, aligned as the interface recommends.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(size_t size)
+      : size_(size), data_(static_cast<T*>(operator new(size * sizeof(T), kAlign))) {
+    std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
+  }
+  Buffer(Buffer&& other) : size_(other.size_), data_(other.data_) { other.data_ = nullptr; }
+  ~Buffer() { operator delete(data_, kAlign); }
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  size_t size() const { return size_; }
+  T& operator[](size_t i) { return data_[i]; }
+  const T& operator[](size_t i) const { return data_[i]; }
+
+ private:
+  static constexpr std::align_val_t kAlign{kAlignment};
+  size_t size_;
+  T* data_;
+};
+
+std::mt19937 rng(20241017);
+
+int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng); }
+
+enum class Fill { kRandom, kExtremes, kLow, kHigh };
+
+// Codes of a width: uniform, only the two ends of the range, or one end.
+void fill(int8_t* codes, size_t count, int bits, Fill how) {
+  const int high = (1 << (bits - 1)) - 1, low = -high - 1;
+  for (size_t i = 0; i < count; ++i) {
+    switch (how) {
+      case Fill::kRandom: codes[i] = static_cast<int8_t>(pick(low, high)); break;
+      case Fill::kExtremes: codes[i] = static_cast<int8_t>(pick(0, 1) ? low : high); break;
+      case Fill::kLow: codes[i] = static_cast<int8_t>(low); break;
+      case Fill::kHigh: codes[i] = static_cast<int8_t>(high); break;
+    }
+  }
+}
+
+Fill any_fill() {
+  const int draw = pick(0, 7);
+  return draw == 0 ? Fill::kLow : draw == 1 ? Fill::kHigh : draw < 4 ? Fill::kExtremes : Fill::kRandom;
+}
+
+// A product as plain loops: the truth. `a` may be int8 or uint8 codes.
+template <class A>
+std::vector<int32_t> plain_product(const A* a, size_t a_stride, const int8_t* w, int m, int n,
+                                   int k) {
+  std::vector<int32_t> acc(size_t(m) * n);
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j < n; ++j) {
+      int32_t sum = 0;
+      for (int x = 0; x < k; ++x) sum += a[i * a_stride + x] * w[size_t(j) * k + x];
+      acc[size_t(i) * n + j] = sum;
+    }
+  }
+  return acc;
+}
+
+struct Packed {
+  Buffer<uint8_t> data;
+  PackedMatrix matrix;
+};
+
+Packed pack(const Choice& choice, int bits, const int8_t* codes, int n, int k) {
+  Packed packed{Buffer<uint8_t>(packed_bytes(choice, bits, n, k)), {}};
+  packed.matrix = packed_matrix(choice, bits, n, k, packed.data.data());
+  for (int row = 0; row < n; ++row) pack_row(packed.matrix, row, codes + size_t(row) * k);
+  return packed;
+}
+
+bool same(const int32_t* got, size_t stride, const std::vector<int32_t>& want, int m, int n) {
+  for (int i = 0; i < m; ++i) {
+    if (std::memcmp(got + i * stride, want.data() + size_t(i) * n, sizeof(int32_t) * n) != 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// One shape through one kernel, int32 results, codes of the kernel's own widths.
+bool one_product(const Kernel& kernel, int m, int n, int k, Fill a_fill, Fill w_fill) {
+  const Choice choice = choice_of(kernel);
+  Buffer<int8_t> a(size_t(m) * k), w(size_t(n) * k);
+  fill(a.data(), a.size(), kernel.activation_bits, a_fill);
+  fill(w.data(), w.size(), kernel.weight_bits, w_fill);
+  const Packed packed = pack(choice, kernel.weight_bits, w.data(), n, k);
+
+  ActivationRows rows;
+  rows.codes = a.data();
+  rows.stride = k;
+  rows.rows = m;
+  rows.inner = k;
+  Buffer<uint8_t> scratch(prepared_bytes(choice, m, k));
+  const Prepared prepared = prepare(choice, kernel.weight_bits, rows, scratch.data());
+  Buffer<int32_t> out(size_t(m) * n);
+  matmul(prepared, packed.matrix, Output::exact(out.data(), n));
+  return same(out.data(), n, plain_product(a.data(), k, w.data(), m, n, k), m, n);
+}
+
+void test_shapes(const Kernel& kernel) {
+  const auto run = [&](int m, int n, int k, Fill a, Fill w) {
+    if (!one_product(kernel, m, n, k, a, w)) {
+      ++test::failures;
+      std::fprintf(stderr, "%s differs from plain loops at M=%d N=%d K=%d\n", kernel.name, m, n, k);
+    }
+  };
+  const int runs_before = test::failures;
+  // Every M, N and K from 1 to 70 (all tails of every tile), the other two drawn at random.
+  for (int size = 1; size <= 70; ++size) {
+    run(size, pick(1, 70), pick(1, 70), any_fill(), any_fill());
+    run(pick(1, 70), size, pick(1, 70), any_fill(), any_fill());
+    run(pick(1, 70), pick(1, 70), size, any_fill(), any_fill());
+    run(1, pick(1, 70), size, any_fill(), any_fill());
+  }
+  run(131, 77, 515, Fill::kRandom, Fill::kExtremes);
+  run(2, 1027, 387, Fill::kExtremes, Fill::kRandom);
+  run(1, 33, 4099, Fill::kRandom, Fill::kRandom);
+  // Head room: the longest sums that extreme codes give, also where a kernel accumulates in 16 bits
+  // for a while.
+  for (Fill a : {Fill::kLow, Fill::kHigh}) {
+    for (Fill w : {Fill::kLow, Fill::kHigh}) {
+      run(kernel.m, kernel.n, 1100, a, w);
+      run(3, 5, 9001, a, w);
+    }
+  }
+  run(1, 2, kMaxInner, Fill::kLow, Fill::kLow);
+  run(2, 1, kMaxInner, Fill::kLow, Fill::kHigh);
+  std::printf("  %-36s %s\n", kernel.name, test::failures == runs_before ? "exact" : "WRONG");
+}
+
+// Tokens of both widths through the dispatcher of an ISA: token order, steps, bias, strides, threads.
+void test_mixed(const Choice& choice) {
+  for (int round = 0; round < 120; ++round) {
+    const int m = round < 4 ? round : pick(1, 40), n = pick(1, 70), k = pick(1, 150);
+    const int weight_bits = round % 2 ? 4 : 8;
+    // A third of the rounds each: mixed, only 8 bits, only 4 bits (one group is empty).
+    const int kind = round / 2 % 3;
+    const size_t stride = size_t(k) + pick(0, 3);
+    Buffer<int8_t> a(m == 0 ? 0 : (m - 1) * stride + k), w(size_t(n) * k);
+    Buffer<uint8_t> bits(m);
+    for (int i = 0; i < m; ++i) {
+      bits[i] = kind == 0 ? (pick(0, 1) ? 8 : 4) : kind == 1 ? 8 : 4;
+      fill(a.data() + i * stride, k, bits[i], any_fill());
+    }
+    fill(w.data(), w.size(), weight_bits, any_fill());
+    Buffer<float> bias(n);
+    for (int j = 0; j < n; ++j) bias[j] = pick(-1000, 1000) / 37.0f;
+    const float step_w = 0.0123f;
+
+    ActivationRows rows;
+    rows.codes = a.data();
+    rows.stride = stride;
+    rows.rows = m;
+    rows.inner = k;
+    rows.bits = bits.data();
+    rows.step8 = 0.017f;
+    rows.step4 = 0.31f;
+
+    ThreadPool pool(1 + round % 3);
+    const std::vector<int32_t> want = plain_product(a.data(), stride, w.data(), m, n, k);
+    const Packed packed = pack(choice, weight_bits, w.data(), n, k);
+    Buffer<uint8_t> scratch(prepared_bytes(choice, m, k));
+    const Prepared prepared = prepare(choice, weight_bits, rows, scratch.data(), &pool);
+
+    // Three outputs of one call: exact, scaled with bias, scaled without; gaps stay untouched.
+    const size_t out_stride = size_t(n) + 3;
+    const size_t out_size = m == 0 ? 0 : (m - 1) * out_stride + n;
+    Buffer<int32_t> exact(out_size);
+    Buffer<float> biased(out_size), plain(out_size);
+    for (size_t i = 0; i < out_size; ++i) exact[i] = -77, biased[i] = plain[i] = -77.0f;
+    const Product products[] = {
+        {&packed.matrix, Output::exact(exact.data(), out_stride)},
+        {&packed.matrix, Output::scaled(biased.data(), out_stride, step_w, bias.data())},
+        {&packed.matrix, Output::scaled(plain.data(), out_stride, step_w)}};
+    matmul(prepared, products, 3, &pool);
+
+    bool ok = same(exact.data(), out_stride, want, m, n);
+    for (int i = 0; i < m; ++i) {
+      const float step = (bits[i] == 8 ? rows.step8 : rows.step4) * step_w;
+      for (int j = 0; j < n; ++j) {
+        // volatile: this file's own arithmetic must not be fused either
+        volatile float scaled = static_cast<float>(want[size_t(i) * n + j]) * step;
+        ok = ok && plain[i * out_stride + j] == scaled;
+        ok = ok && biased[i * out_stride + j] == scaled + bias[j];
+      }
+      for (size_t gap = i * out_stride + n; gap < std::min(out_size, (i + 1) * out_stride); ++gap) {
+        ok = ok && exact[gap] == -77 && biased[gap] == -77.0f && plain[gap] == -77.0f;
+      }
+    }
+    if (!CHECK(ok)) {
+      std::fprintf(stderr, "  mixed widths, %s: M=%d N=%d K=%d w%d\n", choice.isa->name, m, n, k,
+                   weight_bits);
+    }
+  }
+}
+
+// Keys and values of one head, appended token by token through growing buffers.
+void test_attention(const Choice& choice) {
+  for (int round = 0; round < 80; ++round) {
+    const int dims[] = {8, 64, 16, 32, 5, 80, 128, 1};
+    const int head_dim = dims[round % 8], bits = round / 8 % 2 ? 4 : 8;
+    const int tokens = round < 16 ? round : pick(1, 200), m = pick(1, 20);
+    int capacity = 1;
+    Buffer<int8_t> keys(size_t(tokens) * head_dim), values(size_t(tokens) * head_dim);
+    fill(keys.data(), keys.size(), bits, any_fill());
+    fill(values.data(), values.size(), bits, any_fill());
+
+    auto key_data = std::make_unique<Buffer<uint8_t>>(
+        KeyPool::bytes(choice, bits, head_dim, capacity));
+    auto value_data = std::make_unique<Buffer<uint8_t>>(
+        ValuePool::bytes(choice, bits, head_dim, capacity));
+    KeyPool key_pool = KeyPool::empty(choice, bits, head_dim, key_data->data());
+    ValuePool value_pool = ValuePool::empty(choice, bits, head_dim, value_data->data());
+    if (round % 3 == 0 && tokens > 0) {  // a cleared pool is as good as new
+      key_pool.append(keys.data());
+      value_pool.append(values.data());
+      key_pool.clear();
+      value_pool.clear();
+    }
+    for (int t = 0; t < tokens; ++t) {
+      if (t == capacity) {
+        capacity += pick(1, 60);
+        const auto grow = [](std::unique_ptr<Buffer<uint8_t>>& data, size_t bytes) {
+          auto larger = std::make_unique<Buffer<uint8_t>>(bytes);
+          std::memcpy(larger->data(), data->data(), data->size());
+          data = std::move(larger);
+        };
+        grow(key_data, KeyPool::bytes(choice, bits, head_dim, capacity));
+        grow(value_data, ValuePool::bytes(choice, bits, head_dim, capacity));
+        key_pool.rebind(key_data->data());
+        value_pool.rebind(value_data->data());
+      }
+      key_pool.append(keys.data() + size_t(t) * head_dim);
+      value_pool.append(values.data() + size_t(t) * head_dim);
+    }
+    CHECK(key_pool.count() == tokens && value_pool.count() == tokens);
+    if (tokens == 0) continue;
+
+    Buffer<int8_t> queries(size_t(m) * head_dim);
+    Buffer<uint8_t> query_bits(m);
+    for (int i = 0; i < m; ++i) {
+      query_bits[i] = pick(0, 1) ? 8 : 4;
+      fill(queries.data() + size_t(i) * head_dim, head_dim, query_bits[i], any_fill());
+    }
+    ActivationRows rows;
+    rows.codes = queries.data();
+    rows.stride = head_dim;
+    rows.rows = m;
+    rows.inner = head_dim;
+    rows.bits = query_bits.data();
+    Buffer<uint8_t> query_scratch(prepared_bytes(choice, m, head_dim));
+    Buffer<int32_t> score(size_t(m) * tokens);
+    scores(prepare(choice, bits, rows, query_scratch.data()), key_pool, score.data(), tokens);
+    CHECK(same(score.data(), tokens,
+               plain_product(queries.data(), head_dim, keys.data(), m, tokens, head_dim), m,
+               tokens));
+
+    // Causal rows: row i sees a prefix of the tokens and has zeros behind it.
+    Buffer<uint8_t> probabilities(size_t(m) * tokens);
+    for (int i = 0; i < m; ++i) {
+      const int seen = pick(0, tokens), kind = pick(0, 2);
+      for (int t = 0; t < seen; ++t) {
+        probabilities[size_t(i) * tokens + t] =
+            static_cast<uint8_t>(kind == 0 ? 255 : kind == 1 ? pick(0, 255) : 255 * pick(0, 1));
+      }
+    }
+    std::vector<int8_t> transposed(size_t(head_dim) * tokens);
+    for (int t = 0; t < tokens; ++t) {
+      for (int c = 0; c < head_dim; ++c) {
+        transposed[size_t(c) * tokens + t] = values[size_t(t) * head_dim + c];
+      }
+    }
+    const ProbabilityRows probability_rows{probabilities.data(), size_t(tokens), m, tokens};
+    Buffer<uint8_t> scratch(prepared_bytes(choice, m, tokens));
+    Buffer<int32_t> out(size_t(m) * head_dim);
+    weighted_values(prepare(choice, bits, probability_rows, scratch.data()), value_pool, out.data(),
+                    head_dim);
+    CHECK(same(out.data(), head_dim,
+               plain_product(probabilities.data(), tokens, transposed.data(), m, head_dim, tokens),
+               m, head_dim));
+  }
+}
+
+// The rule of docs/format.md, written out once more.
+int quantize_plainly(float x, float step, int low, int high) {
+  const float inverse = 1.0f / step;
+  volatile float scaled = x * inverse;
+  if (std::isnan(scaled)) return 0;
+  const double rounded = std::rint(static_cast<double>(scaled));
+  return static_cast<int>(std::min<double>(std::max<double>(rounded, low), high));
+}
+
+void test_quantize(const Choice& choice) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  const float special[] = {0.0f,  -0.0f,  kNan,    -kNan, kInfinity, -kInfinity, 3e38f,  -3e38f,
+                           1e-45f, 127.5f, -128.5f, 7.5f,  -8.5f,     2147483648.0f, 254.5f, 255.5f};
+  for (int n = 0; n <= 150; ++n) {
+    for (float step : {1.0f, 0.25f, 0.0123f, 6.1035e-05f}) {
+      Buffer<float> x(n);
+      for (int i = 0; i < n; ++i) {
+        const int draw = pick(0, 3);
+        x[i] = draw == 0   ? special[pick(0, 15)]
+               : draw == 1 ? (pick(-300, 300) + 0.5f) * step  // ties
+               : draw == 2 ? pick(-30000, 30000) / 100.0f * step
+                           : std::ldexp(static_cast<float>(pick(-1000, 1000)), pick(-40, 30));
+      }
+      for (int bits : {8, 4}) {
+        const int high = (1 << (bits - 1)) - 1;
+        Buffer<int8_t> codes(n);
+        quantize(choice, x.data(), n, step, bits, codes.data());
+        for (int i = 0; i < n; ++i) {
+          if (!CHECK(codes[i] == quantize_plainly(x[i], step, -high - 1, high))) {
+            std::fprintf(stderr, "  quantize %s: %a / %a\n", choice.isa->name, x[i], step);
+          }
+        }
+      }
+      Buffer<uint8_t> codes(n);
+      quantize_unsigned(choice, x.data(), n, step, codes.data());
+      for (int i = 0; i < n; ++i) {
+        if (!CHECK(codes[i] == quantize_plainly(x[i], step, 0, 255))) {
+          std::fprintf(stderr, "  quantize_unsigned %s: %a / %a\n", choice.isa->name, x[i], step);
+        }
+      }
+    }
+  }
+}
+
+// Names follow the grammar, and a matrix packed once serves both widths of activations.
+void test_table() {
+  for (const Kernel& kernel : table()) {
+    const std::string name = "matmul_a" + std::to_string(kernel.activation_bits) + "_w" +
+                             std::to_string(kernel.weight_bits) + "_" + std::to_string(kernel.m) +
+                             "x" + std::to_string(kernel.n) + "x" + std::to_string(kernel.k) + "_" +
+                             kernel.isa;
+    CHECK(name == kernel.name);
+    CHECK(find_isa(kernel.isa) != nullptr);
+  }
+  for (const Isa& isa : isas()) {
+    Choice choice;
+    std::string error;
+    CHECK(choose(isa.name, &choice, &error) == runs_here(isa));
+    if (!runs_here(isa)) {
+      CHECK(error.find(isa.name) != std::string::npos);
+      continue;
+    }
+    for (int weight_bits : {8, 4}) {
+      for (int activation_bits : {8, 4}) {
+        const Kernel& kernel = choice.matmul(activation_bits, weight_bits);
+        const Kernel& layout = choice.matmul(8, weight_bits);
+        CHECK(kernel.weight_bits == weight_bits && kernel.activation_bits >= activation_bits);
+        CHECK(std::string(kernel.isa) == isa.name);
+        CHECK(kernel.n == layout.n && kernel.k == layout.k && kernel.zero == layout.zero);
+        CHECK(explain(choice, activation_bits, weight_bits).find(kernel.name) == 0);
+      }
+    }
+  }
+  Choice choice;
+  std::string error;
+  CHECK(!choose("sse9", &choice, &error) && error.find("sse9") != std::string::npos);
+  CHECK(choose(nullptr, &choice, &error) && !choice.pinned);
+  CHECK(choose("", &choice, &error) && !choice.pinned);
+  CHECK(choose("reference", &choice, &error) && choice.pinned);
+}
+
+}  // namespace
+
+int main() {
+  test_table();
+  for (const Isa& isa : isas()) {
+    if (!runs_here(isa)) {
+      std::printf("%s: not on this CPU, not tested\n", isa.name);
+      continue;
+    }
+    std::printf("%s\n", isa.name);
+    for (const Kernel& kernel : table()) {
+      if (std::string(kernel.isa) == isa.name) test_shapes(kernel);
+    }
+    Choice choice;
+    std::string error;
+    if (!CHECK(choose(isa.name, &choice, &error))) continue;
+    test_mixed(choice);
+    test_attention(choice);
+    test_quantize(choice);
+  }
+  return test::report("test_kernels");
+}
