@@ -1,0 +1,20 @@
+// float_ops.h for the instruction set that the compiler assumes anyway (x86: SSE2, ARM: NEON).
+#include "float_ops.inc"
+
+#include "cpu.h"
+
+namespace squat {
+
+#if defined(__x86_64__)
+extern const FloatOps kFloatOpsAvx2;
+#endif
+
+const FloatOps& float_ops([[maybe_unused]] uint32_t features) {
+#if defined(__x86_64__)
+  if (features & kCpuAvx2) return kFloatOpsAvx2;
+#endif
+  static constexpr FloatOps kFloatOps = SQUAT_FLOAT_OPS_TABLE;
+  return kFloatOps;
+}
+
+}  // namespace squat

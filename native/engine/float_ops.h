@@ -1,0 +1,39 @@
+// The float32 part of the network: norms, softmax, activation functions, rotation, residual.
+//
+// Each function works on one row. Its arithmetic is fixed: lanes of 8, sums in 16 partial sums that
+// are added in a fixed order, no fused multiply-add, an exponential function of our own. So a row's
+// result depends on that row alone, not on the rows around it, and is the same on every CPU.
+#pragma once
+
+#include <cstdint>
+
+namespace squat {
+
+struct FloatOps {
+  // out = weight * (x / sqrt(mean(x^2) + epsilon)); out may be x.
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, int n, float* out);
+  // out = (x - mean) / sqrt(variance + epsilon) * weight + bias; out may be x.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon, int n,
+                     float* out);
+  // x = exp(x - max) / sum(exp(x - max)).
+  void (*softmax)(float* x, int n);
+  // log(sum(exp(x))).
+  double (*log_sum_exp)(const float* x, int n);
+  // out = gate / (1 + exp(-gate)) * up; out may be gate or up.
+  void (*silu_multiply)(const float* gate, const float* up, int n, float* out);
+  // x = x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))), the tanh form of GELU ("gelu_new").
+  void (*gelu)(float* x, int n);
+  // y += x.
+  void (*add)(const float* x, int n, float* y);
+  // Rotates the pairs (x[2i], x[2i+1]) by the angles whose cosines and sines are given.
+  void (*rotate)(const float* cosine, const float* sine, int pairs, float* x);
+  // out = float(x) * step * scaling.
+  void (*scale_scores)(const int32_t* x, float step, float scaling, int n, float* out);
+  // out = float(x) * step, added to out if `accumulate`.
+  void (*scale_values)(const int32_t* x, float step, bool accumulate, int n, float* out);
+};
+
+// The implementation for a CPU with these features (a mask of CpuFeature).
+const FloatOps& float_ops(uint32_t features);
+
+}  // namespace squat
