@@ -174,9 +174,7 @@ const Kernel& layout_of(const Choice& choice, int weight_bits) {
 }
 
 // The byte that holds two codes; only their last four bits count.
-uint8_t nibbles(int low, int high) {
-  return static_cast<uint8_t>((low & 15) | (high & 15) << 4);
-}
+uint8_t nibbles(int low, int high) { return static_cast<uint8_t>((low & 15) | (high & 15) << 4); }
 
 // Writes one code where PackedMatrix says.
 void store_code(const PackedMatrix& matrix, int row, int column, int code) {

@@ -36,6 +36,16 @@ struct MatmulCall {
 
 namespace {
 
+// Count<3>::Type is Numbers<0, 1, 2>: one instance of a template for each.
+template <int...>
+struct Numbers {};
+template <int N, int... Rest>
+struct Count : Count<N - 1, N - 1, Rest...> {};
+template <int... Rest>
+struct Count<0, Rest...> {
+  using Type = Numbers<Rest...>;
+};
+
 inline int smaller(int a, int b) { return a < b ? a : b; }
 
 // Writes one row of a tile: `acc` holds the sums of the codes as the kernel multiplied them, which
@@ -65,21 +75,34 @@ inline void write_row(const MatmulCall& call, const int32_t* acc, int row, int c
   }
 }
 
-// Runs `tile(rows, a, w, acc)` over all panels and tiles; it leaves its `rows` x N sums in `acc`.
-// A panel stays in the first-level cache while all rows pass by it.
-template <int M, int N, class Tile>
-inline void for_each_tile(const MatmulCall& call, int zero, Tile tile) {
-  alignas(64) int32_t acc[M * N];
+// Runs a micro-kernel over all panels and tiles of a call. A Micro names its tile (kM, kN), the
+// offset of its weights (kZero), and has
+//   template <int M> static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w,
+//                                     int32_t* acc)
+// for tiles of 1 .. kM rows, which leaves M x kN sums in `acc`. A panel stays in the first-level
+// cache while all rows pass by it.
+template <class Micro, int... Rows>
+inline void for_each_tile(const MatmulCall& call, Numbers<Rows...>) {
+  using Tile = void (*)(const MatmulCall&, const uint8_t*, const uint8_t*, int32_t*);
+  static constexpr Tile kTiles[] = {Micro::template tile<Rows + 1>...};
+  alignas(64) int32_t acc[Micro::kM * Micro::kN];
   for (int panel = call.panel_begin; panel < call.panel_end; ++panel) {
     const uint8_t* w = call.panels + panel * call.panel_stride;
-    const int column = panel * N;
-    const int count = smaller(N, call.columns - column);
-    for (int first = 0; first < call.row_count; first += M) {
-      const int rows = smaller(M, call.row_count - first);
-      tile(rows, call.rows + first * call.row_bytes, w, acc);
-      for (int i = 0; i < rows; ++i) write_row(call, acc + i * N, first + i, column, count, zero);
+    const int column = panel * Micro::kN;
+    const int count = smaller(Micro::kN, call.columns - column);
+    for (int first = 0; first < call.row_count; first += Micro::kM) {
+      const int rows = smaller(Micro::kM, call.row_count - first);
+      kTiles[rows - 1](call, call.rows + first * call.row_bytes, w, acc);
+      for (int i = 0; i < rows; ++i) {
+        write_row(call, acc + i * Micro::kN, first + i, column, count, Micro::kZero);
+      }
     }
   }
+}
+
+template <class Micro>
+inline void for_each_tile(const MatmulCall& call) {
+  for_each_tile<Micro>(call, typename Count<Micro::kM>::Type());
 }
 
 }  // namespace

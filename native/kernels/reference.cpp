@@ -12,20 +12,22 @@ int nibble(uint8_t byte, int half) {
   return code < 8 ? code : code - 16;
 }
 
-}  // namespace
-
-void matmul_a8_w8_1x1x1_reference(const MatmulCall& call) {
-  for_each_tile<1, 1>(call, 0, [&](int, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+struct A8W8 {
+  static constexpr int kM = 1, kN = 1, kZero = 0;
+  template <int M>
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
     int32_t sum = 0;
     for (int k = 0; k < call.group_count; ++k) {
       sum += static_cast<int8_t>(a[k]) * static_cast<int8_t>(w[k * call.group_stride]);
     }
     *acc = sum;
-  });
-}
+  }
+};
 
-void matmul_a8_w4_1x1x1_reference(const MatmulCall& call) {
-  for_each_tile<1, 1>(call, 0, [&](int, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+struct A8W4 {
+  static constexpr int kM = 1, kN = 1, kZero = 0;
+  template <int M>
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
     int32_t sum = 0;
     for (int pair = 0; pair < call.group_count; ++pair) {
       const uint8_t byte = w[pair * call.group_stride];
@@ -33,8 +35,13 @@ void matmul_a8_w4_1x1x1_reference(const MatmulCall& call) {
       sum += static_cast<int8_t>(a[2 * pair + 1]) * nibble(byte, 1);
     }
     *acc = sum;
-  });
-}
+  }
+};
+
+}  // namespace
+
+void matmul_a8_w8_1x1x1_reference(const MatmulCall& call) { for_each_tile<A8W8>(call); }
+void matmul_a8_w4_1x1x1_reference(const MatmulCall& call) { for_each_tile<A8W4>(call); }
 
 namespace {
 

@@ -58,17 +58,28 @@ void fill(int8_t* codes, size_t count, int bits, Fill how) {
   const int high = (1 << (bits - 1)) - 1, low = -high - 1;
   for (size_t i = 0; i < count; ++i) {
     switch (how) {
-      case Fill::kRandom: codes[i] = static_cast<int8_t>(pick(low, high)); break;
-      case Fill::kExtremes: codes[i] = static_cast<int8_t>(pick(0, 1) ? low : high); break;
-      case Fill::kLow: codes[i] = static_cast<int8_t>(low); break;
-      case Fill::kHigh: codes[i] = static_cast<int8_t>(high); break;
+      case Fill::kRandom:
+        codes[i] = static_cast<int8_t>(pick(low, high));
+        break;
+      case Fill::kExtremes:
+        codes[i] = static_cast<int8_t>(pick(0, 1) ? low : high);
+        break;
+      case Fill::kLow:
+        codes[i] = static_cast<int8_t>(low);
+        break;
+      case Fill::kHigh:
+        codes[i] = static_cast<int8_t>(high);
+        break;
     }
   }
 }
 
 Fill any_fill() {
   const int draw = pick(0, 7);
-  return draw == 0 ? Fill::kLow : draw == 1 ? Fill::kHigh : draw < 4 ? Fill::kExtremes : Fill::kRandom;
+  return draw == 0   ? Fill::kLow
+         : draw == 1 ? Fill::kHigh
+         : draw < 4  ? Fill::kExtremes
+                     : Fill::kRandom;
 }
 
 // A product as plain loops: the truth. `a` may be int8 or uint8 codes.
@@ -158,7 +169,8 @@ void test_shapes(const Kernel& kernel) {
   std::printf("  %-36s %s\n", kernel.name, test::failures == runs_before ? "exact" : "WRONG");
 }
 
-// Tokens of both widths through the dispatcher of an ISA: token order, steps, bias, strides, threads.
+// Tokens of both widths through the dispatcher of an ISA: token order, steps, bias, strides,
+// threads.
 void test_mixed(const Choice& choice) {
   for (int round = 0; round < 120; ++round) {
     const int m = round < 4 ? round : pick(1, 40), n = pick(1, 70), k = pick(1, 150);
@@ -235,10 +247,10 @@ void test_attention(const Choice& choice) {
     fill(keys.data(), keys.size(), bits, any_fill());
     fill(values.data(), values.size(), bits, any_fill());
 
-    auto key_data = std::make_unique<Buffer<uint8_t>>(
-        KeyPool::bytes(choice, bits, head_dim, capacity));
-    auto value_data = std::make_unique<Buffer<uint8_t>>(
-        ValuePool::bytes(choice, bits, head_dim, capacity));
+    auto key_data =
+        std::make_unique<Buffer<uint8_t>>(KeyPool::bytes(choice, bits, head_dim, capacity));
+    auto value_data =
+        std::make_unique<Buffer<uint8_t>>(ValuePool::bytes(choice, bits, head_dim, capacity));
     KeyPool key_pool = KeyPool::empty(choice, bits, head_dim, key_data->data());
     ValuePool value_pool = ValuePool::empty(choice, bits, head_dim, value_data->data());
     if (round % 3 == 0 && tokens > 0) {  // a cleared pool is as good as new
@@ -291,7 +303,9 @@ void test_attention(const Choice& choice) {
       const int seen = pick(0, tokens), kind = pick(0, 2);
       for (int t = 0; t < seen; ++t) {
         probabilities[size_t(i) * tokens + t] =
-            static_cast<uint8_t>(kind == 0 ? 255 : kind == 1 ? pick(0, 255) : 255 * pick(0, 1));
+            static_cast<uint8_t>(kind == 0   ? 255
+                                 : kind == 1 ? pick(0, 255)
+                                             : 255 * pick(0, 1));
       }
     }
     std::vector<int8_t> transposed(size_t(head_dim) * tokens);
@@ -323,8 +337,9 @@ int quantize_plainly(float x, float step, int low, int high) {
 void test_quantize(const Choice& choice) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-  const float special[] = {0.0f,  -0.0f,  kNan,    -kNan, kInfinity, -kInfinity, 3e38f,  -3e38f,
-                           1e-45f, 127.5f, -128.5f, 7.5f,  -8.5f,     2147483648.0f, 254.5f, 255.5f};
+  const float special[] = {0.0f,  -0.0f,         kNan,   -kNan,  kInfinity, -kInfinity,
+                           3e38f, -3e38f,        1e-45f, 127.5f, -128.5f,   7.5f,
+                           -8.5f, 2147483648.0f, 254.5f, 255.5f};
   for (int n = 0; n <= 150; ++n) {
     for (float step : {1.0f, 0.25f, 0.0123f, 6.1035e-05f}) {
       Buffer<float> x(n);
