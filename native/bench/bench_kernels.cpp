@@ -21,18 +21,20 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Seconds per call: the best of several batches of about 10 ms, after one call to warm up.
+// Seconds per call: the best of many batches of about 2 ms, short enough that some of them escape
+// whatever else the machine is doing.
 template <class Body>
 double best_seconds(Body body) {
+  int next = 0;
   const auto timed = [&](int calls) {
     const auto start = Clock::now();
-    for (int i = 0; i < calls; ++i) body(i);
+    for (int i = 0; i < calls; ++i) body(next++);
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
-  const double once = std::max(timed(1), 1e-8);
-  const int calls = std::max(1, static_cast<int>(0.01 / once));
+  timed(1);
+  const int calls = std::max(1, static_cast<int>(0.002 / std::max(timed(1), 1e-8)));
   double best = timed(calls);
-  for (int round = 0; round < 9 && best * round < 1.0; ++round) best = std::min(best, timed(calls));
+  for (int round = 0; round < 100; ++round) best = std::min(best, timed(calls));
   return best / calls;
 }
 
