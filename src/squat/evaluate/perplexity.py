@@ -1,11 +1,12 @@
-"""Perplexity of a text that stands as windows of token ids.
+"""Perplexity of a text that stands as one row of token ids.
 
-Every token but the first of its window is predicted from the tokens before it in the window. The
-loss is the mean over all predicted tokens, so a short last window weighs what it holds.
+The row is cut into adjacent windows, in the order of the text. Every token but the first of its
+window is predicted from the tokens before it in the window. The loss is the mean over all predicted
+tokens, so that a short last window weighs what it holds.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,32 +35,42 @@ class PerplexityResult:
 
 
 def perplexity(
-    model: "PreTrainedModel | LogitsModel", windows: Iterable[ArrayLike], batch_size: int = 16
+    model: "PreTrainedModel | LogitsModel",
+    tokens: ArrayLike,
+    sequence_length: int,
+    batch_size: int = 16,
 ) -> PerplexityResult:
     """Perplexity of a Hugging Face model, or of anything with `logits(ids)` such as the engine.
 
     Args:
         model: a causal language model, or a `LogitsModel`, which takes one window at a time.
-        windows: token ids, each [length]; an array [windows, length], memory-mapped or not, is
-            one such iterable. Windows of fewer than two tokens predict nothing.
+        tokens: token ids, one dimension; may be memory-mapped.
+        sequence_length: tokens per window, 2 or more.
         batch_size: windows in one forward pass of a Hugging Face model.
 
     Raises:
-        DataError: no window with two tokens, a window longer than the model's context, or a token
-            id outside its vocabulary.
+        DataError: fewer than two tokens, windows that are shorter than that or longer than the
+            model's context, or a token id outside its vocabulary.
     """
-    arrays = [np.asarray(window) for window in windows]
-    tokens = sum(max(len(window) - 1, 0) for window in arrays)
-    if tokens == 0:
-        raise DataError("perplexity: the text holds no two tokens in a row; give a longer text")
+    if sequence_length < 2:
+        raise DataError(
+            f"sequence_length {sequence_length}: a window predicts nothing; give 2 or more"
+        )
+    row = np.asarray(tokens)
+    windows = [row[i : i + sequence_length] for i in range(0, len(row) - 1, sequence_length)]
+    if not windows:
+        raise DataError(
+            f"perplexity: {len(row)} tokens hold nothing to predict; give a longer text"
+        )
     if isinstance(model, LogitsModel):
-        total = _total_from_logits(model, [window for window in arrays if len(window) > 1])
+        total = _total_from_logits(model, windows)
     else:
         from squat.evaluate.huggingface import log_probabilities
 
-        total = math.fsum(log_probabilities(model, arrays, batch_size, "Perplexity"))
-    loss = -total / tokens
-    return PerplexityResult(loss, float(np.exp(np.float64(loss))), tokens)
+        total = math.fsum(log_probabilities(model, windows, batch_size, "Perplexity"))
+    predicted = sum(len(window) - 1 for window in windows)
+    loss = -total / predicted
+    return PerplexityResult(loss, float(np.exp(np.float64(loss))), predicted)
 
 
 def _total_from_logits(model: LogitsModel, windows: Sequence[np.ndarray]) -> float:
@@ -68,7 +79,7 @@ def _total_from_logits(model: LogitsModel, windows: Sequence[np.ndarray]) -> flo
     with progress(windows, "Perplexity") as steps:
         for ids in steps:
             logits = np.asarray(model.logits(ids[:-1].tolist()), dtype=np.float64)
-            logits -= logits.max(axis=-1, keepdims=True)
+            logits = logits - logits.max(axis=-1, keepdims=True)
             predicted = np.take_along_axis(logits, ids[1:, None].astype(np.int64), axis=-1)
             total += float(predicted.sum() - np.log(np.exp(logits).sum(axis=-1)).sum())
     return total
