@@ -8,80 +8,82 @@
 // (VPMADDWD).
 #include <immintrin.h>
 
-#include "micro.h"
+#include "sums.h"
 
 namespace squat::kernels {
 namespace {
 
-constexpr int kTokens = 6, kLanes = 8;  // a tile is 6 tokens x 2 vectors of 8 weight rows
+constexpr int kTokens = 6, kRows = 16;  // a tile is 6 tokens x 16 weight rows
 
-inline __m256i load(const void* from) {
+SQUAT_INLINE __m256i load(const void* from) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
-inline void store(void* to, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(to), v); }
-inline __m256i broadcast(const void* from) {
-  return _mm256_set1_epi32(_mm_cvtsi128_si32(_mm_loadu_si32(from)));
-}
-inline __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
-inline __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+SQUAT_INLINE void store(void* to, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(to), v); }
+SQUAT_INLINE __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+SQUAT_INLINE __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+
+struct Ymm {
+  using Type = __m256i;
+  static constexpr int kLanes = 8;
+  static Type zero() { return _mm256_setzero_si256(); }
+  static Type broadcast(const void* from) {
+    return _mm256_set1_epi32(_mm_cvtsi128_si32(_mm_loadu_si32(from)));
+  }
+};
+
+// 16-bit sums of bytes, which are added to the results when they are written.
+struct Bytes : Ymm {
+  static Type dot(Type acc, Type u, Type s) {
+    return _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s));
+  }
+  static void write(int32_t* to, Type acc) {
+    store(to, _mm256_add_epi32(load(to), _mm256_madd_epi16(acc, _mm256_set1_epi16(1))));
+  }
+};
+
+// 32-bit sums of 16-bit words.
+struct Words : Ymm {
+  static Type dot(Type acc, Type a, Type b) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+  }
+  static void write(int32_t* to, Type acc) { store(to, acc); }
+};
 
 // `Pairs`: how many pairs of groups can be added in 16 bits.
 template <int Pairs>
 struct W4 {
-  static constexpr int kM = kTokens, kN = 2 * kLanes, kZero = 8;
-
-  template <int M>
-  static void add_group(__m256i (&sums)[M][2], const uint8_t* a, __m256i w0, __m256i w1) {
-    for (int i = 0; i < M; ++i) {
-      const __m256i codes = broadcast(a + 4 * i);
-      sums[i][0] = _mm256_add_epi16(sums[i][0], _mm256_maddubs_epi16(w0, codes));
-      sums[i][1] = _mm256_add_epi16(sums[i][1], _mm256_maddubs_epi16(w1, codes));
-    }
-  }
-
+  static constexpr int kM = kTokens, kN = kRows, kZero = 8;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (int i = 0; i < 2 * M; ++i) store(acc + i * kLanes, _mm256_setzero_si256());
+    for (int i = 0; i < M * kN; i += 8) store(acc + i, Ymm::zero());
     for (int first = 0; first < call.group_count; first += Pairs) {
       const int last = smaller(first + Pairs, call.group_count);
-      __m256i sums[M][2];
-      for (int i = 0; i < M; ++i) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+      Sums<Bytes, M> sums;
       for (int pair = first; pair < last; ++pair) {
-        const __m256i w0 = load(w), w1 = load(w + 4 * kLanes);
-        add_group<M>(sums, a, low_nibbles(w0), low_nibbles(w1));
-        add_group<M>(sums, a + 4 * M, high_nibbles(w0), high_nibbles(w1));
+        const __m256i w0 = load(w), w1 = load(w + 32);
+        sums.add_group(a, low_nibbles(w0), low_nibbles(w1));
+        sums.add_group(a + 4 * M, high_nibbles(w0), high_nibbles(w1));
         w += call.group_stride;
         a += 8 * M;
       }
-      for (int i = 0; i < 2 * M; ++i) {
-        int32_t* to = acc + i * kLanes;
-        store(to, _mm256_add_epi32(load(to), _mm256_madd_epi16(sums[i / 2][i % 2], ones)));
-      }
+      sums.write(acc);
     }
   }
 };
 
 struct A8W8 {
-  static constexpr int kM = kTokens, kN = 2 * kLanes, kZero = 0;
-
+  static constexpr int kM = kTokens, kN = kRows, kZero = 0;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
-    __m256i sums[M][2];
-    for (int i = 0; i < M; ++i) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+    Sums<Words, M> sums;
     for (int group = 0; group < call.group_count; ++group) {
       const __m256i both = load(w);
-      const __m256i w0 = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(both));
-      const __m256i w1 = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(both, 1));
-      for (int i = 0; i < M; ++i) {
-        const __m256i codes = broadcast(a + 4 * i);  // two codes of 16 bits
-        sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(w0, codes));
-        sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(w1, codes));
-      }
+      sums.add_group(a, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(both)),
+                     _mm256_cvtepi8_epi16(_mm256_extracti128_si256(both, 1)));
       w += call.group_stride;
-      a += 4 * M;
+      a += 4 * M;  // two codes of 16 bits
     }
-    for (int i = 0; i < 2 * M; ++i) store(acc + i * kLanes, sums[i / 2][i % 2]);
+    sums.write(acc);
   }
 };
 

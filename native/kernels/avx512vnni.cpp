@@ -11,7 +11,7 @@ struct Zmm {
   static constexpr int kLanes = 16;
   static Type zero() { return _mm512_setzero_si512(); }
   static Type load(const void* from) { return _mm512_loadu_si512(from); }
-  static void store(void* to, Type v) { _mm512_storeu_si512(to, v); }
+  static void write(void* to, Type v) { _mm512_storeu_si512(to, v); }
   static Type broadcast(const void* from) {
     return _mm512_set1_epi32(_mm_cvtsi128_si32(_mm_loadu_si32(from)));
   }

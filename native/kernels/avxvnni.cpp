@@ -14,7 +14,7 @@ struct Ymm {
   static Type load(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
   }
-  static void store(void* to, Type v) { _mm256_storeu_si256(static_cast<__m256i*>(to), v); }
+  static void write(void* to, Type v) { _mm256_storeu_si256(static_cast<__m256i*>(to), v); }
   static Type broadcast(const void* from) {
     return _mm256_set1_epi32(_mm_cvtsi128_si32(_mm_loadu_si32(from)));
   }

@@ -12,6 +12,8 @@
 
 #include "kernels.h"
 
+#define SQUAT_INLINE inline __attribute__((always_inline))
+
 namespace squat::kernels {
 
 // One group of rows times a range of panels of one matrix.
@@ -49,29 +51,50 @@ struct Count<0, Rest...> {
 inline int smaller(int a, int b) { return a < b ? a : b; }
 
 // Writes one row of a tile: `acc` holds the sums of the codes as the kernel multiplied them, which
-// is corrected for the offset of the weights (`zero`) and of the probabilities.
-inline void write_row(const MatmulCall& call, const int32_t* acc, int row, int column, int count,
-                      int zero) {
+// is corrected by `offset` for the offset of the weights.
+SQUAT_INLINE void write_exact(int32_t* __restrict to, const int32_t* __restrict acc, int32_t offset,
+                              int count) {
+  for (int i = 0; i < count; ++i) to[i] = acc[i] - offset;
+}
+
+// The same for probabilities, which are held as code - 128.
+SQUAT_INLINE void write_probable(int32_t* __restrict to, const int32_t* __restrict acc,
+                                 int32_t offset, const int32_t* sums, int count) {
+  for (int i = 0; i < count; ++i) to[i] = acc[i] - offset + 128 * sums[i];
+}
+
+SQUAT_INLINE void write_scaled(float* __restrict to, const int32_t* __restrict acc, int32_t offset,
+                               float step, int count) {
+  for (int i = 0; i < count; ++i) to[i] = static_cast<float>(acc[i] - offset) * step;
+}
+
+SQUAT_INLINE void write_biased(float* __restrict to, const int32_t* __restrict acc, int32_t offset,
+                               float step, const float* bias, int count) {
+  for (int i = 0; i < count; ++i) to[i] = static_cast<float>(acc[i] - offset) * step + bias[i];
+}
+
+// `count` is a constant wherever this is inlined for a whole panel, so that the loops become a few
+// vector instructions.
+SQUAT_INLINE void write_row(const MatmulCall& call, const int32_t* acc, int row, int column,
+                            int count, int zero) {
   const Output& out = call.out;
   const int32_t offset = zero * call.sums[row];
   const size_t start = static_cast<size_t>(call.order[row]) * out.stride + column;
   if (out.accumulators != nullptr) {
     int32_t* to = out.accumulators + start;
     if (call.column_sums != nullptr) {
-      const int32_t* sums = call.column_sums + column;
-      for (int i = 0; i < count; ++i) to[i] = acc[i] - offset + 128 * sums[i];
+      write_probable(to, acc, offset, call.column_sums + column, count);
     } else {
-      for (int i = 0; i < count; ++i) to[i] = acc[i] - offset;
+      write_exact(to, acc, offset, count);
     }
     return;
   }
   float* to = out.values + start;
   const float step = call.steps[row] * out.step;
   if (out.bias != nullptr) {
-    const float* bias = out.bias + column;
-    for (int i = 0; i < count; ++i) to[i] = static_cast<float>(acc[i] - offset) * step + bias[i];
+    write_biased(to, acc, offset, step, out.bias + column, count);
   } else {
-    for (int i = 0; i < count; ++i) to[i] = static_cast<float>(acc[i] - offset) * step;
+    write_scaled(to, acc, offset, step, count);
   }
 }
 
@@ -94,7 +117,12 @@ inline void for_each_tile(const MatmulCall& call, Numbers<Rows...>) {
       const int rows = smaller(Micro::kM, call.row_count - first);
       kTiles[rows - 1](call, call.rows + first * call.row_bytes, w, acc);
       for (int i = 0; i < rows; ++i) {
-        write_row(call, acc + i * Micro::kN, first + i, column, count, Micro::kZero);
+        const int32_t* sums = acc + i * Micro::kN;
+        if (count == Micro::kN) {
+          write_row(call, sums, first + i, column, Micro::kN, Micro::kZero);
+        } else {
+          write_row(call, sums, first + i, column, count, Micro::kZero);
+        }
       }
     }
   }
