@@ -22,6 +22,13 @@ SQUAT_INLINE void store(void* to, __m256i v) { _mm256_storeu_si256(static_cast<_
 SQUAT_INLINE __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 SQUAT_INLINE __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
 
+// Keeps the compiler from adding products to each other before adding them to their sum: that needs
+// more registers than there are.
+SQUAT_INLINE __m256i pinned(__m256i sum) {
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
 struct Ymm {
   using Type = __m256i;
   static constexpr int kLanes = 8;
@@ -34,7 +41,7 @@ struct Ymm {
 // 16-bit sums of bytes, which are added to the results when they are written.
 struct Bytes : Ymm {
   static Type dot(Type acc, Type u, Type s) {
-    return _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s));
+    return pinned(_mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s)));
   }
   static void write(int32_t* to, Type acc) {
     store(to, _mm256_add_epi32(load(to), _mm256_madd_epi16(acc, _mm256_set1_epi16(1))));
@@ -44,7 +51,7 @@ struct Bytes : Ymm {
 // 32-bit sums of 16-bit words.
 struct Words : Ymm {
   static Type dot(Type acc, Type a, Type b) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+    return pinned(_mm256_add_epi32(acc, _mm256_madd_epi16(a, b)));
   }
   static void write(int32_t* to, Type acc) { store(to, acc); }
 };

@@ -176,21 +176,32 @@ const Kernel& layout_of(const Choice& choice, int weight_bits) {
 // The byte that holds two codes; only their last four bits count.
 uint8_t nibbles(int low, int high) { return static_cast<uint8_t>((low & 15) | (high & 15) << 4); }
 
-// Writes one code where PackedMatrix says.
+// Where PackedMatrix keeps one code; for 4 bits, the nibble of an odd group is the high one.
+uint8_t* byte_of(const PackedMatrix& matrix, int row, int group, int within) {
+  const Kernel& layout = *matrix.layout;
+  return matrix.data + row / layout.n * matrix.panel_stride +
+         group / groups_per_byte(layout) * matrix.group_stride + row % layout.n * layout.k + within;
+}
+
 void store_code(const PackedMatrix& matrix, int row, int column, int code) {
   const Kernel& layout = *matrix.layout;
-  const int group = column / layout.k, per_byte = groups_per_byte(layout);
-  uint8_t* byte = matrix.data + row / layout.n * matrix.panel_stride +
-                  group / per_byte * matrix.group_stride + row % layout.n * layout.k +
-                  column % layout.k;
+  const int group = column / layout.k;
+  uint8_t* byte = byte_of(matrix, row, group, column % layout.k);
   const int held = code + layout.zero;
-  if (per_byte == 1) {
+  if (layout.weight_bits == 8) {
     *byte = static_cast<uint8_t>(held);
-  } else if (group % 2 == 0) {
-    *byte = nibbles(held, *byte >> 4);
   } else {
-    *byte = nibbles(*byte, held);
+    *byte = group % 2 == 0 ? nibbles(held, *byte >> 4) : nibbles(*byte, held);
   }
+}
+
+int load_code(const PackedMatrix& matrix, int row, int column) {
+  const Kernel& layout = *matrix.layout;
+  const int group = column / layout.k;
+  const uint8_t byte = *byte_of(matrix, row, group, column % layout.k);
+  if (layout.weight_bits == 8) return static_cast<int8_t>(byte - layout.zero);
+  const int held = (group % 2 == 0 ? byte : byte >> 4) & 15;
+  return ((held - layout.zero + 8) & 15) - 8;
 }
 
 }  // namespace
@@ -276,9 +287,11 @@ void ValuePool::append(const int8_t* codes) {
   for (int i = 0; i < matrix.rows; ++i) to[i] += codes[i];
 }
 
-void ValuePool::clear() {
-  matrix.inner = 0;
-  std::memset(sums(), 0, size_t(matrix.rows) * sizeof(int32_t));
+void ValuePool::truncate(int count) {
+  int32_t* to = sums();
+  for (; matrix.inner > count; --matrix.inner) {
+    for (int i = 0; i < matrix.rows; ++i) to[i] -= load_code(matrix, i, matrix.inner - 1);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -286,24 +299,92 @@ void ValuePool::clear() {
 
 namespace {
 
-// Copies `count` codes minus `offset` to one row of a tile: k of them, then a gap to the next group
-// (`group_bytes` from start to start), zero up to `padded`. Returns their sum.
-template <class Code, class Element>
-int32_t pack_activations(const Code* codes, int count, int padded, int k, size_t group_bytes,
-                         int offset, int sign, uint8_t* to) {
-  int32_t sum = 0;
-  for (int first = 0; first < padded; first += k, to += group_bytes) {
-    for (int i = 0; i < k; ++i) {
-      const int code = first + i < count ? codes[first + i] - offset : 0;
-      const Element element = static_cast<Element>(sign * code);
-      std::memcpy(to + i * sizeof(Element), &element, sizeof(Element));
-      sum += code;
-    }
+// How a code becomes an element of a tile. A probability is lowered by 128, which in two's
+// complement is a flip of its highest bit; the sums say by how much the results are then to be
+// corrected.
+struct Plain {
+  using Element = int8_t;
+  static Element encode(int8_t code) { return code; }
+  static Element encode(uint8_t code) { return static_cast<int8_t>(code ^ 0x80); }
+};
+
+struct Negated {
+  using Element = int8_t;
+  template <class Code>
+  static Element encode(Code code) {
+    return static_cast<int8_t>(-Plain::encode(code));
   }
+};
+
+struct Wide {
+  using Element = int16_t;
+  template <class Code>
+  static Element encode(Code code) {
+    return Plain::encode(code);
+  }
+};
+
+// Writes a row of a tile: K codes at a time, `group_bytes` from the start of one group to that of
+// the next, zeros from `count` to the end of the last group.
+template <class Form, int K, class Code>
+void interleave_row(const Code* codes, int count, int groups, size_t group_bytes, uint8_t* to) {
+  typename Form::Element block[K];
+  int group = 0;
+  for (; (group + 1) * K <= count; ++group, to += group_bytes) {
+    for (int i = 0; i < K; ++i) block[i] = Form::encode(codes[group * K + i]);
+    std::memcpy(to, block, sizeof(block));
+  }
+  for (; group < groups; ++group, to += group_bytes) {
+    for (int i = 0; i < K; ++i) {
+      const int at = group * K + i;
+      block[i] = at < count ? Form::encode(codes[at]) : typename Form::Element(0);
+    }
+    std::memcpy(to, block, sizeof(block));
+  }
+}
+
+template <class Code>
+using Interleave = void (*)(const Code* codes, int count, int groups, size_t group_bytes,
+                            uint8_t* to);
+
+template <class Form, class Code>
+Interleave<Code> interleave_of(int k) {
+  switch (k) {
+    case 1:
+      return interleave_row<Form, 1, Code>;
+    case 2:
+      return interleave_row<Form, 2, Code>;
+    case 4:
+      return interleave_row<Form, 4, Code>;
+    case 8:
+      return interleave_row<Form, 8, Code>;
+    case 16:
+      return interleave_row<Form, 16, Code>;
+    default:
+      return nullptr;  // no row of the table; a test makes every row pass here
+  }
+}
+
+template <class Code>
+Interleave<Code> interleave_for(const Kernel& kernel) {
+  switch (kernel.form) {
+    case ActivationForm::kNegated:
+      return interleave_of<Negated, Code>(kernel.k);
+    case ActivationForm::kWide:
+      return interleave_of<Wide, Code>(kernel.k);
+    default:
+      return interleave_of<Plain, Code>(kernel.k);
+  }
+}
+
+template <class Code>
+int32_t sum_of(const Code* codes, int count) {
+  int32_t sum = 0;
+  for (int i = 0; i < count; ++i) sum += Plain::encode(codes[i]);
   return sum;
 }
 
-// The input of prepare() in one form: signed codes, or unsigned ones that are lowered by 128.
+// The input of prepare() in one form; codes are int8_t, or uint8_t for probabilities.
 template <class Code>
 struct Source {
   const Code* codes;
@@ -311,30 +392,24 @@ struct Source {
   int rows, inner;
   const uint8_t* bits;
   float step8, step4;
-  int offset;
 };
 
 template <class Code>
 void pack_tiles(const Source<Code>& source, const Prepared::Group& group, uint8_t* data,
                 const int32_t* order, int32_t* sums, int tile_begin, int tile_end) {
   const Kernel& kernel = *group.kernel;
+  const Interleave<Code> interleave = interleave_for<Code>(kernel);
   const size_t bytes = row_bytes(kernel, source.inner);
-  const int element = element_bytes(kernel);
-  const int padded = static_cast<int>(bytes / element);
-  const int sign = kernel.form == ActivationForm::kNegated ? -1 : 1;
+  const int block = kernel.k * element_bytes(kernel);
+  const int groups = static_cast<int>(bytes / block);
   for (int tile = tile_begin; tile < tile_end; ++tile) {
     const int first = group.begin + tile * kernel.m;
     const int rows = std::min(kernel.m, group.end - first);
     uint8_t* to = data + size_t(first - group.begin) * bytes;
-    const size_t group_bytes = size_t(rows) * kernel.k * element;
     for (int i = 0; i < rows; ++i) {
       const Code* codes = source.codes + order[first + i] * source.stride;
-      uint8_t* row = to + i * kernel.k * element;
-      sums[first + i] = element == 2
-                            ? pack_activations<Code, int16_t>(codes, source.inner, padded, kernel.k,
-                                                              group_bytes, source.offset, sign, row)
-                            : pack_activations<Code, int8_t>(codes, source.inner, padded, kernel.k,
-                                                             group_bytes, source.offset, sign, row);
+      interleave(codes, source.inner, groups, size_t(rows) * block, to + i * block);
+      sums[first + i] = sum_of(codes, source.inner);
     }
   }
 }
@@ -407,15 +482,14 @@ size_t prepared_bytes(const Choice& choice, int rows, int inner) {
 
 Prepared prepare(const Choice& choice, int weight_bits, const ActivationRows& rows, void* buffer,
                  ThreadPool* threads) {
-  const Source<int8_t> source{rows.codes, rows.stride, rows.rows,  rows.inner,
-                              rows.bits,  rows.step8,  rows.step4, 0};
+  const Source<int8_t> source{rows.codes, rows.stride, rows.rows, rows.inner,
+                              rows.bits,  rows.step8,  rows.step4};
   return prepare_rows(choice, weight_bits, source, buffer, threads);
 }
 
 Prepared prepare(const Choice& choice, int weight_bits, const ProbabilityRows& rows, void* buffer,
                  ThreadPool* threads) {
-  const Source<uint8_t> source{rows.codes, rows.stride, rows.rows, rows.inner,
-                               nullptr,    1.0f,        1.0f,      128};
+  const Source<uint8_t> source{rows.codes, rows.stride, rows.rows, rows.inner, nullptr, 1.0f, 1.0f};
   return prepare_rows(choice, weight_bits, source, buffer, threads);
 }
 

@@ -146,7 +146,7 @@ struct KeyPool {
   int count() const { return matrix.rows; }
   void append(const int8_t* codes);  // head_dim codes; the caller knows the capacity
   void rebind(uint8_t* data) { matrix.data = data; }  // after growing the buffer
-  void clear() { matrix.rows = 0; }
+  void truncate(int count) { matrix.rows = count; }   // keeps the first `count` tokens
 };
 
 // The values of one head and one width, in order of position: token t is column t. The buffer
@@ -163,7 +163,7 @@ struct ValuePool {
   int32_t* sums() const;
   void append(const int8_t* codes);
   void rebind(uint8_t* data) { matrix.data = data + sums_bytes(matrix.rows); }
-  void clear();
+  void truncate(int count);
 };
 
 // ---------------------------------------------------------------------------------------------
