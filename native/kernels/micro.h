@@ -13,6 +13,7 @@
 #include "kernels.h"
 
 #define SQUAT_INLINE inline __attribute__((always_inline))
+#define SQUAT_LAMBDA __attribute__((always_inline))
 
 namespace squat::kernels {
 
@@ -47,6 +48,21 @@ template <int... Rest>
 struct Count<0, Rest...> {
   using Type = Numbers<Rest...>;
 };
+
+// unroll<N>(f) calls f(Constant<0>()) .. f(Constant<N - 1>()). Unlike in a loop, an index is a
+// constant from the start, so that compilers keep arrays of vectors in registers.
+template <int N>
+struct Constant {
+  constexpr operator int() const { return N; }
+};
+template <class Body, int... I>
+SQUAT_INLINE void unroll([[maybe_unused]] Body body, Numbers<I...>) {
+  (body(Constant<I>()), ...);
+}
+template <int N, class Body>
+SQUAT_INLINE void unroll(Body body) {
+  unroll(body, typename Count<N>::Type());
+}
 
 inline int smaller(int a, int b) { return a < b ? a : b; }
 
