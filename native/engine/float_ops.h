@@ -29,8 +29,9 @@ struct FloatOps {
   void (*rotate)(const float* cosine, const float* sine, int pairs, float* x);
   // out = float(x) * step * scaling.
   void (*scale_scores)(const int32_t* x, float step, float scaling, int n, float* out);
-  // out = float(x) * step, added to out if `accumulate`.
-  void (*scale_values)(const int32_t* x, float step, bool accumulate, int n, float* out);
+  // out = step_p * (step8 * float(wide) + step4 * float(narrow)); a null sum counts as zero.
+  void (*combine_values)(const int32_t* wide, float step8, const int32_t* narrow, float step4,
+                         float step_p, int n, float* out);
 };
 
 // The implementation for a CPU with these features (a mask of CpuFeature).

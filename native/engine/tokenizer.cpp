@@ -145,7 +145,7 @@ void Tokenizer::read_vocabulary(const Gguf& file, uint32_t n_vocab) {
     const int32_t id = static_cast<int32_t>(i);
     const std::string_view text = texts[i];
     ids_.emplace(text, id);
-    if (types[i] == kControl || types[i] == kUserDefined) {
+    if (types[i] == kControl || types[i] == kUserDefined || types[i] == kUnknown) {
       if (!text.empty()) added_[static_cast<uint8_t>(text[0])].push_back(id);
       if (types[i] == kUserDefined) pieces_[i] = text;
     } else if (kind_ == Kind::kGpt2) {

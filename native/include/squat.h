@@ -74,6 +74,11 @@ typedef struct squat_info {
 /* Fills `info`. */
 SQUAT_API squat_status squat_get_info(const squat_engine* engine, squat_info* info);
 
+/* The text of a string key of the file's metadata, such as "general.name"; not zero-terminated, alive
+ * as long as the engine. SQUAT_ERROR_FORMAT if the file has no such key. */
+SQUAT_API squat_status squat_get_string(const squat_engine* engine, const char* key,
+                                        const char** text, size_t* size);
+
 /* ---- Evaluation ------------------------------------------------------------------------------ */
 
 typedef enum squat_logits {

@@ -1,0 +1,131 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "error.h"
+
+namespace squat {
+
+namespace {
+
+constexpr uint32_t kMaxThreads = 256;
+
+// The CPUs that this process may use.
+uint32_t usable_cpus() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) {
+    return static_cast<uint32_t>(std::max(1, CPU_COUNT(&set)));
+  }
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+int thread_count(uint32_t threads) {
+  if (threads > kMaxThreads) {
+    throw Error(SQUAT_ERROR_ARGUMENT, "threads: " + std::to_string(threads) +
+                                          " is more than the limit of " +
+                                          std::to_string(kMaxThreads));
+  }
+  return static_cast<int>(threads == 0 ? std::min(usable_cpus(), kMaxThreads) : threads);
+}
+
+int context_length(const Model& model, uint32_t context) {
+  const int most = std::min(model.n_context, Session::kMaxContext);
+  if (context > static_cast<uint32_t>(most)) {
+    throw Error(SQUAT_ERROR_ARGUMENT, "context: " + std::to_string(context) +
+                                          " is more than the " + std::to_string(most) +
+                                          " tokens that the model can see");
+  }
+  return context == 0 ? most : static_cast<int>(context);
+}
+
+kernels::Choice choose() {
+  kernels::Choice choice;
+  std::string error;
+  if (!kernels::choose(std::getenv("SQUAT_ISA"), &choice, &error)) {
+    throw Error(SQUAT_ERROR_ISA, error);
+  }
+  return choice;
+}
+
+int32_t optional_token(const Gguf& file, const char* key, int n_vocab) {
+  if (!file.has(key)) return -1;
+  const uint32_t token = file.u32(key);
+  if (token >= static_cast<uint32_t>(n_vocab)) {
+    throw Error(SQUAT_ERROR_FORMAT, file.name() + ": key '" + key + "' is " +
+                                        std::to_string(token) + ", but the vocabulary has " +
+                                        std::to_string(n_vocab) + " tokens");
+  }
+  return static_cast<int32_t>(token);
+}
+
+// One line for each pair of widths that the model multiplies.
+std::string explain(const Model& model, const kernels::Choice& choice) {
+  bool used[2][2] = {};  // [activations 8 | 4][weights 8 | 4]
+  const auto use = [&used](const Site& site, int weight_bits) {
+    if (site.bits != Site::Bits::k4) used[0][weight_bits == 4] = true;
+    if (site.bits != Site::Bits::k8) used[1][weight_bits == 4] = true;
+  };
+  const Sites& s = model.sites;
+  for (const Layer& layer : model.layers) {
+    for (const Weights& w : layer.qkv) use(s.attn_in, w.bits);
+    use(s.attn_out, layer.attn_out.bits);
+    for (const Weights& w : layer.mlp_in) use(s.mlp_in, w.bits);
+    use(s.mlp_mid, layer.mlp_mid.bits);
+  }
+  use(s.head_in, model.head.bits);
+  for (const int bits : {8, 4}) {  // keys and values are the right-hand side of attention
+    const auto has = [bits](const Site& site) {
+      return site.by_token() || (site.bits == Site::Bits::k8) == (bits == 8);
+    };
+    if (has(s.k)) use(s.q, bits);
+    if (has(s.v)) used[0][bits == 4] = true;
+  }
+  std::string out;
+  for (const int activation : {8, 4}) {
+    for (const int weight : {8, 4}) {
+      if (!used[activation == 4][weight == 4]) continue;
+      out += "a" + std::to_string(activation) + " w" + std::to_string(weight) + ": " +
+             kernels::explain(choice, activation, weight) + "\n";
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+Engine::Engine(const std::string& path, uint32_t threads, uint32_t context)
+    : Engine(std::make_unique<MappedFile>(path), nullptr, 0, path, threads, context) {}
+
+Engine::Engine(const uint8_t* data, size_t size, const std::string& name, uint32_t threads,
+               uint32_t context)
+    : Engine(nullptr, data, size, name, threads, context) {}
+
+Engine::Engine(std::unique_ptr<MappedFile> mapping, const uint8_t* data, size_t size,
+               const std::string& name, uint32_t threads, uint32_t context)
+    : mapping_(std::move(mapping)),
+      file_bytes_(mapping_ != nullptr ? mapping_->size() : size),
+      file_(mapping_ != nullptr ? mapping_->data() : data, file_bytes_, name),
+      choice_(choose()),
+      threads_(thread_count(threads)),
+      model_(load_model(file_, mapping_.get(), choice_, threads_)),
+      session_(model_, choice_, threads_, context_length(model_, context)),
+      kernels_(explain(model_, choice_)),
+      bos_token_(optional_token(file_, "tokenizer.ggml.bos_token_id", model_.n_vocab)),
+      eos_token_(optional_token(file_, "tokenizer.ggml.eos_token_id", model_.n_vocab)) {}
+
+const Tokenizer& Engine::tokenizer() {
+  if (tokenizer_ == nullptr) {
+    tokenizer_ = std::make_unique<Tokenizer>(file_, static_cast<uint32_t>(model_.n_vocab));
+  }
+  return *tokenizer_;
+}
+
+}  // namespace squat

@@ -1,0 +1,57 @@
+// One loaded model with one session: what a squat_engine handle points to.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "gguf.h"
+#include "kernels.h"
+#include "mapped_file.h"
+#include "model.h"
+#include "session.h"
+#include "thread_pool.h"
+#include "tokenizer.h"
+
+namespace squat {
+
+class Engine {
+ public:
+  // See squat_load. Throws Error.
+  Engine(const std::string& path, uint32_t threads, uint32_t context);
+  // A file that lies in memory, which must outlive the engine; `name` stands in messages.
+  Engine(const uint8_t* data, size_t size, const std::string& name, uint32_t threads,
+         uint32_t context);
+
+  const Gguf& file() const { return file_; }
+  const Model& model() const { return model_; }
+  Session& session() { return session_; }
+  const Session& session() const { return session_; }
+  // Made at the first call, so that whoever brings tokens does not pay for it. Throws Error.
+  const Tokenizer& tokenizer();
+
+  const std::string& kernels() const { return kernels_; }
+  const char* isa() const { return choice_.isa->name; }
+  int threads() const { return threads_.size(); }
+  size_t file_bytes() const { return file_bytes_; }
+  int32_t bos_token() const { return bos_token_; }
+  int32_t eos_token() const { return eos_token_; }
+
+ private:
+  Engine(std::unique_ptr<MappedFile> mapping, const uint8_t* data, size_t size,
+         const std::string& name, uint32_t threads, uint32_t context);
+
+  std::unique_ptr<MappedFile> mapping_;  // null: the file lies in the caller's memory
+  size_t file_bytes_;
+  Gguf file_;
+  kernels::Choice choice_;
+  ThreadPool threads_;
+  Model model_;
+  Session session_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::string kernels_;
+  int32_t bos_token_ = -1;
+  int32_t eos_token_ = -1;
+};
+
+}  // namespace squat

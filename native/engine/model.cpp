@@ -1,0 +1,418 @@
+#include "model.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+
+#include "error.h"
+
+namespace squat {
+
+namespace {
+
+constexpr uint32_t kFormatVersion = 1;
+constexpr uint32_t kMaxContext = 1u << 20;
+constexpr uint32_t kMaxVocabulary = 1u << 24;
+
+// A matrix that will be packed, once all of them are known.
+struct Pending {
+  CodeTensor tensor;
+  Weights* weights;
+};
+
+// Reads one file into one Model; the steps stand in the order of load_model().
+class Loader {
+ public:
+  Loader(const Gguf& file, const MappedFile* mapping, const kernels::Choice& choice,
+         ThreadPool& threads)
+      : file_(file), mapping_(mapping), choice_(choice), threads_(threads) {}
+
+  Model load() {
+    read_dimensions();
+    read_rotation();
+    read_sites();
+    read_tensors();
+    pack();
+    return std::move(model_);
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const {
+    throw Error(SQUAT_ERROR_FORMAT, file_.name() + ": " + what);
+  }
+
+  std::string key(const char* name) const { return architecture_ + "." + name; }
+
+  int bounded(const std::string& name, uint32_t least, uint32_t most) const {
+    const uint32_t value = file_.u32(name);
+    if (value < least || value > most) {
+      fail("key '" + name + "' is " + std::to_string(value) + ", not from " +
+           std::to_string(least) + " to " + std::to_string(most));
+    }
+    return static_cast<int>(value);
+  }
+
+  // A factor or a base: positive and finite.
+  float positive(const std::string& name) const {
+    const float value = file_.f32(name);
+    if (!(value > 0) || !std::isfinite(value)) {
+      fail("key '" + name + "' is " + std::to_string(value) + ", not a positive number");
+    }
+    return value;
+  }
+
+  void read_dimensions() {
+    if (const uint32_t version = file_.u32("squat.format_version"); version != kFormatVersion) {
+      fail("key 'squat.format_version' is " + std::to_string(version) + ", but this engine reads " +
+           std::to_string(kFormatVersion) +
+           "; use the engine that belongs to the exporter, or export again");
+    }
+    architecture_ = file_.string("general.architecture");
+    const bool llama = architecture_ == "llama";
+    if (!llama && architecture_ != "gpt2") {
+      fail("key 'general.architecture' is '" + architecture_.substr(0, 64) +
+           "', expected 'llama' or 'gpt2'");
+    }
+    Model& m = model_;
+    m.architecture = llama ? Architecture::kLlama : Architecture::kGpt2;
+    const uint32_t inner = kernels::kMaxInner;
+    m.n_embd = bounded(key("embedding_length"), 1, inner);
+    m.n_ff = bounded(key("feed_forward_length"), 1, inner);
+    m.n_context = bounded(key("context_length"), 1, kMaxContext);
+    // Every layer has tensors of its own, so that a count past the number of tensors is an error.
+    m.n_layer = bounded(key("block_count"), 1,
+                        static_cast<uint32_t>(std::min<size_t>(file_.tensors().size(), 1u << 16)));
+    m.n_head = bounded(key("attention.head_count"), 1, static_cast<uint32_t>(m.n_embd));
+    m.n_head_kv = file_.has(key("attention.head_count_kv"))
+                      ? bounded(key("attention.head_count_kv"), 1, static_cast<uint32_t>(m.n_head))
+                      : m.n_head;
+    if (m.n_head % m.n_head_kv != 0) {
+      fail("key '" + key("attention.head_count_kv") + "' is " + std::to_string(m.n_head_kv) +
+           ", which does not divide the " + std::to_string(m.n_head) + " query heads");
+    }
+    if (file_.has(key("attention.key_length"))) {
+      m.head_dim = bounded(key("attention.key_length"), 1, inner / static_cast<uint32_t>(m.n_head));
+      if (file_.has(key("attention.value_length"))) {
+        const uint32_t size = static_cast<uint32_t>(m.head_dim);
+        bounded(key("attention.value_length"), size, size);
+      }
+    } else {
+      m.head_dim = m.n_embd / m.n_head;
+      if (m.head_dim * m.n_head != m.n_embd) {
+        fail("key '" + key("attention.head_count") + "' is " + std::to_string(m.n_head) +
+             ", which does not divide the hidden size " + std::to_string(m.n_embd));
+      }
+    }
+    m.norm_epsilon = positive(
+        key(llama ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon"));
+
+    const GgufTensor* embedding = nullptr;
+    for (const char* suffix : {"", ".q4", ".q8"}) {
+      if (embedding == nullptr) embedding = file_.find_tensor(kEmbedding + std::string(suffix));
+    }
+    if (embedding == nullptr) fail("tensor '" + std::string(kEmbedding) + "' is missing");
+    if (embedding->ne[1] > kMaxVocabulary) {
+      fail("tensor '" + std::string(kEmbedding) + "' has " + std::to_string(embedding->ne[1]) +
+           " rows, more than the limit of " + std::to_string(kMaxVocabulary));
+    }
+    m.n_vocab = static_cast<int>(embedding->ne[1]);
+  }
+
+  // Frequencies and scale of RoPE, for the variants of transformers' modeling_rope_utils.
+  void read_rotation() {
+    Model& m = model_;
+    if (m.architecture != Architecture::kLlama) return;
+    if (m.head_dim % 2 != 0) {
+      fail("the head size is " + std::to_string(m.head_dim) + ", but rotation needs an even one");
+    }
+    const uint32_t size = static_cast<uint32_t>(m.head_dim);
+    if (file_.has(key("rope.dimension_count"))) bounded(key("rope.dimension_count"), size, size);
+    const int pairs = m.head_dim / 2;
+    const float base = file_.has(key("rope.freq_base")) ? positive(key("rope.freq_base")) : 1e4f;
+    m.rope_frequencies.resize(static_cast<size_t>(pairs));
+    for (int i = 0; i < pairs; i++) {
+      // Rounded where PyTorch rounds.
+      const float exponent = static_cast<float>(2 * i) / static_cast<float>(m.head_dim);
+      m.rope_frequencies[static_cast<size_t>(i)] =
+          1.0f / static_cast<float>(std::pow(static_cast<double>(base), exponent));
+    }
+    const std::string type = file_.has(key("rope.scaling.type"))
+                                 ? std::string(file_.string(key("rope.scaling.type")))
+                                 : "none";
+    if (type == "linear") {
+      const float factor = positive(key("rope.scaling.factor"));
+      for (float& frequency : m.rope_frequencies) frequency /= factor;
+    } else if (type == "yarn") {
+      scale_yarn(base);
+    } else if (type != "none") {
+      fail("key '" + key("rope.scaling.type") + "' is '" + type.substr(0, 64) +
+           "', expected 'none', 'linear' or 'yarn'");
+    }
+    if (file_.find_tensor("rope_freqs.weight") != nullptr) {  // llama3
+      const std::vector<float> factors =
+          floats("rope_freqs.weight", static_cast<uint64_t>(pairs));
+      for (size_t i = 0; i < factors.size(); i++) m.rope_frequencies[i] /= factors[i];
+    }
+  }
+
+  // YaRN (Peng et al. 2023): high frequencies stay, low ones are interpolated, with a ramp between
+  // the dimensions that turn 32 times and once within the original context.
+  void scale_yarn(float base) {
+    Model& m = model_;
+    const double factor = positive(key("rope.scaling.factor"));
+    const double original = bounded(key("rope.scaling.original_context_length"), 1, kMaxContext);
+    const double size = m.head_dim;
+    const auto dimension = [&](double turns) {
+      return size * std::log(original / (turns * 2 * M_PI)) / (2 * std::log(double{base}));
+    };
+    const double low = std::max(std::floor(dimension(32)), 0.0);
+    double high = std::min(std::ceil(dimension(1)), size - 1);
+    if (low == high) high += 0.001;
+    for (size_t i = 0; i < m.rope_frequencies.size(); i++) {
+      const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+      m.rope_frequencies[i] *= static_cast<float>((1 - ramp) + ramp / factor);
+    }
+    m.rope_scale = static_cast<float>(factor > 1 ? 0.1 * std::log(factor) + 1 : 1.0);
+  }
+
+  std::vector<float> steps(const std::string& name, int count, int first_used) const {
+    std::vector<float> values = file_.f32_array(name);
+    if (values.size() != static_cast<size_t>(count)) {
+      fail("key '" + name + "' has " + std::to_string(values.size()) + " elements, expected " +
+           std::to_string(count));
+    }
+    for (size_t i = static_cast<size_t>(first_used); i < values.size(); i++) {
+      if (!is_step(values[i])) {
+        fail("key '" + name + "' element " + std::to_string(i) + " is " +
+             std::to_string(values[i]) + ", which is not an fp16 number of at least 2^-14");
+      }
+    }
+    return values;
+  }
+
+  // `follows_previous`: the site's widths are the previous layer's, so that layer 0 is always wide.
+  Site read_site(const char* name, bool follows_previous) {
+    const std::string prefix = std::string("squat.") + name + ".";
+    const std::string_view bits = file_.string(prefix + "bits");
+    const bool head = std::strcmp(name, "head_in") == 0;
+    Site site;
+    if (bits == "8") {
+      site.bits = Site::Bits::k8;
+    } else if (bits == "4") {
+      site.bits = Site::Bits::k4;
+    } else if (bits == "4:8" && !head) {
+      site.bits = Site::Bits::kByToken;
+    } else {
+      fail("key '" + prefix + "bits' is '" + std::string(bits.substr(0, 64)) + "', expected " +
+           (head ? "'4' or '8'" : "'4', '8' or '4:8'"));
+    }
+    const int count = head ? 1 : model_.n_layer;
+    if (site.bits != Site::Bits::k4) site.step8 = steps(prefix + "step8", count, 0);
+    if (site.bits != Site::Bits::k8) {
+      const bool first_is_wide = site.by_token() && follows_previous;
+      site.step4 = steps(prefix + "step4", count, first_is_wide ? 1 : 0);
+    }
+    adaptive_ = adaptive_ || site.by_token();
+    return site;
+  }
+
+  void read_sites() {
+    Sites& s = model_.sites;
+    s.attn_in = read_site("attn_in", true);
+    s.q = read_site("q", true);
+    s.k = read_site("k", true);
+    s.v = read_site("v", false);
+    s.attn_out = read_site("attn_out", false);
+    s.mlp_in = read_site("mlp_in", false);
+    s.mlp_mid = read_site("mlp_mid", false);
+    s.head_in = read_site("head_in", false);
+    if (const std::string_view bits = file_.string("squat.probs.bits"); bits != "8") {
+      fail("key 'squat.probs.bits' is '" + std::string(bits.substr(0, 64)) + "', expected '8'");
+    }
+    s.probs_step = steps("squat.probs.step8", model_.n_layer, 0);
+
+    if (!adaptive_) return;
+    const std::string_view importance = file_.string("squat.importance");
+    model_.relative_importance = importance == "relative_first_token";
+    if (!model_.relative_importance && importance != "first_token") {
+      fail("key 'squat.importance' is '" + std::string(importance.substr(0, 64)) +
+           "', expected 'first_token' or 'relative_first_token'");
+    }
+    model_.thresholds = file_.f32_array("squat.threshold");
+    if (model_.thresholds.size() != static_cast<size_t>(model_.n_layer)) {
+      fail("key 'squat.threshold' has " + std::to_string(model_.thresholds.size()) +
+           " elements, expected " + std::to_string(model_.n_layer));
+    }
+    for (size_t i = 0; i < model_.thresholds.size(); i++) {
+      if (std::isnan(model_.thresholds[i])) {
+        fail("key 'squat.threshold' element " + std::to_string(i) + " is not a number");
+      }
+    }
+  }
+
+  std::vector<float> floats(const std::string& name, uint64_t count) const {
+    const GgufTensor* tensor = file_.find_tensor(name);
+    if (tensor == nullptr) fail("tensor '" + name + "' is missing");
+    if (tensor->type != TensorType::kF32 || tensor->rank != 1 || tensor->ne[0] != count) {
+      fail("tensor '" + name + "' has type " + tensor_type_name(tensor->type) + ", rank " +
+           std::to_string(tensor->rank) + " and " + std::to_string(tensor->ne[0]) +
+           " elements a row, expected F32, rank 1 and " + std::to_string(count));
+    }
+    std::vector<float> values(count);
+    std::memcpy(values.data(), tensor->data, tensor->size);
+    return values;
+  }
+
+  Norm read_norm(const std::string& name) const {
+    Norm norm;
+    norm.weight = floats(name + ".weight", static_cast<uint64_t>(model_.n_embd));
+    if (model_.architecture == Architecture::kGpt2) {
+      norm.bias = floats(name + ".bias", static_cast<uint64_t>(model_.n_embd));
+    }
+    return norm;
+  }
+
+  void read_weights(const std::string& name, int rows, int inner, Weights* weights) {
+    pending_.push_back({CodeTensor(file_, name + ".weight", static_cast<uint64_t>(rows),
+                                   static_cast<uint64_t>(inner)),
+                        weights});
+    weights->bits = pending_.back().tensor.bits();
+    weights->step = pending_.back().tensor.step();
+    if (file_.find_tensor(name + ".bias") != nullptr) {
+      weights->bias = floats(name + ".bias", static_cast<uint64_t>(rows));
+    }
+  }
+
+  void read_tensors() {
+    Model& m = model_;
+    const uint64_t n_embd = static_cast<uint64_t>(m.n_embd);
+    m.embedding.emplace(file_, kEmbedding, static_cast<uint64_t>(m.n_vocab), n_embd);
+    m.layers.resize(static_cast<size_t>(m.n_layer));
+    const bool llama = m.architecture == Architecture::kLlama;
+    for (int l = 0; l < m.n_layer; l++) {
+      Layer& layer = m.layers[static_cast<size_t>(l)];
+      const std::string block = "blk." + std::to_string(l) + ".";
+      layer.attn_norm = read_norm(block + "attn_norm");
+      layer.mlp_norm = read_norm(block + "ffn_norm");
+      if (llama) {
+        layer.qkv.resize(3);
+        read_weights(block + "attn_q", m.n_embd_q(), m.n_embd, &layer.qkv[0]);
+        read_weights(block + "attn_k", m.n_embd_kv(), m.n_embd, &layer.qkv[1]);
+        read_weights(block + "attn_v", m.n_embd_kv(), m.n_embd, &layer.qkv[2]);
+        layer.mlp_in.resize(2);
+        read_weights(block + "ffn_gate", m.n_ff, m.n_embd, &layer.mlp_in[0]);
+        read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[1]);
+      } else {
+        layer.qkv.resize(1);
+        read_weights(block + "attn_qkv", m.n_embd_qkv(), m.n_embd,
+                     &layer.qkv[0]);
+        layer.mlp_in.resize(1);
+        read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[0]);
+      }
+      read_weights(block + "attn_output", m.n_embd, m.n_embd_q(), &layer.attn_out);
+      read_weights(block + "ffn_down", m.n_embd, m.n_ff, &layer.mlp_mid);
+    }
+    m.out_norm = read_norm("output_norm");
+    const bool tied = file_.find_tensor("output.weight") == nullptr &&
+                      file_.find_tensor("output.weight.step") == nullptr;
+    if (tied) {
+      pending_.push_back({*m.embedding, &m.head});
+      m.head.bits = m.embedding->bits();
+      m.head.step = m.embedding->step();
+    } else {
+      read_weights("output", m.n_vocab, m.n_embd, &m.head);
+      m.embedding->check_scales();
+      release(*m.embedding);
+    }
+    if (!llama) read_positions();
+  }
+
+  void read_positions() {
+    Model& m = model_;
+    const std::string name = "position_embd.weight";
+    const uint64_t n_embd = static_cast<uint64_t>(m.n_embd);
+    const uint64_t rows = static_cast<uint64_t>(m.n_context);
+    const GgufTensor* tensor = file_.find_tensor(name);
+    if (tensor != nullptr && tensor->type == TensorType::kF32) {
+      if (tensor->rank != 2 || tensor->ne[0] != n_embd || tensor->ne[1] != rows) {
+        fail("tensor '" + name + "' has shape " + std::to_string(tensor->ne[0]) + " x " +
+             std::to_string(tensor->ne[1]) + ", but the metadata ask for " +
+             std::to_string(n_embd) + " x " + std::to_string(rows));
+      }
+      m.positions.floats = tensor->data;
+      return;
+    }
+    m.positions.codes.emplace(file_, name, rows, n_embd);
+    m.positions.codes->check_scales();
+    release(*m.positions.codes);
+  }
+
+  void release(const CodeTensor& tensor) const {
+    if (mapping_ != nullptr) mapping_->release(tensor.data(), tensor.size());
+  }
+
+  // Lays all matrices out in one piece of memory and fills it, each thread its own panels. A tensor's
+  // pages are given back once it is packed, so that the file and its packed form are never both in
+  // memory.
+  void pack() {
+    const auto lay_out = [this](Arena arena) {
+      for (Pending& p : pending_) {
+        const size_t bytes =
+            kernels::packed_bytes(choice_, p.tensor.bits(), p.tensor.rows(), p.tensor.inner());
+        uint8_t* data = arena.take<uint8_t>(bytes);
+        p.weights->matrix = kernels::packed_matrix(choice_, p.tensor.bits(), p.tensor.rows(),
+                                                   p.tensor.inner(), data);
+      }
+      return arena.used();
+    };
+    model_.weight_bytes = lay_out(Arena());
+    model_.weight_memory = Memory(model_.weight_bytes);
+    lay_out(Arena(model_.weight_memory));
+
+    // Room for every thread's row of codes, so that the threads need not allocate.
+    std::vector<int8_t> rows(static_cast<size_t>(threads_.size()) * kernels::kMaxInner);
+    for (const Pending& p : pending_) {
+      const kernels::PackedMatrix& matrix = p.weights->matrix;
+      const int panel = matrix.layout->n;
+      std::atomic<int64_t> bad{-1};  // a row and block with another scale
+      threads_.parallel_for((matrix.rows + panel - 1) / panel, [&](int begin, int end, int thread) {
+        int8_t* codes = rows.data() + static_cast<size_t>(thread) * kernels::kMaxInner;
+        const int last = std::min(end * panel, matrix.rows);
+        for (int row = begin * panel; row < last; row++) {
+          const int block = p.tensor.unpack(row, codes);
+          if (block >= 0) {
+            bad.store(static_cast<int64_t>(row) << 32 | block);
+            return;
+          }
+          kernels::pack_row(matrix, row, codes);
+        }
+      });
+      if (bad.load() >= 0) {
+        p.tensor.refuse(static_cast<int>(bad.load() >> 32),
+                        static_cast<int>(bad.load() & 0xffffffff));
+      }
+      release(p.tensor);
+    }
+  }
+
+  static constexpr const char* kEmbedding = "token_embd.weight";
+
+  const Gguf& file_;
+  const MappedFile* mapping_;
+  const kernels::Choice& choice_;
+  ThreadPool& threads_;
+  std::string architecture_;
+  bool adaptive_ = false;
+  std::vector<Pending> pending_;
+  Model model_ = {};
+};
+
+}  // namespace
+
+Model load_model(const Gguf& file, const MappedFile* mapping, const kernels::Choice& choice,
+                 ThreadPool& threads) {
+  return Loader(file, mapping, choice, threads).load();
+}
+
+}  // namespace squat

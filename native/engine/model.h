@@ -1,0 +1,92 @@
+// A model as the engine computes with it: what the metadata say, checked against the tensors, and
+// the weights packed for the kernels of this CPU. It knows nothing of sessions.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "code_tensor.h"
+#include "gguf.h"
+#include "kernels.h"
+#include "mapped_file.h"
+#include "memory.h"
+#include "thread_pool.h"
+
+namespace squat {
+
+enum class Architecture { kLlama, kGpt2 };
+
+// A tensor of activations that is quantized (docs/format.md, "Sites and token widths").
+struct Site {
+  enum class Bits { k4, k8, kByToken } bits = Bits::k8;
+  std::vector<float> step8, step4;  // by layer; 0 where a width is never used
+
+  bool by_token() const { return bits == Bits::kByToken; }
+};
+
+struct Sites {
+  Site attn_in, q, k, v, attn_out, mlp_in, mlp_mid, head_in;
+  std::vector<float> probs_step;  // by layer
+};
+
+// A quantized matrix with its bias.
+struct Weights {
+  kernels::PackedMatrix matrix;
+  int bits = 0;
+  float step = 0;
+  std::vector<float> bias;  // empty: none
+};
+
+struct Norm {
+  std::vector<float> weight;
+  std::vector<float> bias;  // empty: RMSNorm, which has none
+};
+
+struct Layer {
+  Norm attn_norm, mlp_norm;
+  std::vector<Weights> qkv;      // llama: q, k, v; gpt2: one matrix with the rows of all three
+  Weights attn_out;
+  std::vector<Weights> mlp_in;   // llama: gate, up; gpt2: up
+  Weights mlp_mid;
+};
+
+// The position embedding of gpt2: quantized, or float32 as it stands in the file.
+struct Positions {
+  std::optional<CodeTensor> codes;
+  const uint8_t* floats = nullptr;
+};
+
+struct Model {
+  Architecture architecture;
+  int n_vocab, n_layer, n_embd, n_ff, n_context;
+  int n_head, n_head_kv, head_dim;
+  float norm_epsilon;
+  std::vector<float> rope_frequencies;  // radians per position, by pair; empty: no rotation
+  float rope_scale = 1;                 // factor of rotated vectors (YaRN)
+
+  bool relative_importance = false;
+  std::vector<float> thresholds;  // by layer; empty: no site is 4:8
+  Sites sites;
+
+  std::optional<CodeTensor> embedding;
+  Positions positions;
+  std::vector<Layer> layers;
+  Norm out_norm;
+  Weights head;
+  size_t weight_bytes = 0;
+  Memory weight_memory;
+
+  int group() const { return n_head / n_head_kv; }  // query heads of a key head
+  int n_embd_q() const { return n_head * head_dim; }
+  int n_embd_kv() const { return n_head_kv * head_dim; }
+  int n_embd_qkv() const { return n_embd_q() + 2 * n_embd_kv(); }
+};
+
+// `mapping` may be null (a file that lies in memory). Throws Error.
+Model load_model(const Gguf& file, const MappedFile* mapping, const kernels::Choice& choice,
+                 ThreadPool& threads);
+
+}  // namespace squat

@@ -1,0 +1,591 @@
+#include "session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "error.h"
+
+namespace squat {
+
+namespace {
+
+constexpr int kChunk = 128;
+// Query tokens whose attention is computed together: enough to feed the kernels, few enough that
+// little is computed for keys that a query must not see.
+constexpr int kQueryBlock = 16;
+// Products smaller than this many multiply-adds are not worth waking another thread.
+constexpr int64_t kParallelWork = 1 << 16;
+
+// Attention probabilities of a chunk take heads * chunk * context bytes: fewer tokens at a time for
+// a very long context.
+int chunk_size(const Model& model, int context) {
+  constexpr int64_t kMostBytes = int64_t{1} << 28;
+  const int64_t fits = kMostBytes / (int64_t{model.n_head} * context);
+  return static_cast<int>(std::clamp<int64_t>(fits, 1, std::min(kChunk, context)));
+}
+
+int keys_padded(int keys) { return (keys + 63) / 64 * 64; }
+
+float step(const std::vector<float>& steps, int layer) {
+  return steps.empty() ? 0.0f : steps[static_cast<size_t>(layer)];
+}
+
+bool is_wide(const uint8_t* widths, int token) { return widths == nullptr || widths[token] == 8; }
+
+}  // namespace
+
+Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& threads,
+                 int context)
+    : model_(model),
+      choice_(choice),
+      threads_(threads),
+      ops_(float_ops(choice.isa->features)),
+      context_(context),
+      chunk_(chunk_size(model, context)),
+      score_rows_(std::clamp((1 << 19) / model.n_vocab, 1, 32)),
+      wide_counts_(static_cast<size_t>(model.n_layer)),
+      orders_(model.thresholds.size()),
+      pools_(static_cast<size_t>(model.n_layer) * static_cast<size_t>(model.n_head_kv)),
+      scratch_(static_cast<size_t>(threads.size())) {
+  memory_ = Memory(lay_out(Arena()));
+  lay_out(Arena(memory_));
+  std::memset(all_narrow_, 4, static_cast<size_t>(chunk_));
+}
+
+size_t Session::lay_out(Arena arena) {
+  const Model& m = model_;
+  const size_t chunk = static_cast<size_t>(chunk_);
+  const size_t context = static_cast<size_t>(context_);
+  const size_t keys = static_cast<size_t>(keys_padded(context_));
+  const size_t head_dim = static_cast<size_t>(m.head_dim);
+  const int widest = std::max({m.n_embd, m.n_ff, m.n_embd_q()});
+
+  residual_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
+  delta_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
+  codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(widest));
+  qkv_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_qkv()));
+  attention_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_q()));
+  mlp_ = arena.take<float>(chunk * 2 * static_cast<size_t>(m.n_ff));
+  cosine_ = arena.take<float>(chunk * m.rope_frequencies.size());
+  sine_ = arena.take<float>(chunk * m.rope_frequencies.size());
+  probs_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head) * keys);
+  first_probs_ = arena.take<float>(chunk * static_cast<size_t>(m.n_head));
+  all_narrow_ = arena.take<uint8_t>(chunk);
+  for (uint8_t*& widths : token_widths_) widths = arena.take<uint8_t>(chunk);
+  prepared_ = arena.take<uint8_t>(kernels::prepared_bytes(choice_, chunk_, widest));
+  score_logits_ =
+      arena.take<float>(static_cast<size_t>(score_rows_) * static_cast<size_t>(m.n_vocab));
+  score_terms_ = arena.take<double>(static_cast<size_t>(score_rows_));
+
+  const int query_rows = kQueryBlock * m.group();
+  const size_t rows = static_cast<size_t>(query_rows);
+  for (Scratch& s : scratch_) {
+    s.row = arena.take<float>(static_cast<size_t>(widest));
+    s.query_codes = arena.take<int8_t>(rows * head_dim);
+    s.token_codes = arena.take<int8_t>(head_dim);
+    s.query_widths = arena.take<uint8_t>(rows);
+    for (int32_t*& sums : s.sums) sums = arena.take<int32_t>(rows * std::max(keys, head_dim));
+    s.scores = arena.take<float>(keys);
+    for (uint8_t*& probs : s.probs) probs = arena.take<uint8_t>(rows * keys);
+    s.prepared = arena.take<uint8_t>(
+        kernels::prepared_bytes(choice_, query_rows, std::max(m.head_dim, context_)));
+  }
+
+  for (TokenOrder& order : orders_) order = {arena.take<int32_t>(context), 0};
+  const auto key_pool = [&](int bits, bool used) {
+    uint8_t* data = arena.take<uint8_t>(
+        used ? kernels::KeyPool::bytes(choice_, bits, m.head_dim, context_) : 0);
+    return kernels::KeyPool::empty(choice_, bits, m.head_dim, data);
+  };
+  const auto value_pool = [&](int bits, bool used) {
+    uint8_t* data = arena.take<uint8_t>(
+        used ? kernels::ValuePool::bytes(choice_, bits, m.head_dim, context_) : 0);
+    return kernels::ValuePool::empty(choice_, bits, m.head_dim, data);
+  };
+  const Site &k = m.sites.k, &v = m.sites.v;
+  for (size_t i = 0; i < pools_.size(); i++) {
+    const bool first_layer = i < static_cast<size_t>(m.n_head_kv);
+    pools_[i].key8 = key_pool(8, k.bits != Site::Bits::k4);
+    pools_[i].key4 = key_pool(4, k.bits == Site::Bits::k4 || (k.by_token() && !first_layer));
+    pools_[i].value8 = value_pool(8, v.bits != Site::Bits::k4);
+    pools_[i].value4 = value_pool(4, v.bits != Site::Bits::k8);
+  }
+  return arena.used();
+}
+
+// ---------------------------------------------------------------------------------------------
+// What the engine calls
+
+void Session::check_tokens(const int32_t* tokens, size_t n, int length) const {
+  if (n > static_cast<size_t>(context_ - length)) {
+    throw Error(SQUAT_ERROR_CONTEXT,
+                "tokens: " + std::to_string(n) + " after the " + std::to_string(length) +
+                    " in the session exceed the context of " + std::to_string(context_) +
+                    "; shorten the text, or load with a larger context if the model allows it");
+  }
+  for (size_t i = 0; i < n; i++) {
+    if (tokens[i] < 0 || tokens[i] >= model_.n_vocab) {
+      throw Error(SQUAT_ERROR_ARGUMENT, "tokens: element " + std::to_string(i) + " is " +
+                                            std::to_string(tokens[i]) + ", must be from 0 to " +
+                                            std::to_string(model_.n_vocab - 1));
+    }
+  }
+}
+
+void Session::eval(const int32_t* tokens, size_t n, size_t wanted, float* logits) {
+  check_tokens(tokens, n, length_);
+  const size_t first_wanted = n - wanted;
+  for (size_t begin = 0; begin < n;) {
+    const size_t end = std::min(n, begin + static_cast<size_t>(chunk_));
+    const int count = static_cast<int>(end - begin);
+    const int first = static_cast<int>(std::clamp(first_wanted, begin, end) - begin);
+    forward(tokens + begin, count, first);
+    head(first, count - first, logits);
+    logits += static_cast<size_t>(count - first) * static_cast<size_t>(model_.n_vocab);
+    begin = end;
+  }
+}
+
+double Session::score(const int32_t* tokens, size_t n) {
+  check_tokens(tokens, n, 0);
+  rewind(0);
+  double sum = 0;
+  for (size_t begin = 0; begin < n;) {
+    const size_t end = std::min(n, begin + static_cast<size_t>(chunk_));
+    forward(tokens + begin, static_cast<int>(end - begin), 0);
+    // The last token's logits predict nothing that was asked for.
+    const int predicting = static_cast<int>(std::min(end, n - 1) - begin);
+    for (int first = 0; first < predicting; first += score_rows_) {
+      const int rows = std::min(score_rows_, predicting - first);
+      head(first, rows, score_logits_);
+      threads_.parallel_for(rows, [&](int from, int to, int) {
+        for (int i = from; i < to; i++) {
+          const float* logits =
+              score_logits_ + static_cast<size_t>(i) * static_cast<size_t>(model_.n_vocab);
+          const int32_t next = tokens[begin + static_cast<size_t>(first + i) + 1];
+          score_terms_[i] = logits[next] - ops_.log_sum_exp(logits, model_.n_vocab);
+        }
+      });
+      for (int i = 0; i < rows; i++) sum += score_terms_[i];
+    }
+    begin = end;
+  }
+  return sum;
+}
+
+void Session::rewind(size_t length) {
+  if (length > static_cast<size_t>(length_)) {
+    throw Error(SQUAT_ERROR_ARGUMENT, "length: " + std::to_string(length) + " is more than the " +
+                                          std::to_string(length_) + " tokens in the session");
+  }
+  length_ = static_cast<int>(length);
+  for (TokenOrder& order : orders_) {
+    const int32_t* begin = order.positions;
+    order.wide = static_cast<int>(std::lower_bound(begin, begin + order.wide, length_) - begin);
+  }
+  // How many of the tokens that are left have 8 bits, by the decision of a layer.
+  const auto wide = [&](const Site& site, int layer) {
+    if (!site.by_token()) return site.bits == Site::Bits::k8 ? length_ : 0;
+    return layer < 0 ? length_ : orders_[static_cast<size_t>(layer)].wide;
+  };
+  for (size_t i = 0; i < pools_.size(); i++) {
+    const int layer = static_cast<int>(i) / model_.n_head_kv;
+    const int wide_keys = wide(model_.sites.k, layer - 1);
+    const int wide_values = wide(model_.sites.v, layer);
+    pools_[i].key8.truncate(wide_keys);
+    pools_[i].key4.truncate(length_ - wide_keys);
+    pools_[i].value8.truncate(wide_values);
+    pools_[i].value4.truncate(length_ - wide_values);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Steps that all parts of the network share
+
+const float* Session::normalize(const Norm& norm, const float* x, float* out) const {
+  if (norm.bias.empty()) {
+    ops_.rms_norm(x, norm.weight.data(), model_.norm_epsilon, model_.n_embd, out);
+  } else {
+    ops_.layer_norm(x, norm.weight.data(), norm.bias.data(), model_.norm_epsilon, model_.n_embd,
+                    out);
+  }
+  return out;
+}
+
+template <class Row>
+Session::Input Session::quantize_rows(const Site& site, int layer, const uint8_t* by_token,
+                                      int first, int count, int size, Row&& row) {
+  const uint8_t* widths = site_widths(site, by_token);
+  Input input;
+  input.codes = codes_ + static_cast<size_t>(first) * static_cast<size_t>(size);
+  input.widths = widths == nullptr ? nullptr : widths + first;
+  input.rows = count;
+  input.inner = size;
+  input.step8 = step(site.step8, layer);
+  input.step4 = step(site.step4, layer);
+  threads_.parallel_for(count, [&](int begin, int end, int thread) {
+    for (int i = first + begin; i < first + end; i++) {
+      const float* values = row(i, scratch_[static_cast<size_t>(thread)].row);
+      const bool wide = is_wide(widths, i);
+      kernels::quantize(choice_, values, size, wide ? input.step8 : input.step4, wide ? 8 : 4,
+                        codes_ + static_cast<size_t>(i) * static_cast<size_t>(size));
+    }
+  });
+  return input;
+}
+
+void Session::multiply(const Input& input, const Weights* weights, size_t matrices, float* out,
+                       size_t stride) {
+  kernels::ActivationRows rows;
+  rows.codes = input.codes;
+  rows.stride = static_cast<size_t>(input.inner);
+  rows.rows = input.rows;
+  rows.inner = input.inner;
+  rows.bits = input.widths;
+  rows.step8 = input.step8;
+  rows.step4 = input.step4;
+  for (const int bits : {8, 4}) {
+    kernels::Product products[3];
+    int count = 0;
+    int64_t columns = 0;
+    float* to = out;
+    for (size_t i = 0; i < matrices; i++) {
+      const Weights& w = weights[i];
+      if (w.bits == bits) {
+        const float* bias = w.bias.empty() ? nullptr : w.bias.data();
+        products[count++] = {&w.matrix, kernels::Output::scaled(to, stride, w.step, bias)};
+        columns += w.matrix.rows;
+      }
+      to += w.matrix.rows;
+    }
+    if (count == 0) continue;
+    ThreadPool* threads = columns * input.rows * input.inner < kParallelWork ? nullptr : &threads_;
+    kernels::matmul(kernels::prepare(choice_, bits, rows, prepared_, threads), products, count,
+                    threads);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The network
+
+void Session::forward(const int32_t* tokens, int count, int wanted) {
+  const Model& m = model_;
+  Chunk chunk = {length_, count, wanted, nullptr, nullptr};
+  const size_t n_embd = static_cast<size_t>(m.n_embd), n_ff = static_cast<size_t>(m.n_ff);
+  const bool gated = m.architecture == Architecture::kLlama;
+  const size_t mlp_stride = gated ? 2 * n_ff : n_ff;
+  bool first = true;  // nothing is waiting to be added to the residual
+  // The residual's row i, after what the last product adds to it, normalized.
+  const auto next_input = [&](const Norm& norm) {
+    return [&, pending = !first](int i, float* buffer) {
+      float* row = residual_ + static_cast<size_t>(i) * n_embd;
+      if (pending) ops_.add(delta_ + static_cast<size_t>(i) * n_embd, m.n_embd, row);
+      return normalize(norm, row, buffer);
+    };
+  };
+
+  embed(tokens, chunk);
+  for (int l = 0; l < m.n_layer; l++) {
+    const Layer& layer = m.layers[static_cast<size_t>(l)];
+    chunk.current = token_widths_[l % 2];
+    const Input attn_in = quantize_rows(m.sites.attn_in, l, chunk.previous, 0, count, m.n_embd,
+                                        next_input(layer.attn_norm));
+    multiply(attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,
+             static_cast<size_t>(m.n_embd_qkv()));
+    first = false;
+    // After the last attention, only the tokens whose logits are wanted go on.
+    const int from = l + 1 < m.n_layer ? 0 : wanted;
+    chunk.wanted = from;
+    attend(chunk, l);
+    const int rows = count - from;
+
+    const size_t n_q = static_cast<size_t>(m.n_embd_q());
+    const Input attn_out = quantize_rows(
+        m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
+        [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
+    float* delta = delta_ + static_cast<size_t>(from) * n_embd;
+    multiply(attn_out, &layer.attn_out, 1, delta, n_embd);
+
+    const Input mlp_in = quantize_rows(m.sites.mlp_in, l, chunk.current, from, rows, m.n_embd,
+                                       next_input(layer.mlp_norm));
+    multiply(mlp_in, layer.mlp_in.data(), layer.mlp_in.size(),
+             mlp_ + static_cast<size_t>(from) * mlp_stride, mlp_stride);
+
+    const auto activate = [&](int i, float*) {
+      float* row = mlp_ + static_cast<size_t>(i) * mlp_stride;
+      if (gated) {
+        ops_.silu_multiply(row, row + n_ff, m.n_ff, row);
+      } else {
+        ops_.gelu(row, m.n_ff);
+      }
+      return row;
+    };
+    const Input mlp_mid =
+        quantize_rows(m.sites.mlp_mid, l, chunk.current, from, rows, m.n_ff, activate);
+    multiply(mlp_mid, &layer.mlp_mid, 1, delta, n_embd);
+    chunk.previous = chunk.current;
+  }
+  threads_.parallel_for(count - wanted, [&](int begin, int end, int) {
+    for (int i = wanted + begin; i < wanted + end; i++) {
+      const size_t row = static_cast<size_t>(i) * n_embd;
+      ops_.add(delta_ + row, m.n_embd, residual_ + row);
+    }
+  });
+  length_ += count;
+  token_count_ += static_cast<uint64_t>(count);
+}
+
+void Session::embed(const int32_t* tokens, const Chunk& chunk) {
+  const Model& m = model_;
+  const size_t n_embd = static_cast<size_t>(m.n_embd), pairs = m.rope_frequencies.size();
+  const auto dequantize = [&](const CodeTensor& table, int row, int8_t* codes, float* out) {
+    table.unpack(row, codes);  // the scales were compared when the model was loaded
+    for (size_t k = 0; k < n_embd; k++) out[k] = static_cast<float>(codes[k]) * table.step();
+  };
+  threads_.parallel_for(chunk.count, [&](int begin, int end, int thread) {
+    for (int i = begin; i < end; i++) {
+      const size_t row = static_cast<size_t>(i);
+      int8_t* codes = codes_ + row * n_embd;
+      float* x = residual_ + row * n_embd;
+      dequantize(*m.embedding, tokens[i], codes, x);
+      const int position = chunk.position + i;
+      float* learned = scratch_[static_cast<size_t>(thread)].row;
+      if (m.positions.codes) {
+        dequantize(*m.positions.codes, position, codes, learned);
+        ops_.add(learned, m.n_embd, x);
+      } else if (m.positions.floats != nullptr) {
+        const size_t bytes = n_embd * sizeof(float);
+        std::memcpy(learned, m.positions.floats + static_cast<size_t>(position) * bytes, bytes);
+        ops_.add(learned, m.n_embd, x);
+      }
+      for (size_t p = 0; p < pairs; p++) {
+        const double angle = static_cast<float>(position) * m.rope_frequencies[p];
+        cosine_[row * pairs + p] = static_cast<float>(std::cos(angle)) * m.rope_scale;
+        sine_[row * pairs + p] = static_cast<float>(std::sin(angle)) * m.rope_scale;
+      }
+    }
+  });
+}
+
+void Session::head(int first, int count, float* logits) {
+  if (count == 0) return;
+  const size_t n_embd = static_cast<size_t>(model_.n_embd);
+  const Input input = quantize_rows(
+      model_.sites.head_in, 0, nullptr, first, count, model_.n_embd, [&](int i, float* buffer) {
+        return normalize(model_.out_norm, residual_ + static_cast<size_t>(i) * n_embd, buffer);
+      });
+  multiply(input, &model_.head, 1, logits, static_cast<size_t>(model_.n_vocab));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Attention
+
+template <class Body>
+void Session::for_heads(const Chunk& chunk, Body&& body) {
+  const auto run = [&](int begin, int end, int thread) {
+    for (int h = begin; h < end; h++) body(h, scratch_[static_cast<size_t>(thread)]);
+  };
+  const int64_t work = int64_t{chunk.count} * chunk.keys() * model_.n_embd_q();
+  if (work < kParallelWork) {
+    run(0, model_.n_head_kv, 0);
+  } else {
+    threads_.parallel_for(model_.n_head_kv, run);
+  }
+}
+
+// Probabilities for all heads first, since a token's importance, and with it the width of its value,
+// is an average over heads.
+void Session::attend(const Chunk& chunk, int layer) {
+  for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
+  decide_widths(chunk, layer);
+  for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
+}
+
+uint8_t* Session::probs_row(const Chunk& chunk, int token, int query_head) const {
+  const int group = model_.group();
+  const int row = (query_head / group * chunk.count + token) * group + query_head % group;
+  return probs_ + static_cast<size_t>(row) * static_cast<size_t>(keys_padded(chunk.keys()));
+}
+
+// Appends a head's keys, and turns its queries into quantized probabilities.
+void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scratch) {
+  const Model& m = model_;
+  const int group = m.group(), pairs = m.head_dim / 2;
+  const size_t head_dim = static_cast<size_t>(m.head_dim);
+  HeadPools& pools = pools_[static_cast<size_t>(layer * m.n_head_kv + head)];
+  const uint8_t* key_widths = site_widths(m.sites.k, chunk.previous);
+  const uint8_t* query_widths = site_widths(m.sites.q, chunk.previous);
+  const bool rotated = !m.rope_frequencies.empty();
+
+  const auto vector_of = [&](int token, int vector) {
+    return qkv_ + static_cast<size_t>(token) * static_cast<size_t>(m.n_embd_qkv()) +
+           static_cast<size_t>(vector) * head_dim;
+  };
+  const auto quantize = [&](const Site& site, bool wide, int token, float* x, int8_t* codes) {
+    if (rotated) {
+      const size_t row = static_cast<size_t>(token) * static_cast<size_t>(pairs);
+      ops_.rotate(cosine_ + row, sine_ + row, pairs, x);
+    }
+    kernels::quantize(choice_, x, m.head_dim, step(wide ? site.step8 : site.step4, layer),
+                      wide ? 8 : 4, codes);
+  };
+
+  for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
+    const int end = std::min(begin + kQueryBlock, chunk.count);
+    for (int i = begin; i < end; i++) {
+      const bool wide = is_wide(key_widths, i);
+      quantize(m.sites.k, wide, i, vector_of(i, m.n_head + head), scratch.token_codes);
+      (wide ? pools.key8 : pools.key4).append(scratch.token_codes);
+    }
+    if (end <= chunk.wanted && orders_.empty()) continue;  // nobody asks what these attend to
+
+    int rows = 0;
+    for (int i = begin; i < end; i++) {
+      for (int g = 0; g < group; g++, rows++) {
+        const bool wide = is_wide(query_widths, i);
+        scratch.query_widths[rows] = wide ? 8 : 4;
+        quantize(m.sites.q, wide, i, vector_of(i, head * group + g),
+                 scratch.query_codes + static_cast<size_t>(rows) * head_dim);
+      }
+    }
+    kernels::ActivationRows queries;
+    queries.codes = scratch.query_codes;
+    queries.stride = head_dim;
+    queries.rows = rows;
+    queries.inner = m.head_dim;
+    queries.bits = query_widths == nullptr ? nullptr : scratch.query_widths;
+    const int keys = chunk.position + end, stride = keys_padded(keys);
+    for (const int bits : {8, 4}) {
+      const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
+      if (pool.count() == 0) continue;
+      kernels::scores(kernels::prepare(choice_, bits, queries, scratch.prepared), pool,
+                      scratch.sums[bits == 4], static_cast<size_t>(stride));
+    }
+    for (int row = 0; row < rows; row++) {
+      const int token = begin + row / group;
+      attention_row(chunk, layer, token, head * group + row % group, row, stride, pools, scratch);
+      // What later tokens of the block have put into the pools is not seen.
+      uint8_t* probs = probs_row(chunk, token, head * group + row % group);
+      const int visible = chunk.position + token + 1;
+      std::memset(probs + visible, 0, static_cast<size_t>(keys - visible));
+    }
+  }
+}
+
+// One query row: products with the pools to probabilities, in the order of positions.
+void Session::attention_row(const Chunk& chunk, int layer, int token, int query_head, int row,
+                            int stride, const HeadPools& pools, Scratch& scratch) {
+  const Model& m = model_;
+  const Site &q = m.sites.q, &k = m.sites.k;
+  const int visible = chunk.position + token + 1;
+  const float scaling = static_cast<float>(1.0 / std::sqrt(static_cast<double>(m.head_dim)));
+  const float query_step = step(scratch.query_widths[row] == 8 ? q.step8 : q.step4, layer);
+  const float step8 = query_step * step(k.step8, layer);
+  const float step4 = query_step * step(k.step4, layer);
+  const size_t offset = static_cast<size_t>(row) * static_cast<size_t>(stride);
+  const int32_t *wide = scratch.sums[0] + offset, *narrow = scratch.sums[1] + offset;
+  float* scores = scratch.scores;
+  if (pools.key4.count() == 0) {
+    ops_.scale_scores(wide, step8, scaling, visible, scores);
+  } else if (pools.key8.count() == 0) {
+    ops_.scale_scores(narrow, step4, scaling, visible, scores);
+  } else {
+    const int32_t* front = orders_[static_cast<size_t>(layer - 1)].positions;
+    const int32_t* back = front + context_ - 1;
+    for (int j = 0; j < pools.key8.count(); j++) {
+      scores[front[j]] = static_cast<float>(wide[j]) * step8 * scaling;
+    }
+    for (int j = 0; j < pools.key4.count(); j++) {
+      scores[back[-j]] = static_cast<float>(narrow[j]) * step4 * scaling;
+    }
+  }
+  ops_.softmax(scores, visible);
+  first_probs_[token * m.n_head + query_head] = scores[0];
+  kernels::quantize_unsigned(choice_, scores, visible, step(m.sites.probs_step, layer),
+                             probs_row(chunk, token, query_head));
+}
+
+void Session::decide_widths(const Chunk& chunk, int layer) {
+  if (orders_.empty()) return;
+  TokenOrder& order = orders_[static_cast<size_t>(layer)];
+  const float threshold = model_.thresholds[static_cast<size_t>(layer)];
+  for (int i = 0; i < chunk.count; i++) {
+    const int position = chunk.position + i;
+    float sum = 0;
+    for (int h = 0; h < model_.n_head; h++) sum += first_probs_[i * model_.n_head + h];
+    float importance = sum / static_cast<float>(model_.n_head);
+    if (model_.relative_importance) importance *= static_cast<float>(position + 1);
+    const bool wide = importance >= threshold;
+    chunk.current[i] = wide ? 8 : 4;
+    const int narrow = position - order.wide;
+    order.positions[wide ? order.wide : context_ - 1 - narrow] = position;
+    order.wide += wide;
+    wide_counts_[static_cast<size_t>(layer)] += wide;
+  }
+}
+
+// Appends a head's values, and multiplies them with its probabilities.
+void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch) {
+  const Model& m = model_;
+  const Site& v = m.sites.v;
+  const int group = m.group();
+  const size_t head_dim = static_cast<size_t>(m.head_dim);
+  HeadPools& pools = pools_[static_cast<size_t>(layer * m.n_head_kv + head)];
+  const uint8_t* value_widths = site_widths(v, chunk.current);
+  const size_t stride = static_cast<size_t>(keys_padded(chunk.keys()));
+  const float step8 = step(v.step8, layer), step4 = step(v.step4, layer);
+
+  for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
+    const int end = std::min(begin + kQueryBlock, chunk.count);
+    for (int i = begin; i < end; i++) {
+      const float* value = qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) +
+                           static_cast<size_t>(m.n_head + m.n_head_kv + head) * head_dim;
+      const bool wide = is_wide(value_widths, i);
+      kernels::quantize(choice_, value, m.head_dim, wide ? step8 : step4, wide ? 8 : 4,
+                        scratch.token_codes);
+      (wide ? pools.value8 : pools.value4).append(scratch.token_codes);
+    }
+    const int from = std::max(begin, chunk.wanted);
+    if (from >= end) continue;
+
+    const int rows = (end - from) * group;
+    const uint8_t* probs = probs_row(chunk, from, head * group);
+    const bool both = pools.value8.count() > 0 && pools.value4.count() > 0;
+    for (const int bits : {8, 4}) {
+      const kernels::ValuePool& pool = bits == 8 ? pools.value8 : pools.value4;
+      if (pool.count() == 0) continue;
+      kernels::ProbabilityRows input;
+      input.codes = probs;
+      input.stride = stride;
+      input.rows = rows;
+      input.inner = pool.count();
+      if (both) {
+        uint8_t* own = scratch.probs[bits == 4];
+        const int32_t* positions = orders_[static_cast<size_t>(layer)].positions;
+        for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
+          for (int j = 0; j < pool.count(); j++) {
+            const int position = bits == 8 ? positions[j] : positions[context_ - 1 - j];
+            own[row * stride + static_cast<size_t>(j)] = probs[row * stride + static_cast<size_t>(position)];
+          }
+        }
+        input.codes = own;
+      }
+      kernels::weighted_values(kernels::prepare(choice_, bits, input, scratch.prepared), pool,
+                               scratch.sums[bits == 4], head_dim);
+    }
+    for (int row = 0; row < rows; row++) {
+      const size_t offset = static_cast<size_t>(row) * head_dim;
+      const int32_t* wide = pools.value8.count() > 0 ? scratch.sums[0] + offset : nullptr;
+      const int32_t* narrow = pools.value4.count() > 0 ? scratch.sums[1] + offset : nullptr;
+      const size_t token = static_cast<size_t>(from + row / group);
+      float* out = attention_ + token * static_cast<size_t>(m.n_embd_q()) +
+                   static_cast<size_t>(head * group + row % group) * head_dim;
+      ops_.combine_values(wide, step8, narrow, step4, step(m.sites.probs_step, layer),
+                          m.head_dim, out);
+    }
+  }
+}
+
+}  // namespace squat

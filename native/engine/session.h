@@ -1,0 +1,167 @@
+// The forward pass: tokens in, logits out, with the keys and values of all tokens so far.
+//
+// Tokens are evaluated in chunks. Every float operation of a token depends on that token and on what
+// is cached, never on the chunk around it, and everything else is integers: one piece, any chunks
+// and token by token give the same logits, bit for bit.
+//
+// A token has 8 or 4 bits (docs/format.md, "Sites and token widths"). Each layer's attention keeps
+// two pools of keys and two of values for each head, one for each width; `TokenOrder` remembers
+// which position of the text a row of a pool belongs to. The keys of layer l have the widths that
+// layer l-1 decided, the values those of layer l itself.
+//
+// All memory is taken when the session is made: evaluating allocates nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "float_ops.h"
+#include "kernels.h"
+#include "memory.h"
+#include "model.h"
+#include "thread_pool.h"
+
+namespace squat {
+
+class Session {
+ public:
+  // The longest context that a session can have, whatever the model says.
+  static constexpr int kMaxContext = kernels::kMaxInner;
+
+  // The references must outlive the session; 1 <= context <= kMaxContext.
+  Session(const Model& model, const kernels::Choice& choice, ThreadPool& threads, int context);
+
+  int length() const { return length_; }
+  int context() const { return context_; }
+
+  // Appends tokens; `logits` receives n_vocab floats for each of the last `wanted` tokens. Throws
+  // Error, before anything has changed, if an id is out of range or the tokens do not fit.
+  void eval(const int32_t* tokens, size_t n, size_t wanted, float* logits);
+
+  // Empties the session, appends tokens, and returns the sum of the log-probabilities of tokens
+  // 1 .. n-1. Throws like eval().
+  double score(const int32_t* tokens, size_t n);
+
+  // Forgets all but the first `length` tokens. Throws Error if there are fewer.
+  void rewind(size_t length);
+
+  // Since the session was made: how many tokens each layer has made wide, and how many there were.
+  const std::vector<uint64_t>& wide_counts() const { return wide_counts_; }
+  uint64_t token_count() const { return token_count_; }
+
+ private:
+  // The positions of a layer's wide tokens, ascending from the front, and of its narrow ones, from
+  // the back.
+  struct TokenOrder {
+    int32_t* positions;
+    int wide;
+  };
+
+  struct HeadPools {
+    kernels::KeyPool key8, key4;
+    kernels::ValuePool value8, value4;
+  };
+
+  // Buffers of one thread; a query row is a query head of a token.
+  struct Scratch {
+    float* row;             // a row of any float tensor
+    int8_t* query_codes;    // [query rows of a block][head_dim]
+    int8_t* token_codes;    // [head_dim]
+    uint8_t* query_widths;  // [query rows of a block]
+    int32_t* sums[2];       // [query rows of a block][keys or head_dim], of the wide, narrow pool
+    float* scores;          // [keys]
+    uint8_t* probs[2];      // [query rows of a block][keys of the wide, narrow pool]
+    uint8_t* prepared;
+  };
+
+  // Tokens in flight: positions `position` .. `position` + `count` - 1 of the text. Those from
+  // `wanted` on are needed after the last layer's attention.
+  struct Chunk {
+    int position;
+    int count;
+    int wanted;
+    const uint8_t* previous;  // the tokens' widths by the previous layer; null: 8 bits
+    uint8_t* current;         // the tokens' widths by this layer
+
+    int keys() const { return position + count; }
+  };
+
+  // A row for each token of a chunk, as the input of a product.
+  struct Input {
+    const int8_t* codes;
+    const uint8_t* widths;
+    int rows, inner;
+    float step8, step4;
+  };
+
+  size_t lay_out(Arena arena);
+  void check_tokens(const int32_t* tokens, size_t n, int length) const;
+
+  void forward(const int32_t* tokens, int count, int wanted);
+  void embed(const int32_t* tokens, const Chunk& chunk);
+  void attend(const Chunk& chunk, int layer);
+  void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
+  void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
+                     const HeadPools& pools, Scratch& scratch);
+  void decide_widths(const Chunk& chunk, int layer);
+  void weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
+  void head(int first, int count, float* logits);
+
+  // Calls body(head, scratch) for every key head.
+  template <class Body>
+  void for_heads(const Chunk& chunk, Body&& body);
+
+  // Quantizes rows first .. first+count-1 of a float tensor into codes_; row(i, buffer) returns row
+  // i, which it may make in the buffer.
+  template <class Row>
+  Input quantize_rows(const Site& site, int layer, const uint8_t* by_token, int first, int count,
+                      int size, Row&& row);
+  // The products of an input with matrices, side by side in `out`.
+  void multiply(const Input& input, const Weights* weights, size_t matrices, float* out,
+                size_t stride);
+  const float* normalize(const Norm& norm, const float* x, float* out) const;
+
+  // The widths of the chunk's tokens at a site; null: 8 bits.
+  const uint8_t* site_widths(const Site& site, const uint8_t* by_token) const {
+    return site.bits == Site::Bits::k8 ? nullptr : site.by_token() ? by_token : all_narrow_;
+  }
+
+  uint8_t* probs_row(const Chunk& chunk, int token, int query_head) const;
+
+  const Model& model_;
+  const kernels::Choice& choice_;
+  ThreadPool& threads_;
+  const FloatOps& ops_;
+  const int context_;
+  const int chunk_;       // the most tokens in flight
+  const int score_rows_;  // rows of logits that score() computes at a time
+
+  Memory memory_;
+  int length_ = 0;
+  std::vector<uint64_t> wide_counts_;
+  uint64_t token_count_ = 0;
+
+  std::vector<TokenOrder> orders_;  // by layer; empty if no site is 4:8
+  std::vector<HeadPools> pools_;    // [layer][key head]
+  std::vector<Scratch> scratch_;    // by thread
+
+  // Of the chunk in flight; row i belongs to its token i.
+  float* residual_;
+  float* delta_;              // what the last product adds to the residual
+  int8_t* codes_;             // the quantized input of the next product
+  float* qkv_;                // [token][q heads, k heads, v heads][head_dim]
+  float* attention_;          // [token][q heads][head_dim]
+  float* mlp_;                // [token][gate, up]; gpt2: [token][up]
+  float* cosine_;             // [token][head_dim / 2]
+  float* sine_;
+  uint8_t* probs_;            // [key head][token][q head of the group][keys]
+  float* first_probs_;        // [token][q head]: attention to the first token
+  uint8_t* all_narrow_;       // [token]: 4
+  uint8_t* token_widths_[2];  // [token]: of even and odd layers
+  uint8_t* prepared_;
+  float* score_logits_;       // [score_rows_][n_vocab]
+  double* score_terms_;       // [score_rows_]
+};
+
+}  // namespace squat

@@ -1,0 +1,248 @@
+// The C interface: arguments checked, exceptions turned into a status and a message.
+#include "squat.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+#include "error.h"
+#include "sampler.h"
+
+struct squat_engine {
+  squat::Engine engine;
+  std::vector<float> logits;  // of the last token, for squat_generate
+};
+
+struct squat_sampler {
+  squat::Sampler sampler;
+  uint32_t n_vocab;
+};
+
+namespace {
+
+using squat::Error;
+
+thread_local std::string last_error;
+
+// Runs `body`; whatever it throws becomes the status.
+template <class Body>
+squat_status guard(Body&& body) noexcept {
+  try {
+    body();
+    return SQUAT_OK;
+  } catch (const Error& error) {
+    last_error = error.what();
+    return error.status();
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory";  // short enough to need none
+    return SQUAT_ERROR_MEMORY;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return SQUAT_ERROR_INTERNAL;
+  } catch (...) {  // a C++ callback may throw anything
+    last_error = "an unknown exception";
+    return SQUAT_ERROR_INTERNAL;
+  }
+}
+
+void require(bool valid, const char* message) {
+  if (!valid) throw Error(SQUAT_ERROR_ARGUMENT, message);
+}
+
+// What the caller's buffer must hold; `needed` has been told to the caller already.
+void require_capacity(const char* name, size_t capacity, size_t needed) {
+  if (capacity < needed) {
+    throw Error(SQUAT_ERROR_ARGUMENT, std::string(name) + ": capacity is " +
+                                          std::to_string(capacity) + ", needs " +
+                                          std::to_string(needed));
+  }
+}
+
+}  // namespace
+
+const char* squat_last_error(void) { return last_error.c_str(); }
+
+squat_status squat_load(const char* path, uint32_t threads, uint32_t context,
+                        squat_engine** engine) {
+  return guard([&] {
+    require(path != nullptr, "path: is NULL");
+    require(engine != nullptr, "engine: is NULL");
+    *engine = new squat_engine{{std::string(path), threads, context}, {}};
+  });
+}
+
+void squat_free(squat_engine* engine) { delete engine; }
+
+squat_status squat_get_info(const squat_engine* engine, squat_info* info) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(info != nullptr, "info: is NULL");
+    const squat::Engine& e = engine->engine;
+    const squat::Model& model = e.model();
+    info->n_vocab = static_cast<uint32_t>(model.n_vocab);
+    info->n_layer = static_cast<uint32_t>(model.n_layer);
+    info->n_embd = static_cast<uint32_t>(model.n_embd);
+    info->n_context = static_cast<uint32_t>(e.session().context());
+    info->n_threads = static_cast<uint32_t>(e.threads());
+    info->file_bytes = e.file_bytes();
+    info->weight_bytes = model.weight_bytes;
+    info->bos_token = e.bos_token();
+    info->eos_token = e.eos_token();
+    info->architecture = model.architecture == squat::Architecture::kLlama ? "llama" : "gpt2";
+    info->isa = e.isa();
+    info->kernels = e.kernels().c_str();
+  });
+}
+
+squat_status squat_get_string(const squat_engine* engine, const char* key, const char** text,
+                              size_t* size) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(key != nullptr, "key: is NULL");
+    require(text != nullptr && size != nullptr, "text, size: one is NULL");
+    const std::string_view value = engine->engine.file().string(key);
+    *text = value.data();
+    *size = value.size();
+  });
+}
+
+squat_status squat_eval(squat_engine* engine, const int32_t* tokens, size_t n, squat_logits which,
+                        float* logits, size_t capacity) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(tokens != nullptr && n > 0, "tokens: there are none");
+    require(which == SQUAT_LOGITS_NONE || which == SQUAT_LOGITS_LAST || which == SQUAT_LOGITS_ALL,
+            "which: is no value of squat_logits");
+    const size_t wanted = which == SQUAT_LOGITS_ALL ? n : which == SQUAT_LOGITS_LAST ? 1 : 0;
+    const size_t n_vocab = static_cast<size_t>(engine->engine.model().n_vocab);
+    require(n <= SIZE_MAX / n_vocab, "tokens: there are too many");
+    require(wanted == 0 || logits != nullptr, "logits: is NULL");
+    if (wanted > 0) require_capacity("logits", capacity, wanted * n_vocab);
+    engine->engine.session().eval(tokens, n, wanted, logits);
+  });
+}
+
+size_t squat_length(const squat_engine* engine) {
+  return engine == nullptr ? 0 : static_cast<size_t>(engine->engine.session().length());
+}
+
+squat_status squat_rewind(squat_engine* engine, size_t length) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    engine->engine.session().rewind(length);
+  });
+}
+
+squat_status squat_score(squat_engine* engine, const int32_t* tokens, size_t n, double* sum) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(tokens != nullptr && n > 0, "tokens: there are none");
+    require(sum != nullptr, "sum: is NULL");
+    *sum = engine->engine.session().score(tokens, n);
+  });
+}
+
+squat_status squat_wide_counts(const squat_engine* engine, uint64_t* wide, size_t n_layer,
+                               uint64_t* tokens) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(wide != nullptr && tokens != nullptr, "wide, tokens: one is NULL");
+    const squat::Session& session = engine->engine.session();
+    require_capacity("wide", n_layer, session.wide_counts().size());
+    std::copy(session.wide_counts().begin(), session.wide_counts().end(), wide);
+    *tokens = session.token_count();
+  });
+}
+
+squat_status squat_tokenize(squat_engine* engine, const char* text, size_t size, int32_t* tokens,
+                            size_t capacity, size_t* n) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(text != nullptr || size == 0, "text: is NULL");
+    require(n != nullptr, "n: is NULL");
+    const std::vector<int32_t> ids = engine->engine.tokenizer().encode({text, size});
+    *n = ids.size();
+    require_capacity("tokens", capacity, ids.size());
+    require(tokens != nullptr || ids.empty(), "tokens: is NULL");
+    std::copy(ids.begin(), ids.end(), tokens);
+  });
+}
+
+squat_status squat_detokenize(squat_engine* engine, const int32_t* tokens, size_t n, char* text,
+                              size_t capacity, size_t* size) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(tokens != nullptr || n == 0, "tokens: is NULL");
+    require(size != nullptr, "size: is NULL");
+    for (size_t i = 0; i < n; i++) {
+      require(tokens[i] >= 0 && tokens[i] < engine->engine.model().n_vocab,
+              "tokens: one is out of range");
+    }
+    const std::string out = engine->engine.tokenizer().decode(tokens, n);
+    *size = out.size();
+    require_capacity("text", capacity, out.size());
+    require(text != nullptr || out.empty(), "text: is NULL");
+    out.copy(text, out.size());
+  });
+}
+
+squat_sampling squat_sampling_default(void) { return {1.0f, 0.0f, 0, 1.0f, 0.0f, 0}; }
+
+squat_status squat_sampler_create(const squat_sampling* sampling, uint32_t n_vocab,
+                                  squat_sampler** sampler) {
+  return guard([&] {
+    require(sampling != nullptr, "sampling: is NULL");
+    require(sampler != nullptr, "sampler: is NULL");
+    *sampler = new squat_sampler{squat::Sampler(*sampling, n_vocab), n_vocab};
+  });
+}
+
+void squat_sampler_free(squat_sampler* sampler) { delete sampler; }
+
+squat_status squat_sampler_accept(squat_sampler* sampler, const int32_t* tokens, size_t n) {
+  return guard([&] {
+    require(sampler != nullptr, "sampler: is NULL");
+    require(tokens != nullptr || n == 0, "tokens: is NULL");
+    sampler->sampler.accept(tokens, n);
+  });
+}
+
+squat_status squat_sampler_next(squat_sampler* sampler, const float* logits, int32_t* token) {
+  return guard([&] {
+    require(sampler != nullptr, "sampler: is NULL");
+    require(logits != nullptr, "logits: is NULL");
+    require(token != nullptr, "token: is NULL");
+    *token = sampler->sampler.next(logits);
+  });
+}
+
+squat_status squat_generate(squat_engine* engine, squat_sampler* sampler, const int32_t* prompt,
+                            size_t n, size_t max_tokens, squat_callback callback, void* user) {
+  bool stopped = false;
+  const squat_status status = guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(sampler != nullptr, "sampler: is NULL");
+    require(prompt != nullptr && n > 0, "prompt: has no tokens");
+    require(callback != nullptr, "callback: is NULL");
+    squat::Engine& e = engine->engine;
+    require(sampler->n_vocab == static_cast<uint32_t>(e.model().n_vocab),
+            "sampler: was made for another vocabulary size");
+    squat::Session& session = e.session();
+    const squat::Tokenizer& tokenizer = e.tokenizer();
+    engine->logits.resize(static_cast<size_t>(e.model().n_vocab));
+    session.eval(prompt, n, 1, engine->logits.data());
+    sampler->sampler.accept(prompt, n);
+    for (size_t i = 0; i < max_tokens; i++) {
+      const int32_t token = sampler->sampler.next(engine->logits.data());
+      if (token == e.eos_token()) return;
+      const std::string_view piece = tokenizer.piece(token);
+      stopped = callback(token, piece.data(), piece.size(), user) != 0;
+      if (stopped || i + 1 == max_tokens || session.length() == session.context()) return;
+      session.eval(&token, 1, 1, engine->logits.data());
+    }
+  });
+  return status == SQUAT_OK && stopped ? SQUAT_STOPPED : status;
+}

@@ -1,0 +1,226 @@
+// The C interface as Python classes: squat._native.Engine and squat._native.Sampler, which
+// squat/engine.py wraps. Failures are raised as squat.errors.EngineError. The interpreter lock is
+// released while the engine computes; a lock of its own keeps an engine from being used by two
+// threads at once.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "bind.h"
+#include "squat.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using LogitsRow = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+// Carries a message to the translator below.
+class EngineFailure : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+void check(squat_status status) {
+  if (status != SQUAT_OK) throw EngineFailure(squat_last_error());
+}
+
+class Engine {
+ public:
+  Engine(const std::string& path, uint32_t threads, uint32_t context) {
+    squat_engine* engine = nullptr;
+    {
+      nb::gil_scoped_release release;
+      check(squat_load(path.c_str(), threads, context, &engine));
+    }
+    engine_.reset(engine);
+    check(squat_get_info(engine, &info_));
+  }
+
+  nb::dict info() const {
+    nb::dict out;
+    out["architecture"] = info_.architecture;
+    out["vocab_size"] = info_.n_vocab;
+    out["layers"] = info_.n_layer;
+    out["hidden_size"] = info_.n_embd;
+    out["context"] = info_.n_context;
+    out["threads"] = info_.n_threads;
+    out["file_bytes"] = info_.file_bytes;
+    out["weight_bytes"] = info_.weight_bytes;
+    out["isa"] = info_.isa;
+    out["kernels"] = info_.kernels;
+    out["bos_token"] = info_.bos_token;
+    out["eos_token"] = info_.eos_token;
+    return out;
+  }
+
+  nb::str string(const std::string& key) const {
+    const char* text = nullptr;
+    size_t size = 0;
+    check(squat_get_string(engine_.get(), key.c_str(), &text, &size));
+    return nb::steal<nb::str>(PyUnicode_DecodeUTF8(text, static_cast<Py_ssize_t>(size), "replace"));
+  }
+
+  // Logits of the last token, or of all, as [rows, n_vocab].
+  Logits eval(const Tokens& tokens, bool all) {
+    const size_t rows = all ? tokens.shape(0) : 1;
+    const size_t size = rows * info_.n_vocab;
+    std::unique_ptr<float[]> logits(new float[size]);
+    run([&] {
+      return squat_eval(engine_.get(), tokens.data(), tokens.shape(0),
+                        all ? SQUAT_LOGITS_ALL : SQUAT_LOGITS_LAST, logits.get(), size);
+    });
+    float* data = logits.release();
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    return Logits(data, {rows, size_t{info_.n_vocab}}, owner);
+  }
+
+  void append(const Tokens& tokens) {
+    run([&] {
+      return squat_eval(engine_.get(), tokens.data(), tokens.shape(0), SQUAT_LOGITS_NONE, nullptr,
+                        0);
+    });
+  }
+
+  double score(const Tokens& tokens) {
+    double sum = 0;
+    run([&] { return squat_score(engine_.get(), tokens.data(), tokens.shape(0), &sum); });
+    return sum;
+  }
+
+  size_t length() const { return squat_length(engine_.get()); }
+
+  void rewind(size_t length) {
+    run([&] { return squat_rewind(engine_.get(), length); });
+  }
+
+  std::pair<std::vector<uint64_t>, uint64_t> wide_counts() {
+    std::vector<uint64_t> wide(info_.n_layer);
+    uint64_t tokens = 0;
+    run([&] { return squat_wide_counts(engine_.get(), wide.data(), wide.size(), &tokens); });
+    return {wide, tokens};
+  }
+
+  std::vector<int32_t> tokenize(const nb::bytes& text) {
+    std::vector<int32_t> tokens(text.size() + 2);
+    size_t n = 0;
+    run([&] {
+      squat_status status = squat_tokenize(engine_.get(), text.c_str(), text.size(), tokens.data(),
+                                           tokens.size(), &n);
+      if (status == SQUAT_ERROR_ARGUMENT && n > tokens.size()) {
+        tokens.resize(n);
+        status = squat_tokenize(engine_.get(), text.c_str(), text.size(), tokens.data(), n, &n);
+      }
+      return status;
+    });
+    tokens.resize(n);
+    return tokens;
+  }
+
+  nb::bytes detokenize(const Tokens& tokens) {
+    std::string text;
+    size_t size = 0;
+    run([&] {
+      squat_status status = squat_detokenize(engine_.get(), tokens.data(), tokens.shape(0),
+                                             text.data(), 0, &size);
+      if (status == SQUAT_ERROR_ARGUMENT && size > 0) {
+        text.resize(size);
+        status = squat_detokenize(engine_.get(), tokens.data(), tokens.shape(0), text.data(), size,
+                                  &size);
+      }
+      return status;
+    });
+    return nb::bytes(text.data(), text.size());
+  }
+
+ private:
+  struct Free {
+    void operator()(squat_engine* engine) const { squat_free(engine); }
+  };
+
+  template <class Body>
+  void run(Body&& body) {
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(mutex_);
+    check(body());
+  }
+
+  std::unique_ptr<squat_engine, Free> engine_;
+  squat_info info_;
+  std::mutex mutex_;
+};
+
+class Sampler {
+ public:
+  Sampler(uint32_t n_vocab, float repetition_penalty, float temperature, uint32_t top_k,
+          float top_p, float min_p, uint64_t seed)
+      : n_vocab_(n_vocab) {
+    const squat_sampling sampling = {repetition_penalty, temperature, top_k, top_p, min_p, seed};
+    squat_sampler* sampler = nullptr;
+    check(squat_sampler_create(&sampling, n_vocab, &sampler));
+    sampler_.reset(sampler);
+  }
+
+  void accept(const Tokens& tokens) {
+    check(squat_sampler_accept(sampler_.get(), tokens.data(), tokens.shape(0)));
+  }
+
+  int32_t next(const LogitsRow& logits) {
+    if (logits.shape(0) != n_vocab_) {
+      throw EngineFailure("logits: has " + std::to_string(logits.shape(0)) +
+                          " elements, expected " + std::to_string(n_vocab_));
+    }
+    int32_t token = 0;
+    check(squat_sampler_next(sampler_.get(), logits.data(), &token));
+    return token;
+  }
+
+ private:
+  struct Free {
+    void operator()(squat_sampler* sampler) const { squat_sampler_free(sampler); }
+  };
+
+  std::unique_ptr<squat_sampler, Free> sampler_;
+  uint32_t n_vocab_;
+};
+
+}  // namespace
+
+void bind_engine(nb::module_& module) {
+  nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+    try {
+      std::rethrow_exception(pointer);
+    } catch (const EngineFailure& failure) {
+      const nb::object type = nb::module_::import_("squat.errors").attr("EngineError");
+      PyErr_SetString(type.ptr(), failure.what());
+    }
+  });
+  nb::class_<Engine>(module, "Engine")
+      .def(nb::init<const std::string&, uint32_t, uint32_t>(), nb::arg("path"), nb::arg("threads"),
+           nb::arg("context"))
+      .def("info", &Engine::info)
+      .def("string", &Engine::string, nb::arg("key"))
+      .def("eval", &Engine::eval, nb::arg("tokens"), nb::arg("all") = false)
+      .def("append", &Engine::append, nb::arg("tokens"))
+      .def("score", &Engine::score, nb::arg("tokens"))
+      .def("length", &Engine::length)
+      .def("rewind", &Engine::rewind, nb::arg("length"))
+      .def("wide_counts", &Engine::wide_counts)
+      .def("tokenize", &Engine::tokenize, nb::arg("text"))
+      .def("detokenize", &Engine::detokenize, nb::arg("tokens"));
+  nb::class_<Sampler>(module, "Sampler")
+      .def(nb::init<uint32_t, float, float, uint32_t, float, float, uint64_t>(),
+           nb::arg("vocab_size"), nb::arg("repetition_penalty"), nb::arg("temperature"),
+           nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("seed"))
+      .def("accept", &Sampler::accept, nb::arg("tokens"))
+      .def("next", &Sampler::next, nb::arg("logits"));
+}

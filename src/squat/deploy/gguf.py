@@ -1,0 +1,483 @@
+"""The file: writing a model's integer codes to a .gguf and reading them back (docs/format.md).
+
+`GgufModel` is what stands in such a file, in Hugging Face's order of rows; `write_gguf` writes the codes as
+they are, without quantizing anything again. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from squat.deploy.tokenizer import ggml_tokenizer
+from squat.errors import CheckpointError
+
+FORMAT_VERSION = 1
+MIN_STEP = 2.0**-14
+"""The smallest step: the smallest normal fp16 number."""
+BLOCK = 32
+"""Codes in a Q4_0 or Q8_0 block."""
+
+TOKEN_SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid")
+"""The sites whose width may depend on the token."""
+PREVIOUS_SITES = ("attn_in", "q", "k")
+"""Of these, the ones that follow the previous layer's importance."""
+SITES = (*TOKEN_SITES, "probs", "head_in")
+
+
+@dataclass
+class CodeMatrix:
+    """A quantized matrix or embedding: int8 codes [rows, inner], their bits (4 or 8), the step."""
+
+    codes: NDArray[np.int8]
+    bits: int
+    step: float
+
+
+@dataclass
+class GgufSite:
+    """Bits ("4", "8" or "4:8") and steps of a site, one for each layer (`head_in`: one).
+
+    A width that the site never has: None. A step that one layer does not use: 0.
+    """
+
+    bits: str
+    step8: Sequence[float] | None = None
+    step4: Sequence[float] | None = None
+
+
+@dataclass
+class GgufModel:
+    """Everything that a file holds.
+
+    Args:
+        architecture: "llama" or "gpt2".
+        matrices: by llama.cpp's names without ".weight": "token_embd", "output" (absent: tied),
+            "blk.N.attn_q", "blk.N.attn_k", "blk.N.attn_v" (gpt2: "blk.N.attn_qkv", the rows of all three),
+            "blk.N.attn_output", "blk.N.ffn_gate" (llama), "blk.N.ffn_up", "blk.N.ffn_down", and for
+            gpt2 "position_embd". Rows are outputs, in Hugging Face's order.
+        floats: norms and biases, float32, by llama.cpp's full names: "blk.N.attn_norm.weight",
+            "blk.N.ffn_norm.weight", "output_norm.weight", and ".bias" of norms and matrices.
+        sites: all nine sites.
+        thresholds, importance: given if any site is "4:8".
+        rope: transformers' `rope_parameters` (llama).
+        tokenizer_json: the text of tokenizer.json.
+    """
+
+    architecture: Literal["llama", "gpt2"]
+    name: str
+    hidden_size: int
+    layers: int
+    ffn_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context_length: int
+    norm_epsilon: float
+    matrices: dict[str, CodeMatrix]
+    floats: dict[str, NDArray[np.float32]]
+    sites: dict[str, GgufSite]
+    tokenizer_json: str
+    thresholds: Sequence[float] | None = None
+    importance: str | None = None
+    rope: dict[str, Any] = field(default_factory=dict)
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding."""
+        return len(self.matrices["token_embd"].codes)
+
+    def expected_shapes(self) -> dict[str, tuple[int, int]]:
+        """Name and [rows, inner] of every matrix that the architecture has, the head apart."""
+        hidden, query, key = (
+            self.hidden_size,
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+        )
+        shapes = {"token_embd": (self.vocab_size, hidden)}
+        if self.architecture == "gpt2":
+            shapes["position_embd"] = (self.context_length, hidden)
+        for layer in range(self.layers):
+            if self.architecture == "gpt2":
+                block = {"attn_qkv": (query + 2 * key, hidden)}
+            else:
+                block = {
+                    "attn_q": (query, hidden),
+                    "attn_k": (key, hidden),
+                    "attn_v": (key, hidden),
+                }
+                block["ffn_gate"] = (self.ffn_size, hidden)
+            block["attn_output"] = (hidden, query)
+            block["ffn_up"] = (self.ffn_size, hidden)
+            block["ffn_down"] = (hidden, self.ffn_size)
+            shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+        return shapes
+
+
+def permute_rope_rows(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows of a q or k matrix (or elements of its bias) from Hugging Face's order to llama.cpp's.
+
+    Hugging Face rotates element i of a head with element i + d/2, llama.cpp element 2i with 2i + 1: the
+    halves of each head are interleaved. With one step per matrix this loses nothing.
+
+    Args:
+        rows: [heads * d, ...].
+        heads: heads of this matrix.
+    """
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def unpermute_rope_rows(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """The inverse of `permute_rope_rows`."""
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def is_step(value: float) -> bool:
+    """Whether fp16 holds the step exactly, as a normal number (docs/format.md, "Numbers")."""
+    return bool(MIN_STEP <= value <= 65504 and float(np.float16(value)) == value)
+
+
+def pack_blocks(matrix: CodeMatrix) -> NDArray[np.uint8]:
+    """The bytes of Q4_0 or Q8_0 blocks, [rows, bytes of a row], each with the step as its scale."""
+    rows, inner = matrix.codes.shape
+    blocks = matrix.codes.reshape(rows, inner // BLOCK, BLOCK)
+    scale = np.frombuffer(np.float16(matrix.step).tobytes(), np.uint8)
+    scales = np.broadcast_to(scale, (*blocks.shape[:2], 2))
+    if matrix.bits == 8:
+        body: NDArray[Any] = blocks.view(np.uint8)
+    else:
+        nibbles = (blocks + np.int8(8)).view(np.uint8)
+        body = nibbles[..., :16] | nibbles[..., 16:] << 4
+    return np.concatenate([scales, body], axis=2).reshape(rows, -1)
+
+
+def pack_bytes(matrix: CodeMatrix) -> NDArray[np.int8]:
+    """The rows of a NAME.q4 or NAME.q8 tensor, for an inner size that blocks do not divide."""
+    if matrix.bits == 8:
+        return matrix.codes
+    padded = np.pad(matrix.codes, ((0, 0), (0, matrix.codes.shape[1] % 2)))
+    nibbles = (padded + np.int8(8)).view(np.uint8)
+    return (nibbles[:, ::2] | nibbles[:, 1::2] << 4).view(np.int8)
+
+
+def _check_matrix(name: str, matrix: CodeMatrix, shape: tuple[int, int]) -> None:
+    if matrix.bits not in (4, 8):
+        raise CheckpointError(
+            f"{name}: weights of {matrix.bits} bits have no place in a GGUF file; train with 4 or 8"
+        )
+    if matrix.codes.dtype != np.int8 or matrix.codes.shape != shape:
+        raise CheckpointError(
+            f"{name}: codes are {matrix.codes.dtype} {list(matrix.codes.shape)}, expected int8 {list(shape)}"
+        )
+    limit = 2 ** (matrix.bits - 1)
+    low, high = int(matrix.codes.min()), int(matrix.codes.max())
+    if low < -limit or high >= limit:
+        raise CheckpointError(f"{name}: codes from {low} to {high} do not fit {matrix.bits} bits")
+    if not is_step(matrix.step):
+        raise CheckpointError(f"{name}: step {matrix.step!r} is no fp16 number of at least 2^-14")
+
+
+def _check_site(name: str, site: GgufSite, layers: int) -> None:
+    choices = (
+        ("4", "8", "4:8") if name in TOKEN_SITES else ("8",) if name == "probs" else ("4", "8")
+    )
+    if site.bits not in choices:
+        raise CheckpointError(
+            f"site {name}: {site.bits!r} bits cannot be deployed; choose {' or '.join(choices)}"
+        )
+    for width, steps in (("8", site.step8), ("4", site.step4)):
+        used = width in site.bits.split(":")
+        if used != (steps is not None):
+            raise CheckpointError(
+                f"site {name}: step{width} is {'missing' if used else 'given'} at {site.bits!r} bits"
+            )
+        if steps is None:
+            continue
+        if len(steps) != layers:
+            raise CheckpointError(f"site {name}: {len(steps)} step{width}, expected {layers}")
+        unused = width == "4" and site.bits == "4:8" and name in PREVIOUS_SITES
+        for layer, step in enumerate(steps):
+            if not is_step(step) and not (unused and layer == 0):
+                raise CheckpointError(
+                    f"site {name}: step{width} of layer {layer} is {step!r}, "
+                    f"no fp16 number of at least 2^-14"
+                )
+
+
+def _check(model: GgufModel) -> None:
+    if model.architecture not in ("llama", "gpt2"):
+        raise CheckpointError(
+            f"architecture: {model.architecture!r} has no graph in the engine; use llama or gpt2"
+        )
+    shapes = model.expected_shapes()
+    if "output" in model.matrices:
+        shapes["output"] = shapes["token_embd"]
+    if shapes.keys() != model.matrices.keys():
+        different = sorted(shapes.keys() ^ model.matrices.keys())
+        raise CheckpointError(f"matrices: {different[0]} is missing or has no place in the model")
+    for name, shape in shapes.items():
+        _check_matrix(name, model.matrices[name], shape)
+    if set(model.sites) != set(SITES):
+        raise CheckpointError(
+            f"sites: {sorted(set(model.sites) ^ set(SITES))[0]} is missing or unknown"
+        )
+    for name, site in model.sites.items():
+        _check_site(name, site, 1 if name == "head_in" else model.layers)
+    if any(site.bits == "4:8" for site in model.sites.values()):
+        if model.importance not in ("first_token", "relative_first_token"):
+            raise CheckpointError(f"importance: {model.importance!r} is unknown to the engine")
+        count = None if model.thresholds is None else len(model.thresholds)
+        if count != model.layers or any(math.isnan(t) for t in model.thresholds or ()):
+            raise CheckpointError(
+                f"thresholds: {model.thresholds!r}, expected a number for each of {model.layers} layers"
+            )
+
+
+def _llama3_factors(rope: dict[str, Any], head_dim: int) -> NDArray[np.float32]:
+    """What llama3's scaling divides each frequency by (transformers' modeling_rope_utils)."""
+    frequency = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    factor, original = rope["factor"], rope["original_max_position_embeddings"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    turns = original * frequency / (2 * math.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def _write_rope(writer: gguf.GGUFWriter, model: GgufModel) -> None:
+    rope = model.rope
+    kind = rope.get("rope_type", "default")
+    writer.add_rope_dimension_count(model.head_dim)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+    elif kind == "yarn":
+        usual = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "mscale": None}
+        usual |= {"mscale_all_dim": None, "truncate": True}
+        for key, value in usual.items():
+            if rope.get(key, value) not in (value, None):
+                raise CheckpointError(
+                    f"rope_parameters: yarn with {key} = {rope[key]!r} is not supported"
+                )
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+        original = rope.get("original_max_position_embeddings") or model.context_length
+        writer.add_rope_scaling_orig_ctx_len(int(original))
+    elif kind == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, model.head_dim))
+    elif kind != "default":
+        raise CheckpointError(
+            f"rope_parameters: rope_type {kind!r} is not supported; default, linear, llama3 and yarn are"
+        )
+
+
+def _write_hyperparameters(writer: gguf.GGUFWriter, model: GgufModel) -> None:
+    writer.add_name(model.name)
+    narrow = model.matrices["blk.0.ffn_down"].bits == 4
+    writer.add_file_type(
+        gguf.LlamaFileType.MOSTLY_Q4_0 if narrow else gguf.LlamaFileType.MOSTLY_Q8_0
+    )
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(model.context_length)
+    writer.add_embedding_length(model.hidden_size)
+    writer.add_block_count(model.layers)
+    writer.add_feed_forward_length(model.ffn_size)
+    writer.add_head_count(model.heads)
+    if model.architecture == "gpt2":
+        writer.add_layer_norm_eps(model.norm_epsilon)
+        return
+    writer.add_layer_norm_rms_eps(model.norm_epsilon)
+    writer.add_head_count_kv(model.kv_heads)
+    writer.add_key_length(model.head_dim)
+    writer.add_value_length(model.head_dim)
+    writer.add_vocab_size(model.vocab_size)
+    _write_rope(writer, model)
+
+
+def _floats(values: Sequence[float]) -> list[float]:
+    return [float(v) for v in values]
+
+
+def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
+    writer.add_uint32("squat.format_version", FORMAT_VERSION)
+    for name in SITES:
+        site = model.sites[name]
+        writer.add_string(f"squat.{name}.bits", site.bits)
+        if site.step8 is not None:
+            writer.add_array(f"squat.{name}.step8", _floats(site.step8))
+        if site.step4 is not None:
+            writer.add_array(f"squat.{name}.step4", _floats(site.step4))
+    if model.thresholds is not None and model.importance is not None:
+        writer.add_string("squat.importance", model.importance)
+        writer.add_array("squat.threshold", _floats(model.thresholds))
+
+
+def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel) -> None:
+    tokenizer = ggml_tokenizer(model.tokenizer_json, model.vocab_size)
+    ids = {text: index for index, text in enumerate(tokenizer.tokens)}
+    bos = model.bos_token_id
+    if tokenizer.bos_token is not None:
+        bos = ids[tokenizer.bos_token]
+    writer.add_tokenizer_model(tokenizer.model)
+    writer.add_tokenizer_pre(tokenizer.pre)
+    writer.add_token_list(tokenizer.tokens)
+    writer.add_token_types(tokenizer.types)
+    writer.add_token_merges(tokenizer.merges)
+    if tokenizer.scores:
+        writer.add_token_scores(tokenizer.scores)
+    for index, add in (
+        (bos, writer.add_bos_token_id),
+        (model.eos_token_id, writer.add_eos_token_id),
+        (model.pad_token_id, writer.add_pad_token_id),
+        (ids.get(tokenizer.unknown_token or ""), writer.add_unk_token_id),
+    ):
+        if index is not None:
+            add(index)
+    writer.add_add_bos_token(tokenizer.bos_token is not None)
+    writer.add_bool("tokenizer.ggml.add_space_prefix", tokenizer.add_space_prefix)
+    writer.add_bool("squat.tokenizer.nfkc", tokenizer.nfkc)
+    writer.add_string("tokenizer.huggingface.json", model.tokenizer_json)
+
+
+def _rope_heads(model: GgufModel, name: str) -> int | None:
+    """Heads of a matrix or bias whose rows are permuted; None for all others."""
+    match = re.fullmatch(r"blk\.\d+\.attn_([qk])(\.bias)?", name)
+    if model.architecture != "llama" or match is None:
+        return None
+    return model.heads if match[1] == "q" else model.kv_heads
+
+
+def _write_tensors(writer: gguf.GGUFWriter, model: GgufModel) -> None:
+    for name, matrix in model.matrices.items():
+        heads = _rope_heads(model, name)
+        if heads is not None:
+            rows = permute_rope_rows(matrix.codes, heads)
+            matrix = CodeMatrix(rows, matrix.bits, matrix.step)
+        tensor = f"{name}.weight"
+        if matrix.codes.shape[1] % BLOCK == 0:
+            kind = (
+                gguf.GGMLQuantizationType.Q4_0
+                if matrix.bits == 4
+                else gguf.GGMLQuantizationType.Q8_0
+            )
+            writer.add_tensor(tensor, pack_blocks(matrix), raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{tensor}.q{matrix.bits}", pack_bytes(matrix))
+            writer.add_tensor(f"{tensor}.step", np.array([matrix.step], np.float32))
+    for name, values in model.floats.items():
+        heads = _rope_heads(model, name)
+        values = np.asarray(values, np.float32)
+        writer.add_tensor(name, values if heads is None else permute_rope_rows(values, heads))
+
+
+def write_gguf(path: str | os.PathLike[str], model: GgufModel) -> None:
+    """Write a model to a .gguf file, under a temporary name that is then renamed.
+
+    Raises:
+        CheckpointError: a part is missing, has the wrong shape, or cannot be expressed in the format; or
+            the file cannot be written.
+    """
+    path = Path(path)
+    _check(model)
+    temporary: str | None = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(descriptor)
+        writer = gguf.GGUFWriter(temporary, model.architecture)
+        _write_hyperparameters(writer, model)
+        _write_sites(writer, model)
+        _write_tokenizer(writer, model)
+        _write_tensors(writer, model)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _unpack_blocks(data: NDArray[np.uint8], bits: int) -> tuple[NDArray[np.int8], float]:
+    """Codes [rows, inner] and step of Q4_0 or Q8_0 rows [rows, bytes of a row]."""
+    blocks = data.reshape(data.shape[0], -1, 18 if bits == 4 else 34)
+    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)
+    if (scales != scales.flat[0]).any():
+        raise CheckpointError("a block has another scale than the first one")
+    body = np.ascontiguousarray(blocks[..., 2:])
+    if bits == 4:
+        codes = np.concatenate([body & 15, body >> 4], axis=2).astype(np.int8) - np.int8(8)
+    else:
+        codes = body.view(np.int8)
+    return codes.reshape(data.shape[0], -1), float(scales.flat[0])
+
+
+def _unpack_bytes(data: NDArray[np.int8], bits: int, inner: int) -> NDArray[np.int8]:
+    """Codes [rows, inner] of a NAME.q4 or NAME.q8 tensor."""
+    if bits == 8:
+        return data
+    pairs = np.stack([data.view(np.uint8) & 15, data.view(np.uint8) >> 4], axis=2)
+    return (pairs.reshape(data.shape[0], -1).astype(np.int8) - np.int8(8))[:, :inner]
+
+
+def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
+    """The matrices of a file that `write_gguf` wrote, named and ordered as in `GgufModel.matrices`.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is no Squat file.
+    """
+    try:
+        reader = gguf.GGUFReader(path)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path}: cannot be read as GGUF: {error}") from error
+    if "squat.format_version" not in reader.fields:
+        raise CheckpointError(f"{path}: is not a Squat file; write one with `squat export`")
+    architecture = str(reader.fields["general.architecture"].contents())
+
+    def number(key: str) -> int:
+        return int(reader.fields[f"{architecture}.{key}"].contents())
+
+    heads = number("attention.head_count")
+    rope_heads = {"attn_q": heads}
+    inner = {"ffn_down": number("feed_forward_length")}
+    if architecture == "llama":
+        rope_heads["attn_k"] = number("attention.head_count_kv")
+        inner["attn_output"] = heads * number("attention.key_length")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    matrices = {}
+    for full_name, tensor in tensors.items():
+        name, _, form = full_name.partition(".weight")
+        kind = name.rpartition(".")[2]
+        if form in (".q4", ".q8"):
+            bits = int(form[2:])
+            width = inner.get(kind, number("embedding_length"))
+            codes = _unpack_bytes(np.asarray(tensor.data), bits, width)
+            step = float(tensors[f"{name}.weight.step"].data[0])
+        elif tensor.tensor_type in (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0):
+            bits = 4 if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0 else 8
+            try:
+                codes, step = _unpack_blocks(np.asarray(tensor.data), bits)
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: tensor {full_name}: {error}") from None
+        else:
+            continue
+        if architecture == "llama" and kind in rope_heads:
+            codes = unpermute_rope_rows(codes, rope_heads[kind])
+        matrices[name] = CodeMatrix(np.ascontiguousarray(codes), bits, step)
+    return matrices

@@ -1,0 +1,285 @@
+"""The engine from Python: a .gguf file, text in, text, scores and logits out.
+
+Everything is computed by the C++ engine, in integers, as the model was trained; this module adds the
+tokenizer (the `tokenizers` library, from the tokenizer.json inside the file), streaming and typed errors.
+Neither torch nor transformers is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tokenizers import Tokenizer
+
+from squat import _native
+from squat.errors import EngineError
+
+_PREFILL = 512
+"""Prompt tokens between two looks at Ctrl-C; the logits do not depend on it."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What was loaded and what it runs on.
+
+    `context`: the most tokens that prompt and answer may have together. `weight_bytes`: packed weights in
+    memory. `isa`: the instruction set in use. `kernels`: by widths such as "a4 w4" (activations,
+    weights), which kernel computes the products and why. A token that the model lacks is None.
+    """
+
+    architecture: str
+    vocab_size: int
+    layers: int
+    hidden_size: int
+    context: int
+    threads: int
+    file_bytes: int
+    weight_bytes: int
+    isa: str
+    kernels: dict[str, str]
+    bos_token: int | None
+    eos_token: int | None
+
+
+class Engine:
+    """A model file with one session. One engine serves one thread at a time; engines are independent.
+
+    Args:
+        path: a .gguf file written by `squat export`.
+        threads: threads that compute; 0: one for each CPU that this process may use.
+        context: the most tokens of a session; 0: the model's own limit.
+
+    Raises:
+        EngineError: the file is missing, damaged or no Squat file, or an argument is out of range.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0, context: int = 0) -> None:
+        for name, value in (("threads", threads), ("context", context)):
+            if not 0 <= value < 2**32:
+                raise EngineError(f"{name}: {value} is out of range; 0 chooses")
+        self._native = _native.Engine(os.fspath(path), threads, context)
+        self._tokenizer: Tokenizer = Tokenizer.from_str(
+            self._native.string("tokenizer.huggingface.json")
+        )
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        info = self._native.info()
+        kernels = (line.split(": ", 1) for line in info.pop("kernels").splitlines())
+        bos, eos = (None if t < 0 else t for t in (info.pop("bos_token"), info.pop("eos_token")))
+        self._info = EngineInfo(**info, kernels=dict(kernels), bos_token=bos, eos_token=eos)
+        self._turn = 0  # counts the calls that use the session
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded and what it runs on."""
+        return self._info
+
+    @property
+    def wide_share(self) -> list[float]:
+        """Per layer, the fraction of all tokens evaluated so far that got 8 bits at "4:8" sites."""
+        wide, tokens = self._native.wide_counts()
+        return [count / max(tokens, 1) for count in wide]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, with the tokens that the tokenizer itself adds."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids)))
+
+    def logits(self, ids: ArrayLike) -> NDArray[np.float32]:
+        """Logits after each of the tokens, which start a new session: float32 [tokens, vocabulary].
+
+        Raises:
+            EngineError: no tokens, an id out of range, or more tokens than the context.
+        """
+        tokens = _tokens(ids)
+        self._begin()
+        return np.asarray(self._native.eval(tokens, all=True))
+
+    def score(self, texts: Sequence[str]) -> list[float]:
+        """The log-probability of each text in nats, summed over its tokens.
+
+        The model's <s> comes first, if it has one; without one, the first token has no probability and
+        is only read.
+
+        Raises:
+            EngineError: a text is longer than the context, or has no token to start from.
+        """
+        if isinstance(texts, str):
+            raise EngineError("texts: is one string; give a list of strings")
+        self._begin()
+        start = [] if self.info.bos_token is None else [self.info.bos_token]
+        sums = []
+        for index, text in enumerate(texts):
+            ids = start + self._tokenizer.encode(text, add_special_tokens=False).ids
+            if not ids:
+                raise EngineError(f"texts: element {index} is empty, and the model has no <s>")
+            try:
+                sums.append(self._native.score(_tokens(ids)))
+            except EngineError as error:
+                raise EngineError(f"texts: element {index}: {error}") from None
+        return sums
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = ...,
+        *,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        seed: int = ...,
+        stream: Literal[False] = ...,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = ...,
+        *,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        seed: int = ...,
+        stream: Literal[True],
+    ) -> Iterator[str]: ...
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stream: bool = False,
+    ) -> str | Iterator[str]:
+        """Continue a text; the result is the continuation only.
+
+        It ends with the end-of-sequence token, `max_new_tokens`, or a full context.
+
+        Args:
+            prompt: the text to continue.
+            max_new_tokens: the most tokens to generate.
+            temperature: 0 takes the most probable token; the filters below then say nothing.
+            top_k: keep the k most probable tokens; 0: all.
+            top_p: keep the fewest tokens whose probabilities reach it; 1: all.
+            min_p: drop tokens less probable than min_p times the most probable one; 0: none.
+            repetition_penalty: above 1 discourages tokens that were there; 1: off.
+            seed: equal seeds give equal texts.
+            stream: return an iterator of pieces of text, each as soon as it is known.
+
+        Raises:
+            EngineError: a setting out of range, or a prompt longer than the context.
+        """
+        if max_new_tokens < 0:
+            raise EngineError(f"max_new_tokens: {max_new_tokens} is negative")
+        for name, value, limit in (("top_k", top_k, 2**32), ("seed", seed, 2**64)):
+            if not 0 <= value < limit:
+                raise EngineError(f"{name}: {value} is out of range")
+        sampler = _native.Sampler(
+            self.info.vocab_size, repetition_penalty, temperature, top_k, top_p, min_p, seed
+        )
+        ids = self.tokenize(prompt)
+        if not ids and self.info.bos_token is not None:
+            ids = [self.info.bos_token]
+        if not ids:
+            raise EngineError("prompt: is empty, and the model has no <s> to begin with")
+        if len(ids) > self.info.context:
+            raise EngineError(
+                f"prompt: its {len(ids)} tokens exceed the context of {self.info.context}"
+            )
+        pieces = self._pieces(ids, sampler, max_new_tokens)
+        return pieces if stream else "".join(pieces)
+
+    def _begin(self) -> int:
+        """Start a new session; whoever used the one before can tell by the number."""
+        self._turn += 1
+        self._native.rewind(0)
+        return self._turn
+
+    def _pieces(self, prompt: list[int], sampler: _native.Sampler, limit: int) -> Iterator[str]:
+        turn = self._begin()
+        tokens = _tokens(prompt)
+        sampler.accept(tokens)
+        last = (len(tokens) - 1) // _PREFILL * _PREFILL
+        for begin in range(0, last, _PREFILL):
+            self._native.append(tokens[begin : begin + _PREFILL])
+        logits = self._native.eval(tokens[last:])
+        text = _TextStream(self._tokenizer, prompt)
+        for count in range(1, limit + 1):
+            token = sampler.next(logits[0])
+            if token == self.info.eos_token:
+                break
+            if piece := text.push(token):
+                yield piece
+            if count == limit or self._native.length() == self.info.context:
+                break
+            if turn != self._turn:
+                raise EngineError("stream: another call has used this engine in the meantime")
+            logits = self._native.eval(_tokens([token]))
+        if piece := text.rest():
+            yield piece
+
+
+def _tokens(ids: ArrayLike) -> NDArray[np.int32]:
+    """Ids as the native engine takes them."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise EngineError(f"ids: {array.dtype} {list(array.shape)}, expected a list of integers")
+    wide = array.astype(np.int64)
+    if array.size and not -(2**31) <= wide.min() <= wide.max() < 2**31:
+        raise EngineError(f"ids: {wide.min()} to {wide.max()} are out of range")
+    return wide.astype(np.int32)
+
+
+_CONTEXT = 8
+"""Tokens that are decoded again with the new ones, more than any character has."""
+
+
+class _TextStream:
+    """Text of tokens as they come, never cutting a character in two.
+
+    A decoder may treat the first token of a text differently, and a character may need several tokens;
+    so each time the last few tokens are decoded with and without the new ones, and the difference is
+    new text, unless it ends in an incomplete character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._ids = prompt[-_CONTEXT:]
+        self._known = len(self._ids)  # tokens whose text has been returned
+
+    def push(self, token: int) -> str:
+        """The new text after one more token; "" while a character is incomplete."""
+        self._ids.append(token)
+        text = self._new_text()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._ids = self._ids[-_CONTEXT:]
+        self._known = len(self._ids)
+        return text
+
+    def rest(self) -> str:
+        """What has not been returned, complete or not."""
+        return self._new_text()
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._ids[: self._known])
+        return str(self._tokenizer.decode(self._ids)[len(before) :])

@@ -1,0 +1,366 @@
+"""Tiny models with random codes for the tests of the file and the engine, and a slow forward pass.
+
+`reference_logits` follows docs/format.md word by word: float64 nowhere, no cache, one token after another,
+one head after another. It shares no code with the exporter or the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from squat.deploy.gguf import SITES, CodeMatrix, GgufModel, GgufSite
+
+TEXT = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+    "It's 1999, isn't it? We'll see; they've 12 apples.\n\nTwo\tnew  lines   and spaces. Ünïcödé ½ ﬁ 日本 "
+)
+Floats = NDArray[np.float32]
+
+
+def byte_level_tokenizer(vocab_size: int = 300, prefix: bool = True) -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
+    return str(tokenizer.to_str())
+
+
+def sentencepiece_tokenizer() -> str:
+    """Llama's kind, with every way to make a token among the merges, as its converter writes them."""
+    pieces = ["▁", *"abcdefghijklmnopqrstuvwxyzOLIS.,"]
+    words = ["he", "in", "▁t", "▁a", "th", "▁th", "▁the", "er", "▁he", "ll", "ell", "▁a▁"]
+    vocab = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words, *pieces]
+    ids = {text: index for index, text in enumerate(vocab)}
+    merges = [
+        (word[:cut], word[cut:])
+        for word in words
+        for cut in range(1, len(word))
+        if word[:cut] in ids and word[cut:] in ids
+    ]
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return str(tokenizer.to_str())
+
+
+def half(value: float) -> float:
+    """The nearest fp16 number."""
+    return float(np.float16(value))
+
+
+def random_site(rng: np.random.Generator, name: str, bits: str, layers: int) -> GgufSite:
+    count = 1 if name == "head_in" else layers
+    scale = {"probs": 1 / 250, "mlp_mid": 0.3, "attn_out": 0.5}.get(name, 1.0)
+    wide, narrow = [], []
+    for _ in range(count):
+        spread = rng.uniform(0.8, 1.2) * (1.0 if name == "probs" else 3.0 * scale)
+        wide.append(half(spread / 250) if name == "probs" else half(spread / 127))
+        narrow.append(half(spread / 7))
+    if name == "probs":
+        wide = [half(1 / rng.uniform(240, 260)) for _ in range(count)]
+    if bits == "4:8" and name in ("attn_in", "q", "k"):
+        narrow[0] = 0.0
+    return GgufSite(bits, wide if "8" in bits else None, narrow if "4" in bits else None)
+
+
+def random_model(
+    seed: int = 0,
+    architecture: str = "llama",
+    *,
+    hidden: int = 64,
+    layers: int = 3,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    ffn: int = 96,
+    context: int = 96,
+    weight_bits: int = 4,
+    embedding_bits: int = 8,
+    activations: str = "4:8",
+    site_bits: dict[str, str] | None = None,
+    tied: bool = True,
+    biases: bool = False,
+    importance: str = "relative_first_token",
+    rope: dict[str, Any] | None = None,
+    tokenizer_json: str | None = None,
+) -> GgufModel:
+    rng = np.random.default_rng(seed)
+    tokenizer_json = tokenizer_json or byte_level_tokenizer()
+    vocab = Tokenizer.from_str(tokenizer_json).get_vocab_size()
+    gpt2 = architecture == "gpt2"
+    kv_heads = heads if gpt2 else kv_heads
+
+    def matrix(rows: int, inner: int, bits: int, size: float) -> CodeMatrix:
+        limit = 2 ** (bits - 1)
+        codes = rng.integers(-limit, limit, (rows, inner), dtype=np.int8)
+        return CodeMatrix(codes, bits, half(size * rng.uniform(0.9, 1.1) * math.sqrt(3) / limit))
+
+    query, key = heads * head_dim, kv_heads * head_dim
+    matrices = {"token_embd": matrix(vocab, hidden, embedding_bits, 1.0)}
+    floats: dict[str, Floats] = {}
+
+    def linear(name: str, rows: int, inner: int) -> None:
+        matrices[name] = matrix(rows, inner, weight_bits, 1.5 / math.sqrt(inner))
+        if biases or gpt2:
+            floats[f"{name}.bias"] = rng.normal(0, 0.1, rows).astype(np.float32)
+
+    def norm(name: str) -> None:
+        floats[f"{name}.weight"] = rng.uniform(0.5, 1.5, hidden).astype(np.float32)
+        if gpt2:
+            floats[f"{name}.bias"] = rng.normal(0, 0.1, hidden).astype(np.float32)
+
+    if gpt2:
+        matrices["position_embd"] = matrix(context, hidden, embedding_bits, 0.3)
+    if not tied:
+        matrices["output"] = matrix(vocab, hidden, embedding_bits, 1 / math.sqrt(hidden))
+    for layer in range(layers):
+        block = f"blk.{layer}."
+        norm(block + "attn_norm")
+        norm(block + "ffn_norm")
+        if gpt2:
+            linear(block + "attn_qkv", query + 2 * key, hidden)
+        else:
+            linear(block + "attn_q", query, hidden)
+            linear(block + "attn_k", key, hidden)
+            linear(block + "attn_v", key, hidden)
+            linear(block + "ffn_gate", ffn, hidden)
+        linear(block + "attn_output", hidden, query)
+        linear(block + "ffn_up", ffn, hidden)
+        linear(block + "ffn_down", hidden, ffn)
+    norm("output_norm")
+    bits = {name: activations for name in SITES} | {"probs": "8", "head_in": "8"} | (site_bits or {})
+    adaptive = "4:8" in bits.values()
+    return GgufModel(
+        architecture=architecture,  # type: ignore[arg-type]
+        name=f"random-{seed}",
+        hidden_size=hidden,
+        layers=layers,
+        ffn_size=ffn,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        context_length=context,
+        norm_epsilon=1e-5,
+        matrices=matrices,
+        floats=floats,
+        sites={name: random_site(rng, name, bits[name], layers) for name in SITES},
+        tokenizer_json=tokenizer_json,
+        thresholds=[float(t) for t in rng.uniform(0.7, 1.1, layers)] if adaptive else None,
+        importance=importance if adaptive else None,
+        rope=rope or {"rope_type": "default", "rope_theta": 10000.0},
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+
+
+def _inverse_frequencies(model: GgufModel) -> tuple[Floats, float]:
+    """Frequencies in Hugging Face's order and the factor of cosine and sine, from its definitions."""
+    rope, dim = model.rope, model.head_dim
+    base = rope["rope_theta"]
+    inverse = 1.0 / base ** (np.arange(0, dim, 2) / dim)
+    kind, factor = rope["rope_type"], rope.get("factor", 1.0)
+    if kind == "linear":
+        inverse = inverse / factor
+    elif kind == "llama3":
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        original = rope["original_max_position_embeddings"]
+        scaled = []
+        for f in inverse:
+            length = 2 * math.pi / f
+            smooth = (original / length - low) / (high - low)
+            if length < original / high:
+                scaled.append(f)
+            elif length > original / low:
+                scaled.append(f / factor)
+            else:
+                scaled.append((1 - smooth) * f / factor + smooth * f)
+        inverse = np.array(scaled)
+    elif kind == "yarn":
+        original = rope["original_max_position_embeddings"]
+
+        def turns_at(turns: float) -> float:
+            return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+        low_dim, high_dim = max(math.floor(turns_at(32)), 0), min(math.ceil(turns_at(1)), dim - 1)
+        ramp = np.clip((np.arange(dim // 2) - low_dim) / max(high_dim - low_dim, 0.001), 0, 1)
+        inverse = inverse / factor * ramp + inverse * (1 - ramp)
+        return inverse.astype(np.float32), 0.1 * math.log(factor) + 1
+    return inverse.astype(np.float32), 1.0
+
+
+class Reference:
+    """The forward pass of one sequence."""
+
+    def __init__(self, model: GgufModel) -> None:
+        self.model = model
+        self.wide: list[list[bool]] = []  # [layer][token]
+
+    def quantize(self, x: Floats, site: str, layer: int, wide: bool) -> tuple[NDArray[Any], np.float32]:
+        """Codes of one token's vector and the step."""
+        spec = self.model.sites[site]
+        bits = {"8": 8, "4": 4, "4:8": 8 if wide else 4}[spec.bits]
+        steps = spec.step8 if bits == 8 else spec.step4
+        step = np.float32(steps[layer])  # type: ignore[index]
+        inverse = np.float32(1.0) / step
+        codes = np.clip(np.rint(x * inverse), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        return codes.astype(np.int64), step
+
+    def linear(self, x: Floats, name: str, site: str, layer: int, wide: bool) -> Floats:
+        codes, step = self.quantize(x, site, layer, wide)
+        matrix = self.model.matrices[name]
+        sums = matrix.codes.astype(np.int64) @ codes
+        out = sums.astype(np.float32) * (step * np.float32(matrix.step))
+        return out + self.model.floats.get(f"{name}.bias", np.float32(0))
+
+    def norm(self, x: Floats, name: str) -> Floats:
+        weight, epsilon = self.model.floats[f"{name}.weight"], np.float32(self.model.norm_epsilon)
+        if self.model.architecture == "llama":
+            mean_square = np.mean(x * x, dtype=np.float32)
+            return weight * (x * (np.float32(1) / np.sqrt(mean_square + epsilon)))
+        deviation = x - np.mean(x, dtype=np.float32)
+        variance = np.mean(deviation * deviation, dtype=np.float32)
+        return (
+            deviation / np.sqrt(variance + epsilon) * weight + self.model.floats[f"{name}.bias"]
+        )
+
+    def rotate(self, x: Floats, position: int) -> Floats:
+        if self.model.architecture != "llama":
+            return x
+        inverse, factor = _inverse_frequencies(self.model)
+        angle = np.concatenate([np.float32(position) * inverse] * 2)
+        first, second = np.split(x, 2)
+        cosine = np.cos(angle).astype(np.float32) * np.float32(factor)
+        sine = np.sin(angle).astype(np.float32) * np.float32(factor)
+        return x * cosine + np.concatenate([-second, first]) * sine
+
+    def attention(self, inputs: list[Floats], layer: int, previous: list[bool]) -> list[Floats]:
+        m = self.model
+        block, dim = f"blk.{layer}.", m.head_dim
+        query_size, key_size = m.heads * dim, m.kv_heads * dim
+        queries, keys, values = [], [], []
+        for position, x in enumerate(inputs):
+            wide = previous[position]
+            if m.architecture == "gpt2":
+                qkv = self.linear(x, block + "attn_qkv", "attn_in", layer, wide)
+                q, k, v = np.split(qkv, [query_size, query_size + key_size])
+            else:
+                q, k, v = (
+                    self.linear(x, block + f"attn_{n}", "attn_in", layer, wide) for n in "qkv"
+                )
+            queries.append([
+                self.quantize(self.rotate(h, position), "q", layer, wide)
+                for h in np.split(q, m.heads)
+            ])
+            keys.append([
+                self.quantize(self.rotate(h, position), "k", layer, wide)
+                for h in np.split(k, m.kv_heads)
+            ])
+            values.append(np.split(v, m.kv_heads))
+
+        probs = []  # [token][head][key]
+        for position in range(len(inputs)):
+            rows = []
+            for head in range(m.heads):
+                codes, step = queries[position][head]
+                scores = []
+                for other in range(position + 1):
+                    key_codes, key_step = keys[other][head * m.kv_heads // m.heads]
+                    product = np.float32(int(codes @ key_codes))
+                    scores.append(product * (step * key_step) * np.float32(dim**-0.5))
+                weights = np.exp(np.array(scores, np.float32) - max(scores))
+                rows.append(weights / np.sum(weights, dtype=np.float32))
+            probs.append(rows)
+
+        wide_now = []
+        if m.thresholds is not None:
+            for position, rows in enumerate(probs):
+                importance = np.mean([row[0] for row in rows], dtype=np.float32)
+                if m.importance == "relative_first_token":
+                    importance *= np.float32(position + 1)
+                wide_now.append(bool(importance >= np.float32(m.thresholds[layer])))
+        else:
+            wide_now = [True] * len(inputs)
+        self.wide.append(wide_now)
+
+        outputs = []
+        step_p = np.float32(m.sites["probs"].step8[layer])  # type: ignore[index]
+        for position, rows in enumerate(probs):
+            out = []
+            for head, row in enumerate(rows):
+                codes = np.clip(np.rint(row * (np.float32(1) / step_p)), 0, 255).astype(np.int64)
+                sums: dict[np.float32, NDArray[Any]] = {}
+                for other, p in enumerate(codes):
+                    value = values[other][head * m.kv_heads // m.heads]
+                    v_codes, v_step = self.quantize(value, "v", layer, wide_now[other])
+                    sums[v_step] = sums.get(v_step, 0) + p * v_codes
+                # At most two steps, a sum of two floats: the order does not matter.
+                total = sum(s * acc.astype(np.float32) for s, acc in sums.items())
+                out.append(step_p * total)
+            outputs.append(np.concatenate(out).astype(np.float32))
+        return outputs
+
+    def mlp(self, x: Floats, layer: int, wide: bool) -> Floats:
+        block = f"blk.{layer}."
+        up = self.linear(x, block + "ffn_up", "mlp_in", layer, wide)
+        one = np.float32(1)
+        if self.model.architecture == "llama":
+            gate = self.linear(x, block + "ffn_gate", "mlp_in", layer, wide)
+            middle = gate / (one + np.exp(-gate)) * up
+        else:
+            inner = np.float32(math.sqrt(2 / math.pi)) * (up + np.float32(0.044715) * up**3)
+            middle = np.float32(0.5) * up * (one + np.tanh(inner))
+        return self.linear(middle, block + "ffn_down", "mlp_mid", layer, wide)
+
+    def logits(self, ids: list[int]) -> Floats:
+        m = self.model
+        table = m.matrices["token_embd"]
+        hidden = [table.codes[i].astype(np.float32) * np.float32(table.step) for i in ids]
+        if m.architecture == "gpt2":
+            learned = m.matrices["position_embd"]
+            for position in range(len(ids)):
+                row = learned.codes[position].astype(np.float32) * np.float32(learned.step)
+                hidden[position] = hidden[position] + row
+        previous = [True] * len(ids)
+        for layer in range(m.layers):
+            block = f"blk.{layer}."
+            inputs = [self.norm(x, block + "attn_norm") for x in hidden]
+            attended = self.attention(inputs, layer, previous)
+            wide = self.wide[layer]
+            for i, x in enumerate(attended):
+                hidden[i] = hidden[i] + self.linear(
+                    x, block + "attn_output", "attn_out", layer, wide[i]
+                )
+                normed = self.norm(hidden[i], block + "ffn_norm")
+                hidden[i] = hidden[i] + self.mlp(normed, layer, wide[i])
+            previous = wide
+        head = "output" if "output" in m.matrices else "token_embd"
+        rows = [
+            self.linear(self.norm(x, "output_norm"), head, "head_in", 0, True) for x in hidden
+        ]
+        return np.stack(rows)
+
+
+def vocabulary(tokenizer_json: str) -> list[str]:
+    return list(json.loads(tokenizer_json)["model"]["vocab"])
