@@ -7,7 +7,8 @@ begin-of-text token in front; a perplexity is the mean over windows of a corpus.
 Batches are cut from the sequences sorted by length, so that nearly no batch holds padding. Where
 there is any it stands on the right, behind an attention mask: positions stay what they are, causal
 attention never sees it, and a quantized model, which decides each token's width from attention
-probabilities, takes the same decisions at any batch size.
+probabilities, decides as it would for the text alone. What the batch size still changes is the order
+of float32 sums: noise, but one that may carry a value over a rounding boundary of a quantized model.
 """
 
 from collections.abc import Iterator, Sequence
