@@ -125,6 +125,14 @@ struct Concatenated {
     return vsubq_s16(vreinterpretq_s16_u8(nibbles), vdupq_n_s16(8 * 256 + 8));
   }
 
+  // The codes of M tokens, in the first M lanes.
+  template <int M>
+  SQUAT_INLINE static int16x8_t load_codes(const uint8_t* from) {
+    int16_t codes[8] = {};
+    __builtin_memcpy(codes, from, M * sizeof(int16_t));
+    return vld1q_s16(codes);
+  }
+
   // Adds the sums of one token over `steps` steps to those of eight rows.
   SQUAT_INLINE static void add_rows(int32_t* to, uint16x8_t sums, int steps) {
     const int32x4_t bias = vdupq_n_s32(kBias * steps);
@@ -146,11 +154,11 @@ struct Concatenated {
         const uint8x16_t both = vld1q_u8(w);
         const int16x8_t w0 = concatenate(vandq_u8(both, vdupq_n_u8(15)));
         const int16x8_t w1 = concatenate(vshrq_n_u8(both, 4));
-        int16_t codes[2 * M];
-        __builtin_memcpy(codes, a, sizeof(codes));
+        const int16x8_t a0 = load_codes<M>(a), a1 = load_codes<M>(a + 2 * M);
         unroll<M>([&](auto i) SQUAT_LAMBDA {
-          const int16x8_t step = vmlaq_n_s16(bias, w0, codes[i]);
-          const uint16x8_t sum = vreinterpretq_u16_s16(vmlaq_n_s16(step, w1, codes[M + i]));
+          const int16x8_t step = vmlaq_laneq_s16(bias, w0, a0, decltype(i)());
+          const uint16x8_t sum =
+              vreinterpretq_u16_s16(vmlaq_laneq_s16(step, w1, a1, decltype(i)()));
           total[i] = vaddq_u16(total[i], sum);
           high[i] = vsraq_n_u16(high[i], sum, 8);
         });
