@@ -104,6 +104,50 @@ double quantize_microseconds(const Choice& choice, int n) {
   return 1e6 * best_seconds([&](int) { quantize(choice, x.data(), n, 0.02f, 8, codes.data()); });
 }
 
+// Nanoseconds to append one token to the keys and values of one head, over 1024 tokens.
+double append_nanoseconds(const Choice& choice, int bits, int head_dim) {
+  constexpr int kTokens = 1024;
+  const std::vector<int8_t> codes = some_codes(head_dim, bits);
+  Aligned key_data(KeyPool::bytes(choice, bits, head_dim, kTokens));
+  Aligned value_data(ValuePool::bytes(choice, bits, head_dim, kTokens));
+  return 1e9 / kTokens * best_seconds([&](int) {
+           KeyPool keys = KeyPool::empty(choice, bits, head_dim, key_data.data());
+           ValuePool values = ValuePool::empty(choice, bits, head_dim, value_data.data());
+           for (int t = 0; t < kTokens; ++t) {
+             keys.append(codes.data());
+             values.append(codes.data());
+           }
+         });
+}
+
+// Microseconds of one head's attention products, a token against 2048 cached ones.
+double attention_microseconds(const Choice& choice, int bits, int head_dim) {
+  constexpr int kTokens = 2048;
+  const std::vector<int8_t> codes = some_codes(head_dim, bits);
+  Aligned key_data(KeyPool::bytes(choice, bits, head_dim, kTokens));
+  Aligned value_data(ValuePool::bytes(choice, bits, head_dim, kTokens));
+  KeyPool keys = KeyPool::empty(choice, bits, head_dim, key_data.data());
+  ValuePool values = ValuePool::empty(choice, bits, head_dim, value_data.data());
+  for (int t = 0; t < kTokens; ++t) {
+    keys.append(codes.data());
+    values.append(codes.data());
+  }
+  ActivationRows query;
+  query.codes = codes.data();
+  query.stride = head_dim;
+  query.rows = 1;
+  query.inner = head_dim;
+  const std::vector<uint8_t> weights(kTokens, 1);
+  const ProbabilityRows probabilities{weights.data(), weights.size(), 1, kTokens};
+  Aligned scratch(prepared_bytes(choice, 1, std::max(head_dim, kTokens)));
+  std::vector<int32_t> score(kTokens), out(head_dim);
+  return 1e6 * best_seconds([&](int) {
+           scores(prepare(choice, bits, query, scratch.data()), keys, score.data(), kTokens);
+           weighted_values(prepare(choice, bits, probabilities, scratch.data()), values, out.data(),
+                           head_dim);
+         });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -139,14 +183,18 @@ int main(int argc, char** argv) {
     std::printf("\n");
   }
 
-  std::printf("\n%-36s %16s %16s %16s\n", "microseconds", "prepare 128x512", "prepare 1x512",
-              "quantize 512");
+  std::printf("\n%-12s %16s %16s %16s %16s %16s %16s %16s\n", "", "prepare 128x512",
+              "prepare 1x512", "quantize 512", "append w8 d=64", "append w4 d=64", "attend w8 2048",
+              "attend w4 2048");
   for (const Isa& isa : isas()) {
     Choice choice;
     std::string error;
     if (!choose(isa.name, &choice, &error)) continue;
-    std::printf("%-36s %16.2f %16.3f %16.3f\n", isa.name, prepare_microseconds(choice, 128, 512),
-                prepare_microseconds(choice, 1, 512), quantize_microseconds(choice, 512));
+    std::printf("%-12s %13.2f us %13.3f us %13.3f us %13.1f ns %13.1f ns %13.2f us %13.2f us\n",
+                isa.name, prepare_microseconds(choice, 128, 512),
+                prepare_microseconds(choice, 1, 512), quantize_microseconds(choice, 512),
+                append_nanoseconds(choice, 8, 64), append_nanoseconds(choice, 4, 64),
+                attention_microseconds(choice, 8, 64), attention_microseconds(choice, 4, 64));
   }
   return 0;
 }

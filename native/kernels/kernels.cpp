@@ -176,33 +176,27 @@ const Kernel& layout_of(const Choice& choice, int weight_bits) {
 // The byte that holds two codes; only their last four bits count.
 uint8_t nibbles(int low, int high) { return static_cast<uint8_t>((low & 15) | (high & 15) << 4); }
 
-// Where PackedMatrix keeps one code; for 4 bits, the nibble of an odd group is the high one.
-uint8_t* byte_of(const PackedMatrix& matrix, int row, int group, int within) {
-  const Kernel& layout = *matrix.layout;
-  return matrix.data + row / layout.n * matrix.panel_stride +
-         group / groups_per_byte(layout) * matrix.group_stride + row % layout.n * layout.k + within;
-}
-
-void store_code(const PackedMatrix& matrix, int row, int column, int code) {
+// Calls body(byte, row) for every row with the byte that holds its code of one column.
+template <class Body>
+void for_each_row(const PackedMatrix& matrix, int column, Body body) {
   const Kernel& layout = *matrix.layout;
   const int group = column / layout.k;
-  uint8_t* byte = byte_of(matrix, row, group, column % layout.k);
-  const int held = code + layout.zero;
-  if (layout.weight_bits == 8) {
-    *byte = static_cast<uint8_t>(held);
-  } else {
-    *byte = group % 2 == 0 ? nibbles(held, *byte >> 4) : nibbles(*byte, held);
+  uint8_t* panel =
+      matrix.data + group / groups_per_byte(layout) * matrix.group_stride + column % layout.k;
+  for (int first = 0; first < matrix.rows; first += layout.n, panel += matrix.panel_stride) {
+    const int last = std::min(first + layout.n, matrix.rows);
+    uint8_t* byte = panel;
+    for (int row = first; row < last; ++row, byte += layout.k) body(*byte, row);
   }
 }
 
-int load_code(const PackedMatrix& matrix, int row, int column) {
-  const Kernel& layout = *matrix.layout;
-  const int group = column / layout.k;
-  const uint8_t byte = *byte_of(matrix, row, group, column % layout.k);
-  if (layout.weight_bits == 8) return static_cast<int8_t>(byte - layout.zero);
-  const int held = (group % 2 == 0 ? byte : byte >> 4) & 15;
-  return ((held - layout.zero + 8) & 15) - 8;
+// The nibble of an odd group is the high one.
+bool in_low_nibble(const PackedMatrix& matrix, int column) {
+  return column / matrix.layout->k % 2 == 0;
 }
+
+// The code whose last four bits are those of `held` less the offset.
+int nibble_code(int held, int zero) { return ((held - zero + 8) & 15) - 8; }
 
 }  // namespace
 
@@ -231,30 +225,58 @@ PackedMatrix packed_matrix(const Choice& choice, int weight_bits, int rows, int 
   return matrix;
 }
 
-void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes) {
-  const Kernel& layout = *matrix.layout;
-  uint8_t* to =
-      matrix.data + row / layout.n * matrix.panel_stride + size_t(row % layout.n) * layout.k;
-  const int k = layout.k, inner = matrix.inner;
-  if (layout.weight_bits == 8) {
-    for (int first = 0; first < inner; first += k, to += matrix.group_stride) {
-      const int count = std::min(k, inner - first);
-      for (int i = 0; i < count; ++i) to[i] = static_cast<uint8_t>(codes[first + i] + layout.zero);
-    }
-    return;
-  }
-  for (int first = 0; first < inner; first += 2 * k, to += matrix.group_stride) {
-    for (int i = 0; i < k; ++i) {
-      const int low = first + i, high = low + k;
-      const int low_held = low < inner ? codes[low] + layout.zero : 0;
-      const int high_held = high < inner ? codes[high] + layout.zero : 0;
-      to[i] = nibbles(low_held, high_held);
+namespace {
+
+// Writes one row in groups of K, of which a byte holds one or two codes.
+template <int K>
+void pack_groups(const int8_t* codes, int inner, int zero, int bits, size_t group_stride,
+                 uint8_t* to) {
+  const int step = bits == 4 ? 2 * K : K;
+  for (int first = 0; first < inner; first += step, to += group_stride) {
+    int8_t block[2 * K] = {};  // zeros behind the end
+    std::memcpy(block, codes + first, std::min(step, inner - first));
+    for (int i = 0; i < K; ++i) {
+      to[i] = bits == 4 ? nibbles(block[i] + zero, block[K + i] + zero)
+                        : static_cast<uint8_t>(block[i] + zero);
     }
   }
 }
 
+}  // namespace
+
+void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes) {
+  const Kernel& layout = *matrix.layout;
+  uint8_t* to =
+      matrix.data + row / layout.n * matrix.panel_stride + size_t(row % layout.n) * layout.k;
+  const auto pack = [&](auto groups) {
+    groups(codes, matrix.inner, layout.zero, layout.weight_bits, matrix.group_stride, to);
+  };
+  switch (layout.k) {
+    case 1:
+      return pack(pack_groups<1>);
+    case 2:
+      return pack(pack_groups<2>);
+    case 4:
+      return pack(pack_groups<4>);
+    case 8:
+      return pack(pack_groups<8>);
+    case 16:
+      return pack(pack_groups<16>);
+  }
+}
+
 void pack_column(const PackedMatrix& matrix, int column, const int8_t* codes) {
-  for (int row = 0; row < matrix.rows; ++row) store_code(matrix, row, column, codes[row]);
+  const int zero = matrix.layout->zero;
+  if (matrix.layout->weight_bits == 8) {
+    for_each_row(matrix, column,
+                 [=](uint8_t& byte, int row) { byte = static_cast<uint8_t>(codes[row] + zero); });
+  } else if (in_low_nibble(matrix, column)) {
+    for_each_row(matrix, column,
+                 [=](uint8_t& byte, int row) { byte = nibbles(codes[row] + zero, byte >> 4); });
+  } else {
+    for_each_row(matrix, column,
+                 [=](uint8_t& byte, int row) { byte = nibbles(byte, codes[row] + zero); });
+  }
 }
 
 size_t KeyPool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
@@ -288,9 +310,18 @@ void ValuePool::append(const int8_t* codes) {
 }
 
 void ValuePool::truncate(int count) {
+  const int zero = matrix.layout->zero;
   int32_t* to = sums();
   for (; matrix.inner > count; --matrix.inner) {
-    for (int i = 0; i < matrix.rows; ++i) to[i] -= load_code(matrix, i, matrix.inner - 1);
+    const int column = matrix.inner - 1;
+    if (matrix.layout->weight_bits == 8) {
+      for_each_row(matrix, column,
+                   [=](uint8_t& byte, int row) { to[row] -= static_cast<int8_t>(byte - zero); });
+    } else {
+      const int shift = in_low_nibble(matrix, column) ? 0 : 4;
+      for_each_row(matrix, column,
+                   [=](uint8_t& byte, int row) { to[row] -= nibble_code(byte >> shift, zero); });
+    }
   }
 }
 
