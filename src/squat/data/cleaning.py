@@ -27,7 +27,7 @@ def sub(pattern: str, replacement: str = "") -> Rule:
 # --- every text -------------------------------------------------------------------------------
 
 # UTF-8 that was once read as Latin-1 or Windows-1252: "Tomás" as "TomÃ¡s", "it’s" as "itâ€™s".
-_MISREAD = re.compile(r"[ÂÃ][\x80-\xbf]|â€[\x80-\xbf˜™š›œžŸ]")
+_MISREAD = re.compile(r"[ÂÃ][\x80-\xbf]|â€[\x80-\xbf‘’“”•–—˜™š›œžŸ]")
 
 
 def _reread(match: re.Match[str]) -> str:

@@ -693,6 +693,32 @@ def possession(d: Draw) -> str:
 
 
 @plain
+def pronouns(d: Draw) -> str:
+    """He and she, his and her."""
+    subject = d.gendered()
+    they, their = subject.they, subject.their
+    return d.pick(
+        (
+            f"{subject} {d.pick(TAKE).past} {d.thing(determiner=their)} {d.place()}",
+            f"{subject} {d.pick(SEE).past} {d.human(d.mirror, their)}",
+            f"{subject} {d.pick(THINK).past} that {they} {d.action()}",
+            f"when {subject} {d.pick(SLEEP).past}, {they} was {d.pick(TRAITS)}",
+            f"{subject} {d.pick(TAKE).past} {d.thing()} because {they} was {d.pick(TRAITS)}",
+        )
+    )
+
+
+@plain
+def description(d: Draw) -> str:
+    """Leo is a kind prince; Anna is the sister of Tom."""
+    name = d.name()
+    noun = d.noun(
+        d.pick(GENDERED[name.gender][1]), False, name.gender, TRAITS, d.pick(("a", "the"))
+    )
+    return f"{name} is {noun}{d.pick(('', f' of {d.gendered()}', f' {d.place()}'))}"
+
+
+@plain
 def comparison(d: Draw) -> str:
     """One is more so than another."""
     subject = d.anyone()
@@ -789,7 +815,7 @@ def conversation(d: Draw) -> list[str]:
 # --- text and pairs ----------------------------------------------------------------------------
 
 STORY_SHARE = 0.12
-CONTRAST_SHARE = 0.65
+CONTRAST_SHARE = 0.5
 HELD_OUT_OF = 8
 
 
