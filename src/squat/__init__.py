@@ -21,7 +21,7 @@ _HOMES = {
     "SquatError": "squat.errors",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605 (the names below come from the table above)
+__all__ = ["Engine", "LossConfig", "SquatConfig", "SquatError", "SquatTrainer", "quantize"]
 
 if TYPE_CHECKING:
     from squat.distill import LossConfig, SquatTrainer

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.data.files import once, readable_errors
 from squat.data.packed import CACHE, Tokens, digest, token_dtype
+from squat.data.progress import progress
 from squat.data.tokenizer import check_tokenizer
 from squat.errors import DataError
 
@@ -68,26 +68,26 @@ def generate_tokens(
         raise DataError(f"generate: tokens is {tokens}; ask for at least one")
     dtype = token_dtype(model.config.vocab_size)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    key = digest(_weights_hash(model), bos, eos, tokens, seed, sequence_length, batch_size)
+    settings = (GREEDY, bos, eos, tokens, seed, sequence_length, batch_size)
+    key = digest(_weights_hash(model), *settings)
     file = Path(cache) / f"generated-{key}.{dtype.__name__}"
     with once(file) as missing:
         if missing:
             rows = -(-tokens // sequence_length)
-            with readable_errors(file), _evaluating(model), Progress(transient=True) as progress:
-                task = progress.add_task("generating text", total=rows * sequence_length)
-                partial = file.with_name(f"{file.name}.partial")
-                with partial.open("ab") as out:
-                    row_bytes = sequence_length * np.dtype(dtype).itemsize
-                    done = out.tell() // (batch_size * row_bytes)  # whole batches of an earlier run
-                    out.truncate(done * batch_size * row_bytes)
+            partial = file.with_name(f"{file.name}.partial")
+            row_bytes = sequence_length * np.dtype(dtype).itemsize
+            with readable_errors(file), _evaluating(model), partial.open("ab") as out:
+                done = out.tell() // (batch_size * row_bytes)  # whole batches of an earlier run
+                out.truncate(done * batch_size * row_bytes)
+                with progress("generating text", rows) as show:
                     for first in range(done * batch_size, rows, batch_size):
                         count = min(batch_size, rows - first)
                         generator = _generator(model.device, seed, first)
                         ids = sample_texts(model, count, sequence_length, bos, eos, generator)
                         out.write(ids.cpu().numpy().astype(dtype).tobytes())
                         out.flush()
-                        progress.update(task, completed=(first + count) * sequence_length)
-                partial.replace(file)
+                        show(first + count)
+            partial.replace(file)
     return np.memmap(file, dtype=dtype, mode="r")
 
 

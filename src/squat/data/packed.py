@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 import torch
-from rich.progress import Progress
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from squat.data import cleaning, corpus
 from squat.data.corpus import corpus_files, read_corpus
 from squat.data.files import once, writing
+from squat.data.progress import progress
 from squat.data.tokenizer import check_tokenizer
 from squat.errors import DataError
 
@@ -87,11 +87,10 @@ def _tokenize(
         read += size
 
     size = sum(entry.stat().st_size for entry in corpus_files(path))
-    with Progress(transient=True) as progress, writing(file) as out:
-        task = progress.add_task(f"tokenizing {path}", total=size)
+    with progress(f"tokenizing {path}", size) as show, writing(file) as out:
         for ids in encode_lines(read_corpus(path, by_source, count), tokenizer):
             out.write(ids.tobytes())
-            progress.update(task, completed=read)
+            show(read)
 
 
 def encode_lines(lines: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Tokens]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -23,7 +24,29 @@ from squat.errors import CheckpointError, ConfigError
 from squat.quantize.attention import TokenState
 
 
-class SquatTrainer(Trainer):
+class SequentialTrainer(Trainer):
+    """A Trainer that takes samples in the order of their index and never leaves half a checkpoint.
+
+    The dataset is shuffled already (its sample is a pure function of the index), so that resuming is
+    exact.
+    """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            broken = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(broken, ignore_errors=True)
+            raise CheckpointError(
+                f"{broken}: could not be saved ({error}); earlier checkpoints are intact: "
+                "make room and run again to resume"
+            ) from error
+
+
+class SquatTrainer(SequentialTrainer):
     """Quantization-aware training by distillation (paper IV-B and IV-D).
 
     Args:
@@ -82,9 +105,6 @@ class SquatTrainer(Trainer):
                     "teachers[0]: the attention-map loss needs a first teacher with the student's layers "
                     f"and heads {shapes[0]}; put the original model first, or set distribution to 0"
                 )
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with three groups: matrices (weight decay), norms and biases, step sizes."""
@@ -175,18 +195,6 @@ class SquatTrainer(Trainer):
             logs |= {name: torch.stack(v).mean().item() for name, v in self._sums.items()}
             self._sums.clear()
         super().log(logs, start_time)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As Trainer's; a checkpoint that could not be written whole is removed again."""
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError) as error:
-            broken = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(broken, ignore_errors=True)
-            raise CheckpointError(
-                f"{broken}: could not be saved ({error}); earlier checkpoints are intact: "
-                "make room and run again to resume"
-            ) from error
 
 
 def _state_of(model: PreTrainedModel) -> TokenState:

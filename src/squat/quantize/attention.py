@@ -25,6 +25,7 @@ from transformers.masking_utils import eager_mask
 
 from squat.errors import ConfigError
 from squat.quantize.modules import SiteQuantizer
+from squat.quantize.numerics import exact_product
 from squat.quantize.tokens import IMPORTANCE, ThresholdPolicy, TopKPolicy
 
 IMPLEMENTATION = "squat"
@@ -168,7 +169,8 @@ def squat_attention(
 
     query = sites["q"](query, widths(None, new_k))
     key = sites["k"](key, widths(past_k, new_k))
-    scores = query @ _repeat_heads(key, groups).transpose(2, 3)
+    product = torch.matmul if module.training else exact_product
+    scores = product(query, _repeat_heads(key, groups).transpose(2, 3))
     probs = torch.softmax(scores.float() * scaling + attention_mask, dim=-1)
 
     new_v = None
@@ -190,7 +192,7 @@ def squat_attention(
         state.taps[squat.layer] = AttentionTap(query, key, probs)
     value = sites["v"](value, widths(past_v, new_v))
     weights = nn.functional.dropout(sites["probs"](probs), p=dropout, training=module.training)
-    output = weights.to(value.dtype) @ _repeat_heads(value, groups)
+    output = product(weights.to(value.dtype), _repeat_heads(value, groups))
     return output.transpose(1, 2).contiguous(), probs
 
 

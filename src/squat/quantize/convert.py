@@ -144,15 +144,20 @@ def _tie_head(model: PreTrainedModel, row: Architecture) -> None:
     model.all_tied_weights_keys.update(tied)
 
 
+def check_convertible(model: PreTrainedModel) -> Architecture:
+    """The model's row, if it can be quantized; otherwise ConfigError."""
+    if hasattr(model, "token_state"):
+        raise ConfigError("model: it is quantized already; start from the full-precision one")
+    return architecture_of(model.config.model_type)
+
+
 def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     """Give a model the structure of `config`, in place; step sizes stay unset.
 
     Raises:
         ConfigError: an architecture without a row, or a model that is quantized already.
     """
-    row = architecture_of(model.config.model_type)
-    if is_quantized(model):
-        raise ConfigError("model: it is quantized already; start from the full-precision one")
+    row = check_convertible(model)
     state = TokenState()
     layers = model.get_submodule(row.layers)
     for index, layer in enumerate(layers.children()):
@@ -171,11 +176,6 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
         _tie_head(model, row)
     model.token_state = state
     model.set_attn_implementation(IMPLEMENTATION)
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether `convert` has been here."""
-    return isinstance(getattr(model, "token_state", None), TokenState)
 
 
 def self_generated_text(model: PreTrainedModel, sequences: int = 16, tokens: int = 64) -> Tensor:

@@ -17,8 +17,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from squat.quantize.config import SquatConfig
 from squat.quantize.convert import (
-    architecture_of,
     calibrate,
+    check_convertible,
     convert,
     self_generated_text,
 )
@@ -31,11 +31,12 @@ class SquatHfQuantizer(HfQuantizer):
     quantization_config: SquatConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        convert(model, self.quantization_config)
+        if self.pre_quantized:
+            convert(model, self.quantization_config)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if not self.pre_quantized:
-            calibrate(model, self.quantization_config, [self_generated_text(model)])
+            quantize(model, self.quantization_config)
 
     def is_serializable(self) -> bool:
         """Checkpoints hold the float32 master weights, the step sizes and the thresholds."""
@@ -76,7 +77,7 @@ def quantize(
         ConfigError: an architecture without a row, or a model that is quantized already.
     """
     config = config or SquatConfig()
-    architecture_of(model.config.model_type)
+    check_convertible(model)
     model.float()
     batches = [self_generated_text(model)] if calibration is None else calibration
     convert(model, config)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from squat.quantize.config import ADAPTIVE, FLOAT, SITES, Bits
-from squat.quantize.numerics import fake_quantize, subsample
+from squat.quantize.numerics import exact_product, fake_quantize, subsample
 from squat.quantize.quantizers import LearnedStepQuantizer, quantizer_class
 
 WIDE, NARROW = 8, 4
@@ -35,7 +35,11 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
-        return F.linear(input, self.weight_quantizer(self.weight), self.bias)
+        weight = self.weight_quantizer(self.weight)
+        if self.training:
+            return F.linear(input, weight, self.bias)
+        product = exact_product(input, weight.T)
+        return product if self.bias is None else product + self.bias
 
 
 class QuantizedEmbedding(nn.Embedding):

@@ -111,6 +111,19 @@ def fake_quantize(x: Tensor, step: Tensor, qmin: Tensor | int, qmax: Tensor | in
     return _FakeQuantize.apply(x, step, qmin, qmax)
 
 
+def exact_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b without rounding until the end: what an integer product, scaled once, gives.
+
+    A code times a step has at most 19 significant bits, so that products and sums of thousands of them
+    are exact in float64; the result is rounded once, to the dtype of a. Evaluation computes this way: it
+    depends neither on batching nor on the order of summation, and equals the engine's integers.
+    (Apple's GPUs have no float64: there it is an ordinary product.)
+    """
+    if a.device.type == "mps":
+        return a @ b
+    return (a.double() @ b.double()).to(a.dtype)
+
+
 def subsample(x: Tensor, limit: int = 1 << 17) -> Tensor:
     """At most `limit` elements of x, flat, drawn with replacement and the same every time."""
     x = x.flatten()

@@ -92,7 +92,7 @@ class ThresholdPolicy(nn.Module):
         sentinel = importance.new_full((1,), torch.inf)
         ordered = importance.masked_fill(~real, torch.inf).flatten().sort().values
         narrow = (real.sum() * (1 - self.ratio)).round().long()
-        quantile = torch.cat([ordered, sentinel])[narrow].reshape(1)
+        quantile = torch.cat([ordered, sentinel]).index_select(0, narrow.reshape(1))
         if self.ratio == 1:
             quantile = -sentinel
         moved = self.momentum * self.threshold + (1 - self.momentum) * quantile

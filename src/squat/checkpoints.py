@@ -1,0 +1,119 @@
+"""Model folders on disk: read with one clear error, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+import squat.quantize  # noqa: F401 (registers the checkpoint format with transformers)
+from squat.errors import CheckpointError, SquatError
+
+_PARTIAL = ".partial"
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """A causal language model, float or quantized, in eval mode: a folder or a name on the Hub.
+
+    Raises:
+        CheckpointError: not there, cut short, or of an unknown kind.
+    """
+    if Path(name).is_dir():
+        _check_weights(Path(name))
+    with _quiet(), _readable(name, "model"):
+        model = AutoModelForCausalLM.from_pretrained(name)
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a model.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    with _quiet(), _readable(name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(name)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write model and tokenizer to `folder`, which appears complete or not at all.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to.
+    """
+
+    def write(partial: Path) -> None:
+        with _quiet():
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+
+    write_folder(folder, write)
+
+
+def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder beside `folder`, then put it in its place."""
+    partial = folder.with_name(folder.name + _PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        if folder.exists():
+            old = folder.with_name(folder.name + ".old")
+            os.replace(folder, old)
+            os.replace(partial, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error}); what was there before is intact"
+        ) from error
+
+
+def _check_weights(folder: Path) -> None:
+    """Read the header of every weight file: a file that was cut short fails here."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json; a model folder of transformers is needed")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: not a complete safetensors file ({error}); copy or save it again"
+            ) from None
+
+
+@contextmanager
+def _readable(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except SquatError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        cause = " ".join(str(error).split())
+        raise CheckpointError(f"{name}: no {what} could be loaded ({cause})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars for what takes a moment."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

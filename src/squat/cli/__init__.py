@@ -1,0 +1,137 @@
+"""The command line: it parses, calls and prints; what it calls lives elsewhere.
+
+Every mistake of the user ends in one line on standard error and exit status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from squat.errors import SquatError
+
+app = typer.Typer(
+    help="Quantize small language models to 4 bits, keep what they know, run them on a CPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+Recipe = Annotated[Path, typer.Argument(help="A YAML file; see the folder recipes/.")]
+Model = Annotated[str, typer.Argument(help="A model's folder or Hub name, or a .gguf file.")]
+
+
+def main() -> None:
+    """Entry point of `squat`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except SquatError as error:
+        Console(stderr=True).print(f"squat: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of everything it makes.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Train, quantize, evaluate and generate, on built-in text, in a few minutes."""
+    from squat.demo import run_demo
+
+    run_demo(output, console)
+
+
+@app.command()
+def pretrain(recipe: Recipe) -> None:
+    """Train a full-precision model from scratch. Run it again to resume."""
+    from squat.recipes import PretrainRecipe, read_recipe
+    from squat.runs import pretrain as run
+
+    console.print(f"model: {run(read_recipe(recipe, PretrainRecipe))}")
+
+
+@app.command()
+def train(recipe: Recipe) -> None:
+    """Quantization-aware training of an existing model. Run it again to resume."""
+    from squat.recipes import TrainRecipe, read_recipe
+    from squat.runs import train as run
+
+    console.print(f"model: {run(read_recipe(recipe, TrainRecipe))}")
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Model,
+    task: Annotated[str, typer.Option(help="blimp or perplexity.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="blimp: folders of .jsonl pairs (repeatable); perplexity: a text folder."
+        ),
+    ],
+    json: Annotated[Path | None, typer.Option(help="Write the result here; - for stdout.")] = None,
+    limit: Annotated[int | None, typer.Option(help="blimp: pairs per paradigm.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.", min=1)] = 64,
+    sequence_length: Annotated[int, typer.Option(help="perplexity: tokens per window.")] = 128,
+    by_source: Annotated[
+        bool, typer.Option(help="perplexity: clean BabyLM's files by source.")
+    ] = True,
+) -> None:
+    """Measure what a model knows: minimal pairs (BLiMP) or perplexity."""
+    from squat.evaluate.tasks import Settings, run_task
+
+    settings = Settings(data, limit, batch_size, sequence_length, by_source)
+    table, result = run_task(task, model, settings)
+    text = _json(result)
+    if json is None:
+        console.print(table)
+    elif str(json) == "-":
+        print(text)
+    else:
+        from squat.data.files import writing
+
+        console.print(table)
+        with writing(json) as out:
+            out.write(text.encode())
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: str,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    seed: int = 0,
+) -> None:
+    """Continue a text."""
+    from squat.generation import continue_text
+
+    for piece in continue_text(model, prompt, max_new_tokens, temperature, top_p, seed):
+        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+@app.command()
+def info() -> None:
+    """What this installation and this machine can do."""
+    from squat.info import info_table
+
+    console.print(info_table())
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value, indent=2)

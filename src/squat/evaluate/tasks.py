@@ -1,0 +1,88 @@
+"""The tasks of `squat eval`: a name, a model folder or .gguf file, and data make a table and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from squat.errors import ConfigError, DataError
+from squat.evaluate.minimal_pairs import (
+    evaluate_minimal_pairs,
+    minimal_pairs_table,
+    read_minimal_pairs,
+)
+from squat.evaluate.perplexity import perplexity, perplexity_table
+from squat.evaluate.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a task needs beside the model; each takes what concerns it."""
+
+    data: Sequence[Path]
+    limit: int | None = None
+    batch_size: int = 64
+    sequence_length: int = 128
+    by_source: bool = True
+
+
+Answer = tuple[Table, dict[str, Any]]
+
+
+def is_gguf(model: str) -> bool:
+    """Whether a model's name is that of a file for the engine."""
+    return model.endswith(".gguf")
+
+
+def blimp(model: str, settings: Settings) -> Answer:
+    """Accuracy on minimal pairs by summed log-probability."""
+    paradigms = read_minimal_pairs(*settings.data, limit=settings.limit)
+    result = evaluate_minimal_pairs(_scorer(model, settings.batch_size), paradigms)
+    return minimal_pairs_table({model: result}), result.to_dict()
+
+
+def perplexity_of_text(model: str, settings: Settings) -> Answer:
+    """Perplexity of the text in one folder or file."""
+    from squat.checkpoints import load_model, load_tokenizer
+    from squat.data import check_tokenizer, tokenize_corpus
+
+    if len(settings.data) != 1:
+        raise DataError(f"--data: perplexity is of one text; {len(settings.data)} were given")
+    loaded = load_model(model)
+    tokenizer = load_tokenizer(model)
+    check_tokenizer(tokenizer, loaded.config.vocab_size)
+    tokens = tokenize_corpus(settings.data[0], tokenizer, by_source=settings.by_source)
+    result = perplexity(loaded, tokens, settings.sequence_length, settings.batch_size)
+    return perplexity_table({model: result}), result.to_dict()
+
+
+TASKS: dict[str, Callable[[str, Settings], Answer]] = {
+    "blimp": blimp,
+    "perplexity": perplexity_of_text,
+}
+
+
+def run_task(task: str, model: str, settings: Settings) -> Answer:
+    """The table to show and the numbers to keep.
+
+    Raises:
+        SquatError: an unknown task, or a model or data that cannot be used.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"--task: {task!r} does not exist; choose one of {', '.join(TASKS)}")
+    return TASKS[task](model, settings)
+
+
+def _scorer(model: str, batch_size: int) -> Scorer:
+    if is_gguf(model):
+        from squat.engine import Engine
+
+        return Engine(model)
+    from squat.checkpoints import load_model, load_tokenizer
+    from squat.evaluate.huggingface import HuggingFaceScorer
+
+    return HuggingFaceScorer(load_model(model), load_tokenizer(model), batch_size)

@@ -1,0 +1,220 @@
+"""Recipes: YAML files that say what to train, checked before anything runs.
+
+A recipe is a pydantic model. Whatever is wrong with one (an unknown key, a value out of range, a file
+that is not there) is reported with the file, the line, the field, the value and what is possible.
+Environment variables in paths (`${SQUAT_DATA}/babylm/train`) are expanded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import model_validator as validates_model
+
+from squat.distill.losses import LossConfig
+from squat.errors import ConfigError
+from squat.quantize import SquatConfig
+
+
+def _expand(path: str) -> str:
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if missing := re.search(r"\$\{?(\w+)", expanded):
+        raise ValueError(f"the environment variable {missing[1]} is not set")
+    return expanded
+
+
+def _existing(path: str) -> str:
+    expanded = _expand(path)
+    if not Path(expanded).exists():
+        raise ValueError(f"{expanded} does not exist")
+    return expanded
+
+
+def _model_reference(name: str) -> str:
+    """A folder, or something that can be a name on the Hugging Face Hub."""
+    expanded = _expand(name)
+    if Path(expanded).exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", expanded):
+        return expanded
+    raise ValueError(f"{expanded} is neither a folder nor a model's name on the Hub (owner/name)")
+
+
+NewPath = Annotated[str, AfterValidator(_expand)]
+ExistingPath = Annotated[str, AfterValidator(_existing)]
+ModelReference = Annotated[str, AfterValidator(_model_reference)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Generate(_Section):
+    """Data-free training text, sampled by the full-precision model itself."""
+
+    tokens: int = Field(gt=0)
+
+
+class Data(_Section):
+    """Where training text comes from: a corpus, or the model itself."""
+
+    train: ExistingPath | None = None
+    generate: Generate | None = None
+    by_source: bool = Field(True, description="clean BabyLM's files by source")
+    sequence_length: int = Field(128, ge=2)
+    cache: NewPath = ".cache/squat"
+
+    @validates_model(mode="after")
+    def _one_source(self) -> Data:
+        if (self.train is None) == (self.generate is None):
+            raise ValueError("give either train (a folder or file of text) or generate (data-free)")
+        return self
+
+
+class Training(_Section):
+    """The optimization; defaults are the paper's for LLaMA-58M."""
+
+    steps: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    batch_size: int = Field(32, gt=0, description="sequences in one forward pass")
+    accumulate: int = Field(1, gt=0, description="forward passes per step")
+    learning_rate: float = Field(2.5e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup_steps: int = Field(200, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = Field(False, description="torch.compile: minutes at the start, faster steps")
+    save_every: int = Field(100, gt=0, description="steps between checkpoints")
+    log_every: int = Field(10, gt=0)
+    seed: int = 0
+
+    @validates_model(mode="after")
+    def _one_length(self) -> Training:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+
+class Distillation(Training):
+    """Training of a quantized student."""
+
+    step_learning_rate: float = Field(1e-2, gt=0, description="of the logarithms of the step sizes")
+
+
+class ModelShape(_Section):
+    """A model to train from scratch: transformers' `model_type` and its config's fields."""
+
+    model_config = ConfigDict(extra="allow")
+    model_type: str
+
+
+class TokenizerTraining(_Section):
+    """A byte-level BPE tokenizer to train on the training text."""
+
+    vocab_size: int = Field(16_000, ge=259)
+    min_frequency: int = Field(2, ge=1)
+
+
+class PretrainRecipe(_Section):
+    """`squat pretrain`: a full-precision model from scratch."""
+
+    output: NewPath
+    model: ModelShape
+    tokenizer: TokenizerTraining | ExistingPath = TokenizerTraining()
+    data: Data
+    training: Training
+
+
+class TrainRecipe(_Section):
+    """`squat train`: quantization-aware training of an existing model."""
+
+    output: NewPath
+    model: ModelReference = Field(description="the full-precision model to start from")
+    teachers: list[ModelReference] | None = Field(None, description="default: the model itself")
+    data: Data
+    quantize: SquatConfig = Field(default_factory=SquatConfig)
+    loss: LossConfig = LossConfig()
+    training: Distillation
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _checked_config(cls, value: Any) -> SquatConfig:
+        if isinstance(value, SquatConfig):
+            return value
+        if not isinstance(value, dict):
+            raise ValueError("a mapping of SquatConfig's fields is needed")
+        known = [field.name for field in dataclasses.fields(SquatConfig)]
+        for key in value:
+            if key not in known:
+                raise ValueError(f"{key}: no such field; known are {', '.join(known)}")
+        try:
+            return SquatConfig(**value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+
+Recipe = TypeVar("Recipe", PretrainRecipe, TrainRecipe)
+
+
+def read_recipe(file: str | Path, kind: type[Recipe]) -> Recipe:
+    """A recipe of the given kind from a YAML file.
+
+    Raises:
+        ConfigError: no such file, no YAML, or anything in it that is not possible; with its line.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        root = yaml.compose(text)
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: a recipe is a mapping with keys like model, data, training")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, file, root, kind)) from None
+
+
+def _describe(
+    error: ValidationError, file: str | Path, root: yaml.Node, kind: type[BaseModel]
+) -> str:
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    location = [str(part) for part in first["loc"]]
+    # Our own validators name the field at the head of the message.
+    if found := re.match(r"([\w.]+): (.*)", message):
+        location, message = [*location, *found[1].split(".")], found[2]
+    if first["type"] == "extra_forbidden":
+        message = f"no such key; known here are {', '.join(_known_keys(kind, location[:-1]))}"
+    elif first["type"] != "missing" and not isinstance(first["input"], (dict, SquatConfig)):
+        message = f"{message} (it is {first['input']!r})"
+    line = _line_of(root, location)
+    return f"{file}:{line}: {'.'.join(location) or 'recipe'}: {message}"
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for key in path:
+        annotation = model.model_fields[key].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)
+
+
+def _line_of(node: yaml.Node, path: list[str]) -> int:
+    """The line of the key at `path`, or of the nearest mapping around it."""
+    line = node.start_mark.line + 1
+    for key in path:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        match = next(((k, v) for k, v in node.value if k.value == key), None)
+        if match is None:
+            break
+        line, node = match[0].start_mark.line + 1, match[1]
+    return line

@@ -1,0 +1,1 @@
+"""Figures: what a person would rather look at than read."""

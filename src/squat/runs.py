@@ -1,0 +1,200 @@
+"""Training runs: what `squat pretrain` and `squat train` do with a recipe.
+
+A run is a folder. It holds the recipe it was started with, the Trainer's checkpoints, a log with every
+loss term, a figure of it, and in the end the model:
+
+    recipe.json  checkpoints/  log.json  loss.png  model/
+
+Starting a run again resumes it at its last complete checkpoint, with the results that an uninterrupted
+run would have had; a run that has its model is done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from squat.checkpoints import load_model, load_tokenizer, save_model
+from squat.data import (
+    PackedDataset,
+    check_tokenizer,
+    generate_tokens,
+    read_corpus,
+    tokenize_corpus,
+    train_tokenizer,
+)
+from squat.data.files import writing
+from squat.data.packed import Tokens
+from squat.distill.trainer import SequentialTrainer, SquatTrainer
+from squat.errors import ConfigError
+from squat.quantize import quantize
+from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
+from squat.report.figures import loss_figure
+
+CALIBRATION_SEQUENCES = 32
+
+
+def pretrain(recipe: PretrainRecipe) -> Path:
+    """Train a full-precision model from scratch; returns the folder of the model.
+
+    Raises:
+        SquatError: the recipe, the data or the disk does not allow it.
+    """
+    folder = Path(recipe.output)
+    if _is_done(folder, recipe):
+        return folder / "model"
+    data = recipe.data
+    if data.train is None:
+        raise ConfigError("data.generate: a model that is yet to be trained cannot generate text")
+    if isinstance(recipe.tokenizer, str):
+        tokenizer = load_tokenizer(recipe.tokenizer)
+    else:
+        lines = read_corpus(data.train, data.by_source)
+        tokenizer = train_tokenizer(lines, **recipe.tokenizer.model_dump())
+    set_seed(recipe.training.seed)
+    model = _new_model(recipe, tokenizer)
+    tokens = tokenize_corpus(data.train, tokenizer, data.cache, data.by_source)
+    dataset = _dataset(tokens, data, recipe.training)
+    args = _arguments(folder, recipe.training, dataset)
+    trainer = SequentialTrainer(model=model, args=args, train_dataset=dataset)
+    return _run(trainer, tokenizer, folder)
+
+
+def train(recipe: TrainRecipe) -> Path:
+    """Quantization-aware training of an existing model; returns the folder of the model.
+
+    Raises:
+        SquatError: the recipe, the data, a model or the disk does not allow it.
+    """
+    folder = Path(recipe.output)
+    if _is_done(folder, recipe):
+        return folder / "model"
+    tokenizer = load_tokenizer(recipe.model)
+    teachers = [load_model(name) for name in recipe.teachers or [recipe.model]]
+    model = load_model(recipe.model)
+    check_tokenizer(tokenizer, model.config.vocab_size)
+    set_seed(recipe.training.seed)
+    tokens = _training_tokens(recipe.data, model, tokenizer, recipe.training.seed)
+    dataset = _dataset(tokens, recipe.data, recipe.training)
+    samples = [dataset[i]["input_ids"] for i in range(min(CALIBRATION_SEQUENCES, len(dataset)))]
+    quantize(model, recipe.quantize, calibration=[torch.stack(samples)])
+    trainer = SquatTrainer(
+        model=model,
+        teachers=teachers,
+        args=_arguments(folder, recipe.training, dataset),
+        train_dataset=dataset,
+        loss=recipe.loss,
+        step_learning_rate=recipe.training.step_learning_rate,
+    )
+    return _run(trainer, tokenizer, folder)
+
+
+def _is_done(folder: Path, recipe: PretrainRecipe | TrainRecipe) -> bool:
+    """Whether the run has its model; claims the folder for this recipe if it is new."""
+    content = recipe.model_dump(mode="json")
+    file = folder / "recipe.json"
+    if file.exists():
+        if json.loads(file.read_text()) != content:
+            raise ConfigError(
+                f"output: {folder} holds a run of another recipe ({file}); choose another output, or "
+                "remove the folder to start over"
+            )
+    else:
+        with writing(file) as out:
+            out.write(json.dumps(content, indent=2).encode())
+    return (folder / "model").exists()
+
+
+def _new_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    shape = recipe.model.model_dump()
+    try:
+        config = AutoConfig.for_model(
+            **shape,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return AutoModelForCausalLM.from_config(config)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model: {' '.join(str(error).split())}") from error
+
+
+def _training_tokens(
+    data: Data, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> Tokens:
+    if data.generate is not None:
+        length = data.sequence_length
+        return generate_tokens(
+            model, tokenizer, data.generate.tokens, seed, length, cache=data.cache
+        )
+    assert data.train is not None
+    return tokenize_corpus(data.train, tokenizer, data.cache, data.by_source)
+
+
+def _dataset(tokens: Tokens, data: Data, training: Training) -> PackedDataset:
+    per_step = training.batch_size * training.accumulate
+    if training.steps is not None:
+        samples = training.steps * per_step
+    else:
+        assert training.epochs is not None
+        windows = max(1, (len(tokens) - data.sequence_length + 1) // data.sequence_length)
+        samples = max(1, round(training.epochs * windows / per_step)) * per_step
+    return PackedDataset(tokens, data.sequence_length, samples, training.seed)
+
+
+def _arguments(folder: Path, training: Training, dataset: PackedDataset) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=1,  # of a dataset that is as long as the run
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.accumulate,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        bf16=training.precision == "bf16",
+        torch_compile=training.compile,
+        save_steps=training.save_every,
+        save_total_limit=2,
+        logging_steps=training.log_every,
+        seed=training.seed,
+        report_to=[],
+    )
+
+
+def _run(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(folder / "checkpoints"))
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if trainer.is_world_process_zero():
+        _write_log(folder, log, time.monotonic() - started)
+        save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder / "model")
+    return folder / "model"
+
+
+def _last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: the Trainer's state comes last."""
+    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
+def _write_log(folder: Path, log: list[dict[str, Any]], seconds: float) -> None:
+    with writing(folder / "log.json") as out:
+        out.write(json.dumps({"seconds": round(seconds, 1), "log": log}, indent=1).encode())
+    with writing(folder / "loss.png") as out:
+        loss_figure(log).savefig(out, format="png", dpi=120)

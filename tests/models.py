@@ -1,0 +1,55 @@
+"""Tiny random models for tests, and the real ones where SQUAT_DATA names the folder of real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+TINY = {
+    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "llama-untied": {
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+    },
+}
+"""Name -> what departs from the common shape; the name up to a dash is the model_type."""
+
+
+def tiny_model(name="llama", seed=0, **overrides):
+    """A random model that is sharp enough for its logits to differ: [vocab 97, 3 layers, 4 heads]."""
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    config = AutoConfig.for_model(name.split("-")[0], **{**shape, **TINY[name], **overrides})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def some_ids(batch=2, tokens=24, seed=0, vocab=97):
+    """Token ids without the special ones."""
+    return torch.randint(3, vocab, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def real_data() -> Path:
+    """The folder of real data; skips the test where there is none."""
+    folder = os.environ.get("SQUAT_DATA")
+    if not folder:
+        pytest.skip("SQUAT_DATA is not set: no folder of real data here")
+    return Path(folder)
+
+
+def real_model(name: str) -> str:
+    """The folder of a really trained model beside the real data."""
+    return str(real_data().parent / "models" / name)

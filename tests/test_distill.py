@@ -1,0 +1,177 @@
+"""The losses against their formulas, and the trainer: accumulation, resuming, logs, bad input."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import TrainingArguments
+
+from models import some_ids, tiny_model
+from squat.data import PackedDataset
+from squat.distill import LossConfig, SquatTrainer
+from squat.distill.losses import distillation, distribution, entropy
+from squat.errors import CheckpointError, ConfigError
+from squat.quantize import SquatConfig, quantize
+
+
+def test_distillation_is_the_formula_per_token():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, 11), torch.randn(6, 11)
+    counted = torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.bool)
+    p, q = (teacher / 2).softmax(-1), (student / 2).softmax(-1)
+    per_token = (p * (p.log() - q.log())).sum(-1)
+    expected = 4 * per_token[counted].mean()
+    torch.testing.assert_close(distillation(student, teacher, 2.0, counted), expected)
+    assert distillation(teacher, teacher, 2.0, counted).abs() < 1e-6
+    # Per token: twice the text, the same value.
+    twice = distillation(student.repeat(2, 1), teacher.repeat(2, 1), 2.0, counted.repeat(2))
+    torch.testing.assert_close(twice, expected)
+
+
+def test_entropy_rewards_the_product_of_variances():
+    torch.manual_seed(0)
+    queries = [torch.randn(2, 4, 8, 6) for _ in range(3)]
+    keys = [torch.randn(2, 2, 8, 6) for _ in range(3)]
+    total = 0.0
+    for q, k in zip(queries, keys, strict=True):
+        for head in range(4):
+            total += torch.log1p(q[:, head].var() * k[:, head // 2].var())
+    torch.testing.assert_close(entropy(queries, keys), -torch.log(total))
+    assert entropy([2 * q for q in queries], keys) < entropy(queries, keys)
+
+
+def test_distribution_loss_brings_maps_together_and_the_published_sign_apart():
+    torch.manual_seed(0)
+    teacher = [torch.randn(2, 4, 5, 5).softmax(-1) for _ in range(2)]
+    other = [torch.randn(2, 4, 5, 5).softmax(-1) for _ in range(2)]
+    assert distribution(teacher, teacher, False).abs() < 1e-6
+    assert distribution(other, teacher, False) > distribution(teacher, teacher, False)
+    assert distribution(other, teacher, True) < distribution(teacher, teacher, True)
+    cosine = torch.stack(
+        [
+            F.cosine_similarity(o.flatten(2), t.flatten(2), dim=-1).mean()
+            for o, t in zip(other, teacher, strict=True)
+        ]
+    ).mean()
+    torch.testing.assert_close(distribution(other, teacher, False), -cosine.log())
+
+
+def trainer(
+    folder, steps=6, batch=4, accumulate=1, config=None, teachers=None, loss=None, **overrides
+):
+    tokens = some_ids(1, 4000)[0].numpy().astype("uint16")
+    torch.manual_seed(0)
+    model = quantize(tiny_model(), config or SquatConfig(), calibration=[some_ids(8, 32)])
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=1e-3,
+        logging_steps=2,
+        save_steps=3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=0,
+        **overrides,
+    )
+    dataset = PackedDataset(tokens, 16, steps * batch * accumulate, seed=0)
+    teachers = [tiny_model()] if teachers is None else teachers
+    return SquatTrainer(model, teachers, args, dataset, loss=loss)
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_moves_towards_the_teacher_and_logs_every_term(tmp_path, bf16):
+    # gamma 1: on random tokens, cross-entropy would pull away from a random teacher
+    run = trainer(tmp_path, steps=30, loss=LossConfig(gamma=1), bf16=bf16)
+    before = weights(run.model)
+    run.train()
+    logs = [entry for entry in run.state.log_history if "loss" in entry]
+    for term in ("ce", "kl", "entropy", "distribution", "wide_share"):
+        assert all(term in entry for entry in logs)
+    assert logs[-1]["kl"] < logs[0]["kl"]
+    assert 0.3 < logs[-1]["wide_share"] < 0.7
+    after = weights(run.model)
+    # Everything learns: weights, every step size, and the thresholds follow.
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert not still
+    # The log adds up to the loss (to rounding of the log itself).
+    config, last = run.loss_config, logs[-1]
+    total = last["kl"]
+    total += config.entropy * last["entropy"] + config.distribution * last["distribution"]
+    assert last["loss"] == pytest.approx(total, abs=2e-2)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    interrupted = trainer(tmp_path / "interrupted")
+    interrupted.train()  # leaves checkpoints at steps 3 and 6
+    resumed = trainer(tmp_path / "interrupted")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "interrupted/checkpoint-3"))
+    expected, got = weights(whole.model), weights(resumed.model)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
+    # Without the terms that are logarithms of a mean over the batch, the split must not matter. Float
+    # widths, because a threshold moves once per forward pass.
+    loss, config = LossConfig(entropy=0, distribution=0), SquatConfig(activation_bits=8)
+    large = trainer(tmp_path / "a", steps=2, batch=8, config=config, loss=loss)
+    small = trainer(tmp_path / "b", steps=2, batch=2, accumulate=4, config=config, loss=loss)
+    large.train(), small.train()
+    first = large.state.log_history[0]["grad_norm"]
+    assert small.state.log_history[0]["grad_norm"] == pytest.approx(first, rel=0.05)
+    assert small.state.log_history[0]["loss"] == pytest.approx(
+        large.state.log_history[0]["loss"], rel=1e-3
+    )
+
+
+def test_teachers_are_averaged(tmp_path):
+    run = trainer(tmp_path, teachers=[tiny_model(seed=1), tiny_model(seed=2)])
+    ids = some_ids()
+    got, maps = run._ask_teachers({"input_ids": ids})
+    with torch.no_grad():
+        expected = (tiny_model(seed=1)(ids).logits + tiny_model(seed=2)(ids).logits) / 2
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert len(maps) == 3
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_intact(tmp_path, monkeypatch):
+    run = trainer(tmp_path)
+    save = torch.save
+
+    def full_after_the_first(*args, **kwargs):
+        if (tmp_path / "checkpoint-3" / "trainer_state.json").exists():
+            raise OSError(28, "No space left on device")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full_after_the_first)
+    with pytest.raises(CheckpointError, match=r"checkpoint-6.*No space left.*intact"):
+        run.train()
+    assert not (tmp_path / "checkpoint-6").exists()
+    state = json.loads((tmp_path / "checkpoint-3/trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    dataset = PackedDataset(some_ids(1, 100)[0].numpy(), 16, 8, seed=0)
+    student = quantize(tiny_model(), calibration=[some_ids()])
+    with pytest.raises(ConfigError, match="not quantized"):
+        SquatTrainer(tiny_model(), [tiny_model()], args, dataset)
+    with pytest.raises(ConfigError, match="none given"):
+        SquatTrainer(student, [], args, dataset)
+    with pytest.raises(ConfigError, match="vocabulary of 50"):
+        SquatTrainer(student, [tiny_model(vocab_size=50)], args, dataset)
+    with pytest.raises(ConfigError, match=r"layers and heads \(3, 4\)"):
+        SquatTrainer(student, [tiny_model(num_hidden_layers=2)], args, dataset)
+    SquatTrainer(
+        student, [tiny_model(num_hidden_layers=2)], args, dataset, loss=LossConfig(distribution=0)
+    )
