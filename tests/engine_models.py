@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from squat.deploy.gguf import SITES, CodeMatrix, GgufModel, GgufSite
 
@@ -50,12 +58,19 @@ def sentencepiece_tokenizer() -> str:
         for cut in range(1, len(word))
         if word[:cut] in ids and word[cut:] in ids
     ]
-    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
@@ -149,7 +164,9 @@ def random_model(
         linear(block + "ffn_up", ffn, hidden)
         linear(block + "ffn_down", hidden, ffn)
     norm("output_norm")
-    bits = {name: activations for name in SITES} | {"probs": "8", "head_in": "8"} | (site_bits or {})
+    bits = (
+        {name: activations for name in SITES} | {"probs": "8", "head_in": "8"} | (site_bits or {})
+    )
     adaptive = "4:8" in bits.values()
     return GgufModel(
         architecture=architecture,  # type: ignore[arg-type]
@@ -217,7 +234,9 @@ class Reference:
         self.model = model
         self.wide: list[list[bool]] = []  # [layer][token]
 
-    def quantize(self, x: Floats, site: str, layer: int, wide: bool) -> tuple[NDArray[Any], np.float32]:
+    def quantize(
+        self, x: Floats, site: str, layer: int, wide: bool
+    ) -> tuple[NDArray[Any], np.float32]:
         """Codes of one token's vector and the step."""
         spec = self.model.sites[site]
         bits = {"8": 8, "4": 4, "4:8": 8 if wide else 4}[spec.bits]
@@ -241,9 +260,7 @@ class Reference:
             return weight * (x * (np.float32(1) / np.sqrt(mean_square + epsilon)))
         deviation = x - np.mean(x, dtype=np.float32)
         variance = np.mean(deviation * deviation, dtype=np.float32)
-        return (
-            deviation / np.sqrt(variance + epsilon) * weight + self.model.floats[f"{name}.bias"]
-        )
+        return deviation / np.sqrt(variance + epsilon) * weight + self.model.floats[f"{name}.bias"]
 
     def rotate(self, x: Floats, position: int) -> Floats:
         if self.model.architecture != "llama":
@@ -269,14 +286,18 @@ class Reference:
                 q, k, v = (
                     self.linear(x, block + f"attn_{n}", "attn_in", layer, wide) for n in "qkv"
                 )
-            queries.append([
-                self.quantize(self.rotate(h, position), "q", layer, wide)
-                for h in np.split(q, m.heads)
-            ])
-            keys.append([
-                self.quantize(self.rotate(h, position), "k", layer, wide)
-                for h in np.split(k, m.kv_heads)
-            ])
+            queries.append(
+                [
+                    self.quantize(self.rotate(h, position), "q", layer, wide)
+                    for h in np.split(q, m.heads)
+                ]
+            )
+            keys.append(
+                [
+                    self.quantize(self.rotate(h, position), "k", layer, wide)
+                    for h in np.split(k, m.kv_heads)
+                ]
+            )
             values.append(np.split(v, m.kv_heads))
 
         probs = []  # [token][head][key]
@@ -356,9 +377,7 @@ class Reference:
                 hidden[i] = hidden[i] + self.mlp(normed, layer, wide[i])
             previous = wide
         head = "output" if "output" in m.matrices else "token_embd"
-        rows = [
-            self.linear(self.norm(x, "output_norm"), head, "head_in", 0, True) for x in hidden
-        ]
+        rows = [self.linear(self.norm(x, "output_norm"), head, "head_in", 0, True) for x in hidden]
         return np.stack(rows)
 
 

@@ -1,5 +1,5 @@
-// squat-run: generates text with a model file, on the command line and without Python. It uses the C
-// interface only, so that it is also the example of how to.
+// squat-run: generates text with a model file, on the command line and without Python. It uses the
+// C interface only, so that it is also the example of how to.
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -24,17 +24,20 @@ const char kHelp[] =
     "  -p, --prompt TEXT          the text to continue; '-' reads it from standard input\n"
     "  -n, --tokens N             the most tokens to generate (default 64)\n"
     "  -t, --threads N            threads that compute (default 0: one for each usable CPU)\n"
-    "  -c, --context N            tokens of prompt and answer together (default 0: the model's limit)\n"
+    "  -c, --context N            tokens of prompt and answer together (default 0: the model's "
+    "limit)\n"
     "      --temperature X        0 is greedy (default 0)\n"
     "      --top-k N              keep the N most probable tokens (default 0: all)\n"
-    "      --top-p X              keep the fewest tokens that reach probability X (default 1: all)\n"
+    "      --top-p X              keep the fewest tokens that reach probability X (default 1: "
+    "all)\n"
     "      --min-p X              drop tokens below X times the most probable (default 0: none)\n"
     "      --repetition-penalty X above 1 discourages tokens that were there (default 1)\n"
     "      --seed N               equal seeds give equal text (default 0)\n"
     "      --stats                print times and kernels to standard error\n"
     "  -h, --help                 print this\n"
     "\n"
-    "SQUAT_ISA pins the instruction set. Text goes to standard output as it comes, everything else\n"
+    "SQUAT_ISA pins the instruction set. Text goes to standard output as it comes, everything "
+    "else\n"
     "to standard error. Exit status 2: bad input.\n";
 
 [[noreturn]] void die(const std::string& message) {
@@ -155,8 +158,7 @@ int print_token(int32_t, const char* text, size_t size, void* user) {
 
 int main(int argc, char** argv) {
   const Options options = parse(argc, argv);
-  const std::string prompt =
-      std::strcmp(options.prompt, "-") == 0 ? read_input() : options.prompt;
+  const std::string prompt = std::strcmp(options.prompt, "-") == 0 ? read_input() : options.prompt;
 
   const Clock::time_point start = Clock::now();
   squat_engine* engine = nullptr;

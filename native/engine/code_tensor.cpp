@@ -85,8 +85,7 @@ CodeTensor::CodeTensor(const Gguf& file, const std::string& name, uint64_t rows,
       step->size != sizeof(float)) {
     throw Error(SQUAT_ERROR_FORMAT, name_ + " and its step have types " +
                                         tensor_type_name(tensor_->type) + " and " +
-                                        tensor_type_name(step->type) +
-                                        ", expected I8 and one F32");
+                                        tensor_type_name(step->type) + ", expected I8 and one F32");
   }
   row_bytes_ = bits_ == 4 ? (inner + 1) / 2 : inner;
   check_shape(*tensor_, name_, row_bytes_, rows);

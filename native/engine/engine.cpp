@@ -39,9 +39,8 @@ int thread_count(uint32_t threads) {
 int context_length(const Model& model, uint32_t context) {
   const int most = std::min(model.n_context, Session::kMaxContext);
   if (context > static_cast<uint32_t>(most)) {
-    throw Error(SQUAT_ERROR_ARGUMENT, "context: " + std::to_string(context) +
-                                          " is more than the " + std::to_string(most) +
-                                          " tokens that the model can see");
+    throw Error(SQUAT_ERROR_ARGUMENT, "context: " + std::to_string(context) + " is more than the " +
+                                          std::to_string(most) + " tokens that the model can see");
   }
   return context == 0 ? most : static_cast<int>(context);
 }

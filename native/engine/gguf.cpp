@@ -36,10 +36,14 @@ struct BlockShape {
 
 BlockShape block_shape(TensorType type) {
   switch (type) {
-    case TensorType::kF32: return {1, 4};
-    case TensorType::kQ4_0: return {32, 18};
-    case TensorType::kQ8_0: return {32, 34};
-    case TensorType::kI8: return {1, 1};
+    case TensorType::kF32:
+      return {1, 4};
+    case TensorType::kQ4_0:
+      return {32, 18};
+    case TensorType::kQ8_0:
+      return {32, 34};
+    case TensorType::kI8:
+      return {1, 1};
   }
   return {1, 1};
 }
@@ -159,7 +163,8 @@ GgufTensor read_tensor_info(Cursor& cursor, uint64_t* offset) {
     case TensorType::kF32:
     case TensorType::kQ4_0:
     case TensorType::kQ8_0:
-    case TensorType::kI8: break;
+    case TensorType::kI8:
+      break;
     default:
       cursor.fail(field + " type is " + std::to_string(type) +
                   ", but a Squat file has only F32 (0), Q4_0 (2), Q8_0 (8) and I8 (24)");
@@ -182,10 +187,14 @@ GgufTensor read_tensor_info(Cursor& cursor, uint64_t* offset) {
 
 const char* tensor_type_name(TensorType type) {
   switch (type) {
-    case TensorType::kF32: return "F32";
-    case TensorType::kQ4_0: return "Q4_0";
-    case TensorType::kQ8_0: return "Q8_0";
-    case TensorType::kI8: return "I8";
+    case TensorType::kF32:
+      return "F32";
+    case TensorType::kQ4_0:
+      return "Q4_0";
+    case TensorType::kQ8_0:
+      return "Q8_0";
+    case TensorType::kI8:
+      return "I8";
   }
   return "?";
 }
@@ -301,13 +310,9 @@ uint32_t Gguf::u32(std::string_view key) const {
   return load<uint32_t>(value(key, GgufType::kU32).data);
 }
 
-float Gguf::f32(std::string_view key) const {
-  return load<float>(value(key, GgufType::kF32).data);
-}
+float Gguf::f32(std::string_view key) const { return load<float>(value(key, GgufType::kF32).data); }
 
-bool Gguf::boolean(std::string_view key) const {
-  return *value(key, GgufType::kBool).data != 0;
-}
+bool Gguf::boolean(std::string_view key) const { return *value(key, GgufType::kBool).data != 0; }
 
 std::string_view Gguf::string(std::string_view key) const {
   const uint8_t* data = value(key, GgufType::kString).data;

@@ -40,7 +40,8 @@ MappedFile::MappedFile(const std::string& path) {
     throw Error(SQUAT_ERROR_FILE, path + ": is not a regular file; give the path of a .gguf file");
   }
   if (status.st_size <= 0) {
-    throw Error(SQUAT_ERROR_FORMAT, path + ": is empty; export the model again with `squat export`");
+    throw Error(SQUAT_ERROR_FORMAT,
+                path + ": is empty; export the model again with `squat export`");
   }
   size_ = static_cast<size_t>(status.st_size);
   void* address = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);

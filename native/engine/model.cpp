@@ -104,8 +104,8 @@ class Loader {
              ", which does not divide the hidden size " + std::to_string(m.n_embd));
       }
     }
-    m.norm_epsilon = positive(
-        key(llama ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon"));
+    m.norm_epsilon =
+        positive(key(llama ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon"));
 
     const GgufTensor* embedding = nullptr;
     for (const char* suffix : {"", ".q4", ".q8"}) {
@@ -150,8 +150,7 @@ class Loader {
            "', expected 'none', 'linear' or 'yarn'");
     }
     if (file_.find_tensor("rope_freqs.weight") != nullptr) {  // llama3
-      const std::vector<float> factors =
-          floats("rope_freqs.weight", static_cast<uint64_t>(pairs));
+      const std::vector<float> factors = floats("rope_freqs.weight", static_cast<uint64_t>(pairs));
       for (size_t i = 0; i < factors.size(); i++) m.rope_frequencies[i] /= factors[i];
     }
   }
@@ -305,8 +304,7 @@ class Loader {
         read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[1]);
       } else {
         layer.qkv.resize(1);
-        read_weights(block + "attn_qkv", m.n_embd_qkv(), m.n_embd,
-                     &layer.qkv[0]);
+        read_weights(block + "attn_qkv", m.n_embd_qkv(), m.n_embd, &layer.qkv[0]);
         layer.mlp_in.resize(1);
         read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[0]);
       }
@@ -352,9 +350,9 @@ class Loader {
     if (mapping_ != nullptr) mapping_->release(tensor.data(), tensor.size());
   }
 
-  // Lays all matrices out in one piece of memory and fills it, each thread its own panels. A tensor's
-  // pages are given back once it is packed, so that the file and its packed form are never both in
-  // memory.
+  // Lays all matrices out in one piece of memory and fills it, each thread its own panels. A
+  // tensor's pages are given back once it is packed, so that the file and its packed form are never
+  // both in memory.
   void pack() {
     const auto lay_out = [this](Arena arena) {
       for (Pending& p : pending_) {

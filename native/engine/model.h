@@ -47,9 +47,9 @@ struct Norm {
 
 struct Layer {
   Norm attn_norm, mlp_norm;
-  std::vector<Weights> qkv;      // llama: q, k, v; gpt2: one matrix with the rows of all three
+  std::vector<Weights> qkv;  // llama: q, k, v; gpt2: one matrix with the rows of all three
   Weights attn_out;
-  std::vector<Weights> mlp_in;   // llama: gate, up; gpt2: up
+  std::vector<Weights> mlp_in;  // llama: gate, up; gpt2: up
   Weights mlp_mid;
 };
 

@@ -50,8 +50,8 @@ int32_t Sampler::next(const float* logits) {
   for (size_t i = 0; i < n_vocab; i++) {
     float logit = logits[i];
     if (seen_[i]) {
-      logit = logit > 0 ? logit / sampling_.repetition_penalty
-                        : logit * sampling_.repetition_penalty;
+      logit =
+          logit > 0 ? logit / sampling_.repetition_penalty : logit * sampling_.repetition_penalty;
     }
     // A damaged model may produce NaN or infinity: the comparisons below need numbers.
     constexpr float kLargest = std::numeric_limits<float>::max();
@@ -73,8 +73,8 @@ int32_t Sampler::draw() {
 
   const double largest = best->logit;
   if (sampling_.top_k > 0 && sampling_.top_k < candidates_.size()) {
-    std::nth_element(candidates_.begin(), candidates_.begin() + sampling_.top_k,
-                     candidates_.end(), better);
+    std::nth_element(candidates_.begin(), candidates_.begin() + sampling_.top_k, candidates_.end(),
+                     better);
     candidates_.resize(sampling_.top_k);
     std::sort(candidates_.begin(), candidates_.end(), better);
   }
@@ -85,9 +85,10 @@ int32_t Sampler::draw() {
     total += c.weight;
   }
   // min-p compares with the best token only, so it may go first and leave top-p less to sort.
-  candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
-                                   [this](const Candidate& c) { return c.weight < sampling_.min_p; }),
-                    candidates_.end());
+  candidates_.erase(
+      std::remove_if(candidates_.begin(), candidates_.end(),
+                     [this](const Candidate& c) { return c.weight < sampling_.min_p; }),
+      candidates_.end());
   auto first = candidates_.begin();
   if (sampling_.top_p < 1) {
     // A heap hands out the best tokens one by one, at the end of the vector.

@@ -302,9 +302,9 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     const int rows = count - from;
 
     const size_t n_q = static_cast<size_t>(m.n_embd_q());
-    const Input attn_out = quantize_rows(
-        m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
-        [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
+    const Input attn_out =
+        quantize_rows(m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
+                      [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
     float* delta = delta_ + static_cast<size_t>(from) * n_embd;
     multiply(attn_out, &layer.attn_out, 1, delta, n_embd);
 
@@ -395,8 +395,8 @@ void Session::for_heads(const Chunk& chunk, Body&& body) {
   }
 }
 
-// Probabilities for all heads first, since a token's importance, and with it the width of its value,
-// is an average over heads.
+// Probabilities for all heads first, since a token's importance, and with it the width of its
+// value, is an average over heads.
 void Session::attend(const Chunk& chunk, int layer) {
   for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
   decide_widths(chunk, layer);
@@ -567,7 +567,8 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
         for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
           for (int j = 0; j < pool.count(); j++) {
             const int position = bits == 8 ? positions[j] : positions[context_ - 1 - j];
-            own[row * stride + static_cast<size_t>(j)] = probs[row * stride + static_cast<size_t>(position)];
+            own[row * stride + static_cast<size_t>(j)] =
+                probs[row * stride + static_cast<size_t>(position)];
           }
         }
         input.codes = own;
@@ -582,8 +583,8 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       const size_t token = static_cast<size_t>(from + row / group);
       float* out = attention_ + token * static_cast<size_t>(m.n_embd_q()) +
                    static_cast<size_t>(head * group + row % group) * head_dim;
-      ops_.combine_values(wide, step8, narrow, step4, step(m.sites.probs_step, layer),
-                          m.head_dim, out);
+      ops_.combine_values(wide, step8, narrow, step4, step(m.sites.probs_step, layer), m.head_dim,
+                          out);
     }
   }
 }

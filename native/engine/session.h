@@ -1,8 +1,8 @@
 // The forward pass: tokens in, logits out, with the keys and values of all tokens so far.
 //
-// Tokens are evaluated in chunks. Every float operation of a token depends on that token and on what
-// is cached, never on the chunk around it, and everything else is integers: one piece, any chunks
-// and token by token give the same logits, bit for bit.
+// Tokens are evaluated in chunks. Every float operation of a token depends on that token and on
+// what is cached, never on the chunk around it, and everything else is integers: one piece, any
+// chunks and token by token give the same logits, bit for bit.
 //
 // A token has 8 or 4 bits (docs/format.md, "Sites and token widths"). Each layer's attention keeps
 // two pools of keys and two of values for each head, one for each width; `TokenOrder` remembers
@@ -148,20 +148,20 @@ class Session {
 
   // Of the chunk in flight; row i belongs to its token i.
   float* residual_;
-  float* delta_;              // what the last product adds to the residual
-  int8_t* codes_;             // the quantized input of the next product
-  float* qkv_;                // [token][q heads, k heads, v heads][head_dim]
-  float* attention_;          // [token][q heads][head_dim]
-  float* mlp_;                // [token][gate, up]; gpt2: [token][up]
-  float* cosine_;             // [token][head_dim / 2]
+  float* delta_;      // what the last product adds to the residual
+  int8_t* codes_;     // the quantized input of the next product
+  float* qkv_;        // [token][q heads, k heads, v heads][head_dim]
+  float* attention_;  // [token][q heads][head_dim]
+  float* mlp_;        // [token][gate, up]; gpt2: [token][up]
+  float* cosine_;     // [token][head_dim / 2]
   float* sine_;
   uint8_t* probs_;            // [key head][token][q head of the group][keys]
   float* first_probs_;        // [token][q head]: attention to the first token
   uint8_t* all_narrow_;       // [token]: 4
   uint8_t* token_widths_[2];  // [token]: of even and odd layers
   uint8_t* prepared_;
-  float* score_logits_;       // [score_rows_][n_vocab]
-  double* score_terms_;       // [score_rows_]
+  float* score_logits_;  // [score_rows_][n_vocab]
+  double* score_terms_;  // [score_rows_]
 };
 
 }  // namespace squat

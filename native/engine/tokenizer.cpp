@@ -115,10 +115,9 @@ Tokenizer::Tokenizer(const Gguf& file, uint32_t n_vocab) {
   bos_ = token_id("tokenizer.ggml.bos_token_id");
   unknown_ = token_id("tokenizer.ggml.unknown_token_id");
   if (add_bos_ && bos_ < 0) {
-    throw Error(SQUAT_ERROR_FORMAT,
-                file.name() +
-                    ": key 'tokenizer.ggml.add_bos_token' is true, but key "
-                    "'tokenizer.ggml.bos_token_id' is missing");
+    throw Error(SQUAT_ERROR_FORMAT, file.name() +
+                                        ": key 'tokenizer.ggml.add_bos_token' is true, but key "
+                                        "'tokenizer.ggml.bos_token_id' is missing");
   }
   read_vocabulary(file, n_vocab);
   read_merges(file);
@@ -130,10 +129,9 @@ void Tokenizer::read_vocabulary(const Gguf& file, uint32_t n_vocab) {
   for (const auto& [key, size] : {std::pair("tokenizer.ggml.tokens", texts.size()),
                                   std::pair("tokenizer.ggml.token_type", types.size())}) {
     if (size != n_vocab) {
-      throw Error(SQUAT_ERROR_FORMAT, file.name() + ": key '" + key + "' has " +
-                                          std::to_string(size) +
-                                          " elements, but the model's vocabulary has " +
-                                          std::to_string(n_vocab));
+      throw Error(SQUAT_ERROR_FORMAT,
+                  file.name() + ": key '" + key + "' has " + std::to_string(size) +
+                      " elements, but the model's vocabulary has " + std::to_string(n_vocab));
     }
   }
   std::fill(std::begin(byte_ids_), std::end(byte_ids_), -1);
@@ -295,8 +293,8 @@ void Tokenizer::encode_llama(const std::u32string& text, std::vector<int32_t>* o
   out->insert(out->end(), symbols.begin(), symbols.end());
 }
 
-// A queue of candidate pairs and a linked list of symbols: n log n in the length of the piece, which
-// matters because a hostile text can be one long piece.
+// A queue of candidate pairs and a linked list of symbols: n log n in the length of the piece,
+// which matters because a hostile text can be one long piece.
 void Tokenizer::merge(std::vector<int32_t>* symbols) const {
   struct Candidate {
     uint32_t rank;

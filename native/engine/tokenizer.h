@@ -57,9 +57,9 @@ class Tokenizer {
   int32_t bos_ = -1;
   int32_t unknown_ = -1;
   std::vector<std::string> pieces_;
-  std::unordered_map<std::string_view, int32_t> ids_;   // text as it stands in the file
-  std::unordered_map<uint64_t, Merge> merges_;          // (left << 32 | right)
-  std::vector<std::vector<int32_t>> added_;             // by first byte, longest first
+  std::unordered_map<std::string_view, int32_t> ids_;  // text as it stands in the file
+  std::unordered_map<uint64_t, Merge> merges_;         // (left << 32 | right)
+  std::vector<std::vector<int32_t>> added_;            // by first byte, longest first
   int32_t byte_ids_[256];
   std::vector<std::string_view> added_texts_;  // by id
 };

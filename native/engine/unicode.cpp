@@ -37,15 +37,15 @@ constexpr char32_t kLeads = 19, kVowels = 21, kTrails = 28;
 // The range that holds `code`, or null; ranges are sorted and disjoint.
 template <typename Range, size_t n>
 const Range* find_range(const Range (&table)[n], char32_t code) {
-  const Range* found = std::lower_bound(
-      std::begin(table), std::end(table), code,
-      [](const Range& range, char32_t value) { return range.last < value; });
+  const Range* found =
+      std::lower_bound(std::begin(table), std::end(table), code,
+                       [](const Range& range, char32_t value) { return range.last < value; });
   return found != std::end(table) && found->first <= code ? found : nullptr;
 }
 
 uint32_t combining_class(char32_t code) {
-  const ClassRange* range = code < kCombiningClasses[0].first ? nullptr
-                                                               : find_range(kCombiningClasses, code);
+  const ClassRange* range =
+      code < kCombiningClasses[0].first ? nullptr : find_range(kCombiningClasses, code);
   return range == nullptr ? 0 : range->combining_class;
 }
 
@@ -103,8 +103,12 @@ std::u32string decode_utf8(std::string_view text) {
   out.reserve(text.size());
   for (size_t i = 0; i < text.size();) {
     const uint8_t lead = static_cast<uint8_t>(text[i]);
-    const size_t length = lead < 0x80 ? 1 : lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3
-                          : lead < 0xf5 ? 4 : 0;
+    const size_t length = lead < 0x80   ? 1
+                          : lead < 0xc2 ? 0
+                          : lead < 0xe0 ? 2
+                          : lead < 0xf0 ? 3
+                          : lead < 0xf5 ? 4
+                                        : 0;
     char32_t code = length == 1 ? lead : lead & (0x7f >> length);
     size_t read = 1;
     while (read < length && i + read < text.size()) {
@@ -128,7 +132,7 @@ void append_utf8(char32_t code, std::string* out) {
     return;
   }
   const int extra = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
-  out->push_back(static_cast<char>((0xf00 >> extra) | (code >> (6 * extra))));
+  out->push_back(static_cast<char>((0xff00 >> (extra + 1)) | (code >> (6 * extra))));
   for (int i = extra - 1; i >= 0; i--) {
     out->push_back(static_cast<char>(0x80 | ((code >> (6 * i)) & 0x3f)));
   }
@@ -140,8 +144,8 @@ bool is_number(char32_t code) { return find_range(kNumbers, code) != nullptr; }
 
 bool is_space(char32_t code) {
   return (code >= 0x09 && code <= 0x0d) || code == 0x20 || code == 0x85 || code == 0xa0 ||
-         code == 0x1680 || (code >= 0x2000 && code <= 0x200a) || code == 0x2028 ||
-         code == 0x2029 || code == 0x202f || code == 0x205f || code == 0x3000;
+         code == 0x1680 || (code >= 0x2000 && code <= 0x200a) || code == 0x2028 || code == 0x2029 ||
+         code == 0x202f || code == 0x205f || code == 0x3000;
 }
 
 std::u32string nfkc(const std::u32string& text) {
@@ -157,9 +161,8 @@ std::u32string nfkc(const std::u32string& text) {
     }
     auto end = run + 1;
     while (end != out.end() && combining_class(*end) != 0) ++end;
-    std::stable_sort(run, end, [](char32_t a, char32_t b) {
-      return combining_class(a) < combining_class(b);
-    });
+    std::stable_sort(
+        run, end, [](char32_t a, char32_t b) { return combining_class(a) < combining_class(b); });
     run = end;
   }
 

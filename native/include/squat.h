@@ -30,14 +30,14 @@ extern "C" {
 
 typedef enum squat_status {
   SQUAT_OK = 0,
-  SQUAT_STOPPED = 1,         /* the callback ended a generation; not a failure */
-  SQUAT_ERROR_ARGUMENT = 2,  /* an argument is out of its range */
-  SQUAT_ERROR_FILE = 3,      /* the file cannot be opened or read */
-  SQUAT_ERROR_FORMAT = 4,    /* the file is damaged, or no Squat file that this version reads */
-  SQUAT_ERROR_CONTEXT = 5,   /* the tokens do not fit in the context */
-  SQUAT_ERROR_ISA = 6,       /* SQUAT_ISA names an instruction set that is unknown or missing here */
-  SQUAT_ERROR_MEMORY = 7,    /* out of memory */
-  SQUAT_ERROR_INTERNAL = 8   /* a fault of this library: please report it */
+  SQUAT_STOPPED = 1,        /* the callback ended a generation; not a failure */
+  SQUAT_ERROR_ARGUMENT = 2, /* an argument is out of its range */
+  SQUAT_ERROR_FILE = 3,     /* the file cannot be opened or read */
+  SQUAT_ERROR_FORMAT = 4,   /* the file is damaged, or no Squat file that this version reads */
+  SQUAT_ERROR_CONTEXT = 5,  /* the tokens do not fit in the context */
+  SQUAT_ERROR_ISA = 6,      /* SQUAT_ISA names an instruction set that is unknown or missing here */
+  SQUAT_ERROR_MEMORY = 7,   /* out of memory */
+  SQUAT_ERROR_INTERNAL = 8  /* a fault of this library: please report it */
 } squat_status;
 
 /* The message of the calling thread's last failure; "" if there was none. */
@@ -48,8 +48,8 @@ SQUAT_API const char* squat_last_error(void);
 typedef struct squat_engine squat_engine;
 
 /* Loads `path`. `threads`: threads that compute, at least 1; 0 = one for each CPU that this process
- * may use. `context`: the most tokens that the session can hold; 0 = the model's own limit, which it
- * may not exceed. The environment variable SQUAT_ISA pins the instruction set. */
+ * may use. `context`: the most tokens that the session can hold; 0 = the model's own limit, which
+ * it may not exceed. The environment variable SQUAT_ISA pins the instruction set. */
 SQUAT_API squat_status squat_load(const char* path, uint32_t threads, uint32_t context,
                                   squat_engine** engine);
 
@@ -57,15 +57,15 @@ SQUAT_API squat_status squat_load(const char* path, uint32_t threads, uint32_t c
 SQUAT_API void squat_free(squat_engine* engine);
 
 typedef struct squat_info {
-  uint32_t n_vocab;       /* number of token ids, and of logits for one position */
-  uint32_t n_layer;       /* decoder layers */
-  uint32_t n_embd;        /* hidden size */
-  uint32_t n_context;     /* the most tokens that the session can hold */
-  uint32_t n_threads;     /* threads that compute */
-  uint64_t file_bytes;    /* size of the file */
-  uint64_t weight_bytes;  /* packed weights in memory */
-  int32_t bos_token;      /* -1: the model has none */
-  int32_t eos_token;      /* -1: the model has none */
+  uint32_t n_vocab;         /* number of token ids, and of logits for one position */
+  uint32_t n_layer;         /* decoder layers */
+  uint32_t n_embd;          /* hidden size */
+  uint32_t n_context;       /* the most tokens that the session can hold */
+  uint32_t n_threads;       /* threads that compute */
+  uint64_t file_bytes;      /* size of the file */
+  uint64_t weight_bytes;    /* packed weights in memory */
+  int32_t bos_token;        /* -1: the model has none */
+  int32_t eos_token;        /* -1: the model has none */
   const char* architecture; /* "llama" or "gpt2"; strings live as long as the engine */
   const char* isa;          /* instruction set in use */
   const char* kernels;      /* one line for each kind of product: "name: kernel\n" */
@@ -74,8 +74,8 @@ typedef struct squat_info {
 /* Fills `info`. */
 SQUAT_API squat_status squat_get_info(const squat_engine* engine, squat_info* info);
 
-/* The text of a string key of the file's metadata, such as "general.name"; not zero-terminated, alive
- * as long as the engine. SQUAT_ERROR_FORMAT if the file has no such key. */
+/* The text of a string key of the file's metadata, such as "general.name"; not zero-terminated,
+ * alive as long as the engine. SQUAT_ERROR_FORMAT if the file has no such key. */
 SQUAT_API squat_status squat_get_string(const squat_engine* engine, const char* key,
                                         const char** text, size_t* size);
 
@@ -104,8 +104,8 @@ SQUAT_API squat_status squat_score(squat_engine* engine, const int32_t* tokens, 
                                    double* sum);
 
 /* How many tokens each layer has made wide (8 bits) since the engine was loaded: wide[n_layer]
- * receives the counts and `tokens` the number of all tokens evaluated. Models without token-adaptive
- * sites count no token as wide. */
+ * receives the counts and `tokens` the number of all tokens evaluated. Models without
+ * token-adaptive sites count no token as wide. */
 SQUAT_API squat_status squat_wide_counts(const squat_engine* engine, uint64_t* wide, size_t n_layer,
                                          uint64_t* tokens);
 
@@ -133,10 +133,10 @@ typedef struct squat_sampling {
                                positive, multiplied if negative */
   float temperature;        /* >= 0; 0 = greedy: the largest logit, whatever the filters say */
   uint32_t top_k;           /* keep the k most probable tokens; 0 = off */
-  float top_p;              /* in (0, 1]: keep the fewest tokens whose probabilities reach it; 1 = off */
-  float min_p;              /* in [0, 1]: drop tokens less probable than min_p times the most
-                               probable one; 0 = off */
-  uint64_t seed;            /* equal seeds give equal choices */
+  float top_p;   /* in (0, 1]: keep the fewest tokens whose probabilities reach it; 1 = off */
+  float min_p;   /* in [0, 1]: drop tokens less probable than min_p times the most
+                    probable one; 0 = off */
+  uint64_t seed; /* equal seeds give equal choices */
 } squat_sampling;
 
 typedef struct squat_sampler squat_sampler;
@@ -152,7 +152,8 @@ SQUAT_API squat_status squat_sampler_create(const squat_sampling* sampling, uint
 SQUAT_API void squat_sampler_free(squat_sampler* sampler);
 
 /* Marks tokens, such as those of the prompt, as seen (for the repetition penalty). */
-SQUAT_API squat_status squat_sampler_accept(squat_sampler* sampler, const int32_t* tokens, size_t n);
+SQUAT_API squat_status squat_sampler_accept(squat_sampler* sampler, const int32_t* tokens,
+                                            size_t n);
 
 /* Chooses a token from n_vocab logits and marks it as seen. */
 SQUAT_API squat_status squat_sampler_next(squat_sampler* sampler, const float* logits,

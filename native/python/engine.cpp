@@ -130,8 +130,8 @@ class Engine {
     std::string text;
     size_t size = 0;
     run([&] {
-      squat_status status = squat_detokenize(engine_.get(), tokens.data(), tokens.shape(0),
-                                             text.data(), 0, &size);
+      squat_status status =
+          squat_detokenize(engine_.get(), tokens.data(), tokens.shape(0), text.data(), 0, &size);
       if (status == SQUAT_ERROR_ARGUMENT && size > 0) {
         text.resize(size);
         status = squat_detokenize(engine_.get(), tokens.data(), tokens.shape(0), text.data(), size,

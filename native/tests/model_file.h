@@ -1,0 +1,264 @@
+// Model files made in memory for the tests: GGUF bytes piece by piece, and tiny models with random
+// codes.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace squat::test {
+
+// Writes GGUF. The fields are what the file shall say, right or wrong.
+class GgufBuilder {
+ public:
+  uint32_t version = 3;
+  uint64_t alignment = 32;
+
+  struct Tensor {
+    std::string name;
+    std::vector<uint64_t> shape;
+    uint32_t type;
+    std::vector<uint8_t> data;
+    uint64_t offset = UINT64_MAX;  // UINT64_MAX: where it belongs
+  };
+  std::vector<std::pair<std::string, std::string>> keys;  // name, encoded type and value
+  std::vector<Tensor> tensors;
+
+  template <typename T>
+  static std::string raw(T value) {
+    return std::string(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  static std::string text(const std::string& value) { return raw<uint64_t>(value.size()) + value; }
+
+  // Replaces a key of the same name.
+  void set(const std::string& name, const std::string& encoded) {
+    for (auto& [key, value] : keys) {
+      if (key == name) {
+        value = encoded;
+        return;
+      }
+    }
+    keys.emplace_back(name, encoded);
+  }
+  void u32(const std::string& name, uint32_t value) { set(name, raw<uint32_t>(4) + raw(value)); }
+  void f32(const std::string& name, float value) { set(name, raw<uint32_t>(6) + raw(value)); }
+  void boolean(const std::string& name, bool value) {
+    set(name, raw<uint32_t>(7) + raw<uint8_t>(value));
+  }
+  void string(const std::string& name, const std::string& value) {
+    set(name, raw<uint32_t>(8) + text(value));
+  }
+  static std::string array_header(uint32_t element, uint64_t count) {
+    return raw<uint32_t>(9) + raw(element) + raw(count);
+  }
+  void f32_array(const std::string& name, const std::vector<float>& values) {
+    std::string encoded = array_header(6, values.size());
+    for (const float value : values) encoded += raw(value);
+    set(name, encoded);
+  }
+  void i32_array(const std::string& name, const std::vector<int32_t>& values) {
+    std::string encoded = array_header(5, values.size());
+    for (const int32_t value : values) encoded += raw(value);
+    set(name, encoded);
+  }
+  void string_array(const std::string& name, const std::vector<std::string>& values) {
+    std::string encoded = array_header(8, values.size());
+    for (const std::string& value : values) encoded += text(value);
+    set(name, encoded);
+  }
+  void erase(const std::string& name) {
+    for (size_t i = 0; i < keys.size(); i++) {
+      if (keys[i].first == name) keys.erase(keys.begin() + static_cast<std::ptrdiff_t>(i--));
+    }
+  }
+
+  Tensor& tensor(const std::string& name) {
+    for (Tensor& t : tensors) {
+      if (t.name == name) return t;
+    }
+    tensors.push_back({name, {}, 0, {}});
+    return tensors.back();
+  }
+  void floats(const std::string& name, const std::vector<float>& values) {
+    Tensor& t = tensor(name);
+    t.shape = {values.size()};
+    t.type = 0;
+    t.data.resize(values.size() * sizeof(float));
+    std::memcpy(t.data.data(), values.data(), t.data.size());
+  }
+
+  std::vector<uint8_t> bytes() const {
+    std::string out =
+        "GGUF" + raw(version) + raw<uint64_t>(tensors.size()) + raw<uint64_t>(keys.size());
+    for (const auto& [name, value] : keys) out += text(name) + value;
+    std::string data;
+    for (const Tensor& t : tensors) {
+      out += text(t.name) + raw(static_cast<uint32_t>(t.shape.size()));
+      for (const uint64_t n : t.shape) out += raw(n);
+      out += raw(t.type) + raw<uint64_t>(t.offset == UINT64_MAX ? data.size() : t.offset);
+      data.append(reinterpret_cast<const char*>(t.data.data()), t.data.size());
+      data.resize((data.size() + alignment - 1) / alignment * alignment);
+    }
+    out.resize((out.size() + alignment - 1) / alignment * alignment);
+    out += data;
+    return {out.begin(), out.end()};
+  }
+};
+
+struct ModelOptions {
+  bool gpt2 = false;
+  int layers = 3, hidden = 64, heads = 4, kv_heads = 2, head_dim = 16, ffn = 96, context = 80;
+  int weight_bits = 4, embedding_bits = 8;
+  std::string activations = "4:8";
+  bool tied = true;
+  uint32_t seed = 1;
+};
+
+constexpr int kVocabulary = 272;  // three special tokens, 256 bytes, 13 merges
+
+// GPT-2's alphabet: the bytes as printable characters, in UTF-8.
+inline std::string byte_character(int byte) {
+  const auto printable = [](int b) {
+    return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
+  };
+  int code = byte;
+  if (!printable(byte)) {
+    code = 0x100;
+    for (int b = 0; b < byte; b++) code += !printable(b);
+  }
+  if (code < 0x80) return std::string(1, static_cast<char>(code));
+  return {static_cast<char>(0xc0 | code >> 6), static_cast<char>(0x80 | (code & 0x3f))};
+}
+
+inline void add_tokenizer(GgufBuilder* file) {
+  std::vector<std::string> tokens = {"<pad>", "<s>", "</s>"};
+  std::vector<int32_t> types = {3, 3, 3};
+  for (int byte = 0; byte < 256; byte++) tokens.push_back(byte_character(byte));
+  const std::string space = byte_character(' ');
+  std::vector<std::string> merges;
+  for (const auto& [left, right] : std::vector<std::pair<std::string, std::string>>{
+           {"h", "e"},
+           {"l", "l"},
+           {"he", "ll"},
+           {"hell", "o"},
+           {space, "hello"},
+           {space, "w"},
+           {"o", "r"},
+           {space + "w", "or"},
+           {"1", "9"},
+           {"9", "9"},
+           {"'", "s"},
+           {space, space},
+           {"\xc3\x83", "\xc2\xa9"}}) {  // the two bytes of U+00E9
+    merges.push_back(left + " " + right);
+    tokens.push_back(left + right);
+  }
+  types.resize(tokens.size(), 1);
+  file->string("tokenizer.ggml.model", "gpt2");
+  file->string("tokenizer.ggml.pre", "gpt-2");
+  file->string_array("tokenizer.ggml.tokens", tokens);
+  file->i32_array("tokenizer.ggml.token_type", types);
+  file->string_array("tokenizer.ggml.merges", merges);
+  file->u32("tokenizer.ggml.bos_token_id", 1);
+  file->u32("tokenizer.ggml.eos_token_id", 2);
+  file->boolean("tokenizer.ggml.add_space_prefix", false);
+  file->boolean("squat.tokenizer.nfkc", true);
+}
+
+// fp16 of a power of two.
+inline uint16_t half_power(int exponent) { return static_cast<uint16_t>((exponent + 15) << 10); }
+
+inline void add_matrix(GgufBuilder* file, std::mt19937* random, const std::string& name, int rows,
+                       int inner, int bits, int step_exponent) {
+  GgufBuilder::Tensor& t = file->tensor(name);
+  t.shape = {static_cast<uint64_t>(inner), static_cast<uint64_t>(rows)};
+  t.type = bits == 4 ? 2 : 8;
+  const uint16_t scale = half_power(step_exponent);
+  for (int block = 0; block < rows * inner / 32; block++) {
+    t.data.push_back(static_cast<uint8_t>(scale & 0xff));
+    t.data.push_back(static_cast<uint8_t>(scale >> 8));
+    for (int i = 0; i < (bits == 4 ? 16 : 32); i++) {
+      t.data.push_back(static_cast<uint8_t>((*random)()));
+    }
+  }
+}
+
+inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
+  GgufBuilder file;
+  std::mt19937 random(o.seed);
+  const std::string arch = o.gpt2 ? "gpt2" : "llama";
+  const int kv_heads = o.gpt2 ? o.heads : o.kv_heads;
+  const uint32_t layers = static_cast<uint32_t>(o.layers);
+  file.string("general.architecture", arch);
+  file.u32("squat.format_version", 1);
+  file.u32(arch + ".context_length", static_cast<uint32_t>(o.context));
+  file.u32(arch + ".embedding_length", static_cast<uint32_t>(o.hidden));
+  file.u32(arch + ".block_count", layers);
+  file.u32(arch + ".feed_forward_length", static_cast<uint32_t>(o.ffn));
+  file.u32(arch + ".attention.head_count", static_cast<uint32_t>(o.heads));
+  if (o.gpt2) {
+    file.f32("gpt2.attention.layer_norm_epsilon", 1e-5f);
+  } else {
+    file.f32("llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    file.u32("llama.attention.head_count_kv", static_cast<uint32_t>(kv_heads));
+    file.u32("llama.attention.key_length", static_cast<uint32_t>(o.head_dim));
+    file.f32("llama.rope.freq_base", 10000.0f);
+  }
+  for (const char* site : {"attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid"}) {
+    const std::string prefix = std::string("squat.") + site;
+    file.string(prefix + ".bits", o.activations);
+    if (o.activations != "4") {
+      file.f32_array(prefix + ".step8", std::vector<float>(layers, 0.03125f));
+    }
+    if (o.activations != "8") {
+      file.f32_array(prefix + ".step4", std::vector<float>(layers, 0.375f));
+    }
+  }
+  file.string("squat.probs.bits", "8");
+  file.f32_array("squat.probs.step8", std::vector<float>(layers, 0.00390625f));
+  file.string("squat.head_in.bits", "8");
+  file.f32_array("squat.head_in.step8", {0.03125f});
+  if (o.activations == "4:8") {
+    file.string("squat.importance", "relative_first_token");
+    file.f32_array("squat.threshold", std::vector<float>(layers, 1.0f));
+  }
+  add_tokenizer(&file);
+
+  const auto norm = [&](const std::string& name) {
+    std::vector<float> values(static_cast<size_t>(o.hidden));
+    for (float& v : values) v = 0.5f + static_cast<float>(random() % 1000) / 1000.0f;
+    file.floats(name + ".weight", values);
+    if (o.gpt2) file.floats(name + ".bias", values);
+  };
+  const auto matrix = [&](const std::string& name, int rows, int inner, int bits) {
+    // Entries of about 1/8 whatever the width.
+    add_matrix(&file, &random, name + ".weight", rows, inner, bits, bits == 4 ? -5 : -9);
+  };
+  matrix("token_embd", kVocabulary, o.hidden, o.embedding_bits);
+  if (o.gpt2) matrix("position_embd", o.context, o.hidden, o.embedding_bits);
+  if (!o.tied) matrix("output", kVocabulary, o.hidden, o.embedding_bits);
+  norm("output_norm");
+  const int query = o.heads * o.head_dim, key = kv_heads * o.head_dim;
+  for (int layer = 0; layer < o.layers; layer++) {
+    const std::string block = "blk." + std::to_string(layer) + ".";
+    norm(block + "attn_norm");
+    norm(block + "ffn_norm");
+    if (o.gpt2) {
+      matrix(block + "attn_qkv", query + 2 * key, o.hidden, o.weight_bits);
+    } else {
+      matrix(block + "attn_q", query, o.hidden, o.weight_bits);
+      matrix(block + "attn_k", key, o.hidden, o.weight_bits);
+      matrix(block + "attn_v", key, o.hidden, o.weight_bits);
+      matrix(block + "ffn_gate", o.ffn, o.hidden, o.weight_bits);
+    }
+    matrix(block + "attn_output", o.hidden, query, o.weight_bits);
+    matrix(block + "ffn_up", o.ffn, o.hidden, o.weight_bits);
+    matrix(block + "ffn_down", o.hidden, o.ffn, o.weight_bits);
+  }
+  return file;
+}
+
+}  // namespace squat::test

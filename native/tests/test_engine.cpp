@@ -1,0 +1,376 @@
+// The forward pass and the C interface. That the logits are right is tested from Python against a
+// slow implementation (tests/test_engine.py); here they are compared with themselves: any chunks,
+// any number of threads and any instruction set must give the same bits.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "engine.h"
+#include "kernels.h"
+#include "model_file.h"
+#include "squat.h"
+
+namespace {
+
+using squat::Engine;
+using squat::test::kVocabulary;
+using squat::test::ModelOptions;
+using squat::test::tiny_model;
+
+using Bytes = std::vector<uint8_t>;
+using Logits = std::vector<float>;
+
+std::vector<int32_t> random_tokens(size_t n) {
+  std::mt19937 random(3);
+  std::vector<int32_t> tokens(n);
+  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % kVocabulary);
+  return tokens;
+}
+
+// All logits of the tokens, evaluated in chunks.
+Logits evaluate(Engine& engine, const std::vector<int32_t>& tokens, size_t chunk) {
+  Logits logits(tokens.size() * kVocabulary);
+  engine.session().rewind(0);
+  for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
+    const size_t n = std::min(chunk, tokens.size() - begin);
+    engine.session().eval(tokens.data() + begin, n, n, logits.data() + begin * kVocabulary);
+  }
+  return logits;
+}
+
+bool same(const Logits& a, const Logits& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+std::vector<ModelOptions> variants() {
+  std::vector<ModelOptions> all;
+  for (const bool gpt2 : {false, true}) {
+    for (const char* activations : {"4:8", "4", "8"}) {
+      ModelOptions o;
+      o.gpt2 = gpt2;
+      o.activations = activations;
+      all.push_back(o);
+      o.weight_bits = 8;
+      o.embedding_bits = 4;
+      o.tied = false;
+      all.push_back(o);
+    }
+  }
+  return all;
+}
+
+void test_chunks_threads_and_isas() {
+  const std::vector<int32_t> tokens = random_tokens(75);
+  for (const ModelOptions& options : variants()) {
+    const Bytes file = tiny_model(options).bytes();
+    Engine engine(file.data(), file.size(), "model", 1, 0);
+    const Logits expected = evaluate(engine, tokens, tokens.size());
+    bool varied = false;
+    for (const float x : expected) varied = varied || std::fabs(x - expected[0]) > 0.1f;
+    CHECK(varied);
+    for (const size_t chunk : {size_t{1}, size_t{7}, size_t{32}}) {
+      CHECK(same(evaluate(engine, tokens, chunk), expected));
+    }
+    Engine threaded(file.data(), file.size(), "model", 3, 0);
+    CHECK(same(evaluate(threaded, tokens, tokens.size()), expected));
+    CHECK(same(evaluate(threaded, tokens, 7), expected));
+    for (const squat::kernels::Isa& isa : squat::kernels::isas()) {
+      if (!squat::kernels::runs_here(isa)) continue;
+      setenv("SQUAT_ISA", isa.name, 1);
+      Engine pinned(file.data(), file.size(), "model", 1, 0);
+      CHECK(std::strcmp(pinned.isa(), isa.name) == 0);
+      if (!CHECK(same(evaluate(pinned, tokens, 40), expected))) {
+        std::fprintf(stderr, "  %s\n", isa.name);
+      }
+      unsetenv("SQUAT_ISA");
+    }
+    if (std::string(options.activations) == "4:8") {
+      // There are many tokens of both kinds, or the test shows less than it seems to.
+      uint64_t wide = 0;
+      for (const uint64_t count : threaded.session().wide_counts()) wide += count;
+      const uint64_t all = 3 * threaded.session().token_count();
+      CHECK(wide > all / 10 && wide < all - all / 10);
+    }
+  }
+}
+
+void test_rewind() {
+  const std::vector<int32_t> tokens = random_tokens(60);
+  for (const ModelOptions& options : variants()) {
+    const Bytes file = tiny_model(options).bytes();
+    Engine engine(file.data(), file.size(), "model", 1, 0);
+    const Logits expected = evaluate(engine, tokens, tokens.size());
+    for (const size_t kept : {59, 33, 16, 1, 0}) {
+      evaluate(engine, random_tokens(70), 70);  // other tokens behind what is kept
+      engine.session().rewind(0);
+      Logits logits(tokens.size() * kVocabulary);
+      engine.session().eval(tokens.data(), tokens.size(), 0, nullptr);
+      engine.session().rewind(kept);
+      CHECK(engine.session().length() == static_cast<int>(kept));
+      engine.session().eval(tokens.data() + kept, tokens.size() - kept, tokens.size() - kept,
+                            logits.data() + kept * kVocabulary);
+      CHECK(std::memcmp(logits.data() + kept * kVocabulary, expected.data() + kept * kVocabulary,
+                        (tokens.size() - kept) * kVocabulary * sizeof(float)) == 0);
+    }
+  }
+}
+
+void test_wanted_and_score() {
+  const std::vector<int32_t> tokens = random_tokens(50);
+  const Bytes file = tiny_model().bytes();
+  Engine engine(file.data(), file.size(), "model", 2, 0);
+  const Logits all = evaluate(engine, tokens, tokens.size());
+  Logits last(3 * kVocabulary);
+  engine.session().rewind(0);
+  engine.session().eval(tokens.data(), tokens.size(), 3, last.data());
+  CHECK(std::memcmp(last.data(), all.data() + 47 * kVocabulary, last.size() * sizeof(float)) == 0);
+
+  double expected = 0;
+  for (size_t i = 0; i + 1 < tokens.size(); i++) {
+    const float* row = all.data() + i * kVocabulary;
+    double sum = 0;
+    for (int k = 0; k < kVocabulary; k++) sum += std::exp(static_cast<double>(row[k]));
+    expected += row[tokens[i + 1]] - std::log(sum);
+  }
+  const double score = engine.session().score(tokens.data(), tokens.size());
+  CHECK(std::fabs(score - expected) < 1e-4);
+  CHECK(engine.session().length() == 50);
+  CHECK(engine.session().score(tokens.data(), 1) == 0);
+}
+
+void test_engines_in_threads() {
+  const Bytes file = tiny_model().bytes();
+  const std::vector<int32_t> tokens = random_tokens(40);
+  std::vector<Logits> results(4);
+  std::vector<std::thread> threads;
+  for (Logits& result : results) {
+    threads.emplace_back([&] {
+      Engine engine(file.data(), file.size(), "model", 2, 0);
+      for (int round = 0; round < 5; round++) result = evaluate(engine, tokens, 13);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const Logits& result : results) CHECK(same(result, results[0]));
+}
+
+void test_sampler() {
+  const Logits logits = {1.0f, 3.0f, 2.0f, 3.0f, -1.0f};
+  const auto draw = [&](squat_sampling sampling, int count) {
+    squat_sampler* sampler = nullptr;
+    CHECK(squat_sampler_create(&sampling, 5, &sampler) == SQUAT_OK);
+    std::vector<int> counts(5);
+    for (int i = 0; i < count; i++) {
+      int32_t token = -1;
+      CHECK(squat_sampler_next(sampler, logits.data(), &token) == SQUAT_OK);
+      counts[static_cast<size_t>(token)]++;
+    }
+    squat_sampler_free(sampler);
+    return counts;
+  };
+  squat_sampling s = squat_sampling_default();
+  CHECK(draw(s, 10)[1] == 10);  // greedy; of equals the first
+  s.temperature = 1;
+  s.seed = 5;
+  const int n = 20000;
+  double total = 0;
+  for (const float x : logits) total += std::exp(x);
+  const std::vector<int> free = draw(s, n);
+  for (size_t i = 0; i < 5; i++) {
+    const double expected = n * std::exp(logits[i]) / total;
+    CHECK(std::fabs(free[i] - expected) < 5 * std::sqrt(expected) + 1);
+  }
+  CHECK(draw(s, 100) == draw(s, 100));
+  squat_sampling other = s;
+  other.seed = 6;
+  CHECK(draw(s, 100) != draw(other, 100));
+
+  const auto only = [&](squat_sampling sampling, std::vector<bool> expected) {
+    const std::vector<int> counts = draw(sampling, 2000);
+    for (size_t i = 0; i < 5; i++) CHECK((counts[i] > 0) == expected[i]);
+  };
+  squat_sampling k = s;
+  k.top_k = 3;
+  only(k, {false, true, true, true, false});
+  squat_sampling p = s;
+  p.top_p = 0.5f;  // the two best have 0.397 each
+  only(p, {false, true, false, true, false});
+  p.top_p = 0.39f;
+  only(p, {false, true, false, false, false});
+  squat_sampling m = s;
+  m.min_p = 0.2f;  // exp(-1) = 0.37 of the best stays, exp(-2) = 0.14 goes
+  only(m, {false, true, true, true, false});
+  m.top_p = 0.1f;
+  only(m, {false, true, false, false, false});
+  // A penalty of 2 halves the first best, so that greedy moves on: 1, 3, 2, then 1.5 of the first.
+  squat_sampling r = squat_sampling_default();
+  r.repetition_penalty = 2;
+  CHECK((draw(r, 3) == std::vector<int>{0, 1, 1, 1, 0}));
+
+  for (const auto& change : std::vector<void (*)(squat_sampling*)>{
+           [](squat_sampling* x) { x->temperature = -1; },
+           [](squat_sampling* x) { x->temperature = NAN; }, [](squat_sampling* x) { x->top_p = 0; },
+           [](squat_sampling* x) { x->top_p = 1.1f; }, [](squat_sampling* x) { x->min_p = -0.1f; },
+           [](squat_sampling* x) { x->repetition_penalty = 0; }}) {
+    squat_sampling bad = squat_sampling_default();
+    change(&bad);
+    squat_sampler* sampler = nullptr;
+    CHECK(squat_sampler_create(&bad, 5, &sampler) == SQUAT_ERROR_ARGUMENT);
+    CHECK(std::strncmp(squat_last_error(), "sampling: ", 10) == 0);
+  }
+  // A model may produce anything.
+  s.top_p = 0.9f;
+  s.top_k = 4;
+  squat_sampler* sampler = nullptr;
+  CHECK(squat_sampler_create(&s, 5, &sampler) == SQUAT_OK);
+  const Logits broken = {NAN, INFINITY, -INFINITY, NAN, 0};
+  int32_t token = -1;
+  CHECK(squat_sampler_next(sampler, broken.data(), &token) == SQUAT_OK && token == 1);
+  squat_sampler_free(sampler);
+}
+
+struct Generated {
+  std::vector<int32_t> tokens;
+  std::string text;
+  size_t stop_after = SIZE_MAX;
+};
+
+int collect(int32_t token, const char* text, size_t size, void* user) {
+  Generated& out = *static_cast<Generated*>(user);
+  out.tokens.push_back(token);
+  out.text.append(text, size);
+  return out.tokens.size() == out.stop_after;
+}
+
+void expect_error(squat_status status, squat_status expected, const char* part) {
+  const bool ok = status == expected && std::strstr(squat_last_error(), part) != nullptr;
+  if (!CHECK(ok)) std::fprintf(stderr, "  %d: '%s'\n", status, squat_last_error());
+}
+
+void test_c_interface() {
+  const std::string path = "test_engine.gguf";  // in the build folder
+  const Bytes file = tiny_model().bytes();
+  std::FILE* out = std::fopen(path.c_str(), "wb");
+  CHECK(out != nullptr && std::fwrite(file.data(), 1, file.size(), out) == file.size());
+  std::fclose(out);
+
+  squat_engine* engine = nullptr;
+  expect_error(squat_load("missing.gguf", 1, 0, &engine), SQUAT_ERROR_FILE, "missing.gguf");
+  expect_error(squat_load(".", 1, 0, &engine), SQUAT_ERROR_FILE, "regular file");
+  expect_error(squat_load(nullptr, 1, 0, &engine), SQUAT_ERROR_ARGUMENT, "path");
+  expect_error(squat_load(path.c_str(), 100000, 0, &engine), SQUAT_ERROR_ARGUMENT,
+               "threads: 100000");
+  expect_error(squat_load(path.c_str(), 1, 81, &engine), SQUAT_ERROR_ARGUMENT, "context: 81");
+  setenv("SQUAT_ISA", "sse9", 1);
+  expect_error(squat_load(path.c_str(), 1, 0, &engine), SQUAT_ERROR_ISA, "sse9");
+  unsetenv("SQUAT_ISA");
+  CHECK(engine == nullptr);
+
+  CHECK(squat_load(path.c_str(), 2, 64, &engine) == SQUAT_OK);
+  squat_info info;
+  CHECK(squat_get_info(engine, &info) == SQUAT_OK);
+  CHECK(info.n_vocab == kVocabulary && info.n_layer == 3 && info.n_context == 64);
+  CHECK(info.n_threads == 2 && info.file_bytes == file.size() && info.bos_token == 1);
+  CHECK(std::string(info.architecture) == "llama" && info.eos_token == 2);
+  CHECK(std::strstr(info.kernels, "a8 w4: matmul_") != nullptr);
+
+  const char* text = nullptr;
+  size_t size = 0;
+  CHECK(squat_get_string(engine, "tokenizer.ggml.pre", &text, &size) == SQUAT_OK);
+  CHECK(std::string(text, size) == "gpt-2");
+  expect_error(squat_get_string(engine, "no.such", &text, &size), SQUAT_ERROR_FORMAT, "no.such");
+
+  // Evaluation; after every failure the session is as before.
+  const std::vector<int32_t> tokens = random_tokens(40);
+  Logits logits(40 * kVocabulary);
+  CHECK(squat_eval(engine, tokens.data(), 40, SQUAT_LOGITS_ALL, logits.data(), logits.size()) ==
+        SQUAT_OK);
+  CHECK(squat_length(engine) == 40);
+  const int32_t bad[] = {5, kVocabulary}, negative[] = {-1};
+  expect_error(squat_eval(engine, bad, 2, SQUAT_LOGITS_NONE, nullptr, 0), SQUAT_ERROR_ARGUMENT,
+               "element 1 is 272");
+  expect_error(squat_eval(engine, negative, 1, SQUAT_LOGITS_NONE, nullptr, 0), SQUAT_ERROR_ARGUMENT,
+               "element 0 is -1");
+  expect_error(squat_eval(engine, tokens.data(), 25, SQUAT_LOGITS_NONE, nullptr, 0),
+               SQUAT_ERROR_CONTEXT, "25 after the 40 in the session exceed the context of 64");
+  expect_error(squat_eval(engine, tokens.data(), 2, SQUAT_LOGITS_ALL, logits.data(), kVocabulary),
+               SQUAT_ERROR_ARGUMENT, "capacity");
+  expect_error(squat_eval(engine, tokens.data(), 0, SQUAT_LOGITS_NONE, nullptr, 0),
+               SQUAT_ERROR_ARGUMENT, "tokens");
+  expect_error(squat_rewind(engine, 41), SQUAT_ERROR_ARGUMENT, "length: 41");
+  CHECK(squat_length(engine) == 40);
+  uint64_t wide[3], count = 0;
+  CHECK(squat_wide_counts(engine, wide, 3, &count) == SQUAT_OK && count == 40);
+  expect_error(squat_wide_counts(engine, wide, 2, &count), SQUAT_ERROR_ARGUMENT, "wide");
+
+  // Text.
+  int32_t ids[64];
+  size_t n = 0;
+  const std::string hello = "hello world";
+  CHECK(squat_tokenize(engine, hello.data(), hello.size(), ids, 64, &n) == SQUAT_OK && n == 4);
+  expect_error(squat_tokenize(engine, hello.data(), hello.size(), ids, 2, &n), SQUAT_ERROR_ARGUMENT,
+               "capacity is 2, needs 4");
+  CHECK(n == 4);
+  char buffer[64];
+  CHECK(squat_detokenize(engine, ids, 4, buffer, 64, &size) == SQUAT_OK);
+  CHECK(std::string(buffer, size) == hello);
+  expect_error(squat_detokenize(engine, bad, 2, buffer, 64, &size), SQUAT_ERROR_ARGUMENT,
+               "out of range");
+
+  // Generation is evaluation and sampling by hand.
+  const squat_sampling greedy = squat_sampling_default();
+  squat_sampler* sampler = nullptr;
+  CHECK(squat_sampler_create(&greedy, info.n_vocab, &sampler) == SQUAT_OK);
+  Generated generated;
+  CHECK(squat_rewind(engine, 0) == SQUAT_OK);
+  CHECK(squat_generate(engine, sampler, ids, 4, 12, collect, &generated) == SQUAT_OK);
+  CHECK(squat_rewind(engine, 0) == SQUAT_OK);
+  std::vector<int32_t> by_hand(ids, ids + 4);
+  while (by_hand.size() < 16) {
+    CHECK(squat_eval(engine, by_hand.data() + squat_length(engine),
+                     by_hand.size() - squat_length(engine), SQUAT_LOGITS_LAST, logits.data(),
+                     logits.size()) == SQUAT_OK);
+    int32_t token = -1;
+    CHECK(squat_sampler_next(sampler, logits.data(), &token) == SQUAT_OK);
+    if (token == info.eos_token) break;
+    by_hand.push_back(token);
+  }
+  CHECK(generated.tokens == std::vector<int32_t>(by_hand.begin() + 4, by_hand.end()));
+  CHECK(!generated.tokens.empty());
+
+  Generated stopped;
+  stopped.stop_after = 2;
+  CHECK(squat_rewind(engine, 0) == SQUAT_OK);
+  CHECK(squat_generate(engine, sampler, ids, 4, 12, collect, &stopped) == SQUAT_STOPPED);
+  CHECK(stopped.tokens.size() == 2);
+  // A full context ends a generation; a prompt that does not fit is an error.
+  Generated all;
+  CHECK(squat_rewind(engine, 0) == SQUAT_OK);
+  CHECK(squat_generate(engine, sampler, tokens.data(), 40, 1000, collect, &all) == SQUAT_OK);
+  CHECK(all.tokens.size() <= 25 && squat_length(engine) <= 64);
+  expect_error(squat_generate(engine, sampler, random_tokens(65).data(), 65, 1, collect, &all),
+               SQUAT_ERROR_CONTEXT, "context of 64");
+  const auto throws = [](int32_t, const char*, size_t, void*) -> int { throw 1; };
+  CHECK(squat_rewind(engine, 0) == SQUAT_OK);
+  CHECK(squat_generate(engine, sampler, ids, 4, 5, throws, nullptr) == SQUAT_ERROR_INTERNAL);
+  squat_sampler_free(sampler);
+  squat_free(engine);
+  squat_free(nullptr);
+  std::remove(path.c_str());
+}
+
+}  // namespace
+
+int main() {
+  test_chunks_threads_and_isas();
+  test_rewind();
+  test_wanted_and_score();
+  test_engines_in_threads();
+  test_sampler();
+  test_c_interface();
+  return squat::test::report("test_engine");
+}

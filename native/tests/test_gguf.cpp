@@ -1,0 +1,305 @@
+// The GGUF reader and the model loader against files that lie.
+#include "../fuzz/fuzz_gguf.cpp"
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "model_file.h"
+
+namespace {
+
+using squat::Engine;
+using squat::Error;
+using squat::Gguf;
+using squat::test::GgufBuilder;
+using squat::test::ModelOptions;
+using squat::test::tiny_model;
+
+// The message with which the bytes are refused; "" if they are not.
+std::string refusal(const std::vector<uint8_t>& bytes) {
+  // A copy of exactly this size, so that the sanitizer sees a read past its end.
+  const std::vector<uint8_t> exact(bytes);
+  try {
+    Engine engine(exact.data(), exact.size(), "model.gguf", 1, 0);
+    engine.tokenizer();
+  } catch (const Error& error) {
+    CHECK(error.status() == SQUAT_ERROR_FORMAT);
+    return error.what();
+  }
+  return "";
+}
+
+// Each part must stand in the message.
+void expect_refusal(const char* name, const std::vector<uint8_t>& bytes,
+                    const std::vector<std::string>& parts) {
+  const std::string message = refusal(bytes);
+  bool ok = message.find('\n') == std::string::npos && message.rfind("model.gguf: ", 0) == 0;
+  for (const std::string& part : parts) ok = ok && message.find(part) != std::string::npos;
+  if (!CHECK(ok)) std::fprintf(stderr, "  %s: '%s'\n", name, message.c_str());
+}
+
+void expect_refusal(const char* name, const GgufBuilder& file,
+                    const std::vector<std::string>& parts) {
+  expect_refusal(name, file.bytes(), parts);
+}
+
+void test_values() {
+  GgufBuilder file;
+  file.u32("squat.format_version", 1);
+  file.f32("a.float", 0.25f);
+  file.boolean("a.bool", true);
+  file.string("a.string", "text");
+  file.f32_array("a.floats", {1.0f, -2.0f});
+  file.i32_array("a.ints", {7, -8, 9});
+  file.string_array("a.strings", {"x", "", "yz"});
+  file.floats("some.tensor", {1, 2, 3});
+  const std::vector<uint8_t> bytes = file.bytes();
+  const Gguf gguf(bytes.data(), bytes.size(), "values");
+  CHECK(gguf.u32("squat.format_version") == 1);
+  CHECK(gguf.f32("a.float") == 0.25f);
+  CHECK(gguf.boolean("a.bool"));
+  CHECK(gguf.string("a.string") == "text");
+  CHECK((gguf.f32_array("a.floats") == std::vector<float>{1, -2}));
+  CHECK((gguf.i32_array("a.ints") == std::vector<int32_t>{7, -8, 9}));
+  CHECK((gguf.string_array("a.strings") == std::vector<std::string_view>{"x", "", "yz"}));
+  const squat::GgufTensor* tensor = gguf.find_tensor("some.tensor");
+  CHECK(tensor != nullptr && tensor->ne[0] == 3 && tensor->size == 12);
+  CHECK(gguf.find_tensor("other") == nullptr && !gguf.has("other"));
+}
+
+void test_header() {
+  expect_refusal("empty", std::vector<uint8_t>{}, {"not a GGUF file"});
+  expect_refusal("text", std::vector<uint8_t>{'h', 'e', 'l', 'l', 'o'}, {"not a GGUF file"});
+  GgufBuilder file = tiny_model();
+  file.version = 2;
+  expect_refusal("version", file, {"GGUF version is 2"});
+  file.version = 0x03000000;  // big-endian
+  expect_refusal("endianness", file, {"GGUF version is 50331648", "little-endian"});
+
+  file = tiny_model();
+  file.erase("squat.format_version");
+  expect_refusal("not Squat", file, {"not a Squat one", "squat export"});
+  file.u32("squat.format_version", 2);
+  expect_refusal("format version", file, {"'squat.format_version' is 2"});
+
+  const auto patched = [](size_t offset, uint64_t value) {
+    std::vector<uint8_t> bytes = tiny_model().bytes();
+    std::memcpy(bytes.data() + offset, &value, sizeof value);
+    return bytes;
+  };
+  expect_refusal("tensor count", patched(8, UINT64_MAX), {"tensor count is 18446744073709551615"});
+  expect_refusal("key count", patched(16, uint64_t{1} << 40), {"key count is 1099511627776"});
+}
+
+void test_metadata() {
+  using G = GgufBuilder;
+  const auto with = [](const std::string& encoded) {
+    GgufBuilder file = tiny_model();
+    file.set("evil", encoded);
+    return file;
+  };
+  expect_refusal("unknown type", with(G::raw<uint32_t>(13)), {"key 'evil' type is 13"});
+  expect_refusal("bool", with(G::raw<uint32_t>(7) + G::raw<uint8_t>(2)), {"'evil' is 2", "bool"});
+  expect_refusal("string", with(G::raw<uint32_t>(8) + G::raw(UINT64_MAX)),
+                 {"key 'evil'", "18446744073709551615"});
+  expect_refusal("array of arrays", with(G::array_header(9, 1) + G::array_header(4, 0)),
+                 {"'evil' is an array of arrays"});
+  expect_refusal("element type", with(G::array_header(99, 1)), {"'evil' element type is 99"});
+  // Element counts that no file can hold, of every element size; none may allocate or loop.
+  for (const uint32_t element : {0u, 4u, 8u, 12u}) {
+    for (const uint64_t count : {uint64_t{1} << 61, UINT64_MAX, uint64_t{1} << 32}) {
+      expect_refusal("array", with(G::array_header(element, count)),
+                     {"'evil' element count is " + std::to_string(count)});
+    }
+  }
+  GgufBuilder file = tiny_model();
+  file.keys.emplace_back("squat.format_version", G::raw<uint32_t>(4) + G::raw<uint32_t>(1));
+  expect_refusal("duplicate key", file, {"'squat.format_version' stands twice"});
+  file = tiny_model();
+  file.u32(std::string(300, 'k'), 1);
+  expect_refusal("key length", file, {"key length is 300"});
+  for (const uint32_t alignment : {0u, 1u, 48u, 1u << 31}) {
+    file = tiny_model();
+    file.u32("general.alignment", alignment);
+    expect_refusal("alignment", file, {"'general.alignment' is " + std::to_string(alignment)});
+  }
+  file = tiny_model();
+  file.u32("general.alignment", 256);
+  file.alignment = 256;
+  CHECK(refusal(file.bytes()).empty());
+}
+
+void test_tensors() {
+  const auto with = [](auto&& change) {
+    GgufBuilder file = tiny_model();
+    change(file.tensor("blk.1.ffn_up.weight"));
+    return file;
+  };
+  using Tensor = GgufBuilder::Tensor;
+  const std::string name = "tensor 'blk.1.ffn_up.weight'";
+  expect_refusal("rank 0", with([](Tensor& t) { t.shape.clear(); }), {name, "rank is 0"});
+  expect_refusal("rank 5", with([](Tensor& t) { t.shape = {32, 1, 1, 1, 1}; }),
+                 {name, "rank is 5"});
+  expect_refusal("zero", with([](Tensor& t) { t.shape = {64, 0}; }), {name, "dimension 1 is 0"});
+  expect_refusal("product",
+                 with([](Tensor& t) { t.shape = {uint64_t{1} << 32, uint64_t{1} << 32}; }),
+                 {name, "dimension 1 is 4294967296"});
+  expect_refusal("wrapping product",
+                 with([](Tensor& t) { t.shape = {uint64_t{1} << 33, uint64_t{1} << 31, 64}; }),
+                 {name, "dimension"});
+  expect_refusal("bytes", with([](Tensor& t) { t.shape = {64, uint64_t{1} << 56}; }),
+                 {name, "bytes"});
+  expect_refusal("type", with([](Tensor& t) { t.type = 12; }), {name, "type is 12"});
+  expect_refusal("blocks", with([](Tensor& t) { t.shape = {33, 64}; }), {name, "33 elements"});
+  expect_refusal("offset", with([](Tensor& t) { t.offset = 0; }), {name, "offset is 0"});
+  expect_refusal("far offset", with([](Tensor& t) { t.offset = UINT64_MAX - 31; }),
+                 {name, "offset is 18446744073709551584"});
+  expect_refusal("name", with([](Tensor& t) { t.name = std::string(64, 'n'); }),
+                 {"tensor name length is 64"});
+
+  GgufBuilder file = tiny_model();
+  file.tensors.push_back(file.tensors.front());
+  expect_refusal("duplicate tensor", file, {"tensor 'token_embd.weight' stands twice"});
+
+  std::vector<uint8_t> bytes = tiny_model().bytes();
+  bytes.resize(bytes.size() + 4096);
+  expect_refusal("oversized", bytes, {"4096 bytes follow the last tensor"});
+}
+
+// The metadata and the tensors must agree.
+void test_model() {
+  const auto with_key = [](auto&& change) {
+    GgufBuilder file = tiny_model();
+    change(file);
+    return file;
+  };
+  using G = GgufBuilder;
+  struct Case {
+    const char* key;
+    uint32_t value;
+    const char* part;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"llama.embedding_length", 0, "'llama.embedding_length' is 0"},
+           {"llama.embedding_length", 128, "'token_embd.weight' has shape 64 x 272"},
+           {"llama.embedding_length", 1u << 20, "'llama.embedding_length' is 1048576"},
+           {"llama.block_count", 2000000000, "'llama.block_count' is 2000000000"},
+           {"llama.block_count", 4, "expected 4"},
+           {"llama.feed_forward_length", 64, "shape 64 x 96"},
+           {"llama.attention.head_count", 0, "'llama.attention.head_count' is 0"},
+           {"llama.attention.head_count_kv", 3, "does not divide the 4 query heads"},
+           {"llama.attention.key_length", 17, "head size is 17"},
+           {"llama.attention.key_length", 1u << 31, "'llama.attention.key_length' is 2147483648"},
+           {"llama.context_length", 0, "'llama.context_length' is 0"},
+           {"tokenizer.ggml.bos_token_id", 272, "'tokenizer.ggml.bos_token_id' is 272"}}) {
+    expect_refusal(c.key, with_key([&c](G& f) { f.u32(c.key, c.value); }), {c.part});
+  }
+  expect_refusal("missing", with_key([](G& f) { f.erase("llama.block_count"); }),
+                 {"'llama.block_count' is missing"});
+  expect_refusal("key type", with_key([](G& f) { f.f32("llama.block_count", 3); }),
+                 {"'llama.block_count' has type f32, expected u32"});
+  expect_refusal("architecture", with_key([](G& f) { f.string("general.architecture", "bert"); }),
+                 {"'general.architecture' is 'bert'"});
+  expect_refusal("epsilon",
+                 with_key([](G& f) { f.f32("llama.attention.layer_norm_rms_epsilon", 0); }),
+                 {"layer_norm_rms_epsilon' is 0"});
+  expect_refusal("rope", with_key([](G& f) { f.string("llama.rope.scaling.type", "magic"); }),
+                 {"'llama.rope.scaling.type' is 'magic'"});
+  expect_refusal("site bits", with_key([](G& f) { f.string("squat.v.bits", "5"); }),
+                 {"'squat.v.bits' is '5'"});
+  expect_refusal("head bits", with_key([](G& f) { f.string("squat.head_in.bits", "4:8"); }),
+                 {"'squat.head_in.bits' is '4:8'"});
+  expect_refusal("step count", with_key([](G& f) { f.f32_array("squat.q.step8", {1.0f}); }),
+                 {"'squat.q.step8' has 1 elements, expected 3"});
+  for (const float step : {0.0f, 0.1f, -1.0f, 3e-5f, 1e9f}) {
+    expect_refusal("step", with_key([step](G& f) { f.f32_array("squat.q.step8", {1, 1, step}); }),
+                   {"'squat.q.step8' element 2"});
+  }
+  CHECK(refusal(with_key([](G& f) { f.f32_array("squat.q.step4", {0, 1, 1}); }).bytes()).empty());
+  expect_refusal("unused", with_key([](G& f) { f.f32_array("squat.v.step4", {0, 1, 1}); }),
+                 {"'squat.v.step4' element 0"});
+  expect_refusal("importance", with_key([](G& f) { f.string("squat.importance", "luck"); }),
+                 {"'squat.importance' is 'luck'"});
+  expect_refusal("thresholds", with_key([](G& f) { f.f32_array("squat.threshold", {1}); }),
+                 {"'squat.threshold' has 1 elements"});
+  expect_refusal("tokens",
+                 with_key([](G& f) { f.string_array("tokenizer.ggml.tokens", {"a", "b"}); }),
+                 {"'tokenizer.ggml.tokens' has 2 elements", "272"});
+  expect_refusal("merges",
+                 with_key([](G& f) { f.string_array("tokenizer.ggml.merges", {"he llo!"}); }),
+                 {"'tokenizer.ggml.merges' element 0"});
+
+  expect_refusal("float matrix", with_key([](G& f) {
+                   G::Tensor& t = f.tensor("blk.0.attn_q.weight");
+                   t.type = 0;
+                   t.data.assign(64 * 64 * 4, 0);
+                 }),
+                 {"'blk.0.attn_q.weight' has type F32"});
+  expect_refusal("no matrix", with_key([](G& f) { f.tensor("blk.2.attn_v.weight").name = "x"; }),
+                 {"'blk.2.attn_v.weight' is missing"});
+  expect_refusal("short norm", with_key([](G& f) { f.floats("output_norm.weight", {1, 2}); }),
+                 {"'output_norm.weight'", "2 elements"});
+  // One block of many with another scale: in a product's matrix, and in an embedding that is not.
+  expect_refusal("scale", with_key([](G& f) { f.tensor("blk.1.ffn_down.weight").data[18 * 77]++; }),
+                 {"tensor 'blk.1.ffn_down.weight' block 77"});
+  ModelOptions untied;
+  untied.tied = false;
+  GgufBuilder file = tiny_model(untied);
+  file.tensor("token_embd.weight").data[34 * 5 + 1]++;
+  expect_refusal("embedding scale", file, {"tensor 'token_embd.weight' block 5"});
+  expect_refusal("negative scale", with_key([](G& f) {
+                   std::vector<uint8_t>& data = f.tensor("blk.0.ffn_up.weight").data;
+                   for (size_t i = 1; i < data.size(); i += 18) data[i] |= 0x80;
+                 }),
+                 {"tensor 'blk.0.ffn_up.weight'", "no step"});
+}
+
+// A file that ends early is refused wherever it ends.
+void test_truncation() {
+  const std::vector<uint8_t> bytes = tiny_model().bytes();
+  for (size_t size = 0; size < bytes.size(); size += size < 9000 ? 1 : 997) {
+    const std::vector<uint8_t> cut(bytes.begin(),
+                                   bytes.begin() + static_cast<std::ptrdiff_t>(size));
+    if (!CHECK(!refusal(cut).empty())) std::fprintf(stderr, "  cut at %zu\n", size);
+  }
+}
+
+// Random damage to the structure of a file: nothing to check but that it comes back.
+void test_damage() {
+  std::mt19937 random(7);
+  for (const bool gpt2 : {false, true}) {
+    ModelOptions options;
+    options.gpt2 = gpt2;
+    options.layers = 1;
+    const std::vector<uint8_t> bytes = tiny_model(options).bytes();
+    for (int round = 0; round < 1500; round++) {
+      std::vector<uint8_t> damaged = bytes;
+      const int changes = 1 + static_cast<int>(random() % 4);
+      for (int i = 0; i < changes; i++) {
+        // Mostly the metadata: the codes may be anything anyway.
+        const size_t range = random() % 8 == 0 ? damaged.size() : 12000;
+        damaged[random() % range] = static_cast<uint8_t>(random());
+      }
+      LLVMFuzzerTestOneInput(damaged.data(), damaged.size());
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  CHECK(refusal(tiny_model().bytes()).empty());
+  ModelOptions gpt2;
+  gpt2.gpt2 = true;
+  CHECK(refusal(tiny_model(gpt2).bytes()).empty());
+  test_values();
+  test_header();
+  test_metadata();
+  test_tensors();
+  test_model();
+  test_truncation();
+  test_damage();
+  return squat::test::report("test_gguf");
+}

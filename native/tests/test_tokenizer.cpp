@@ -1,0 +1,175 @@
+// Unicode and the tokenizers on cases worked out by hand. That the results equal those of Hugging
+// Face tokenizers on real text is tested from Python (tests/test_engine.py).
+#include <cstdio>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "engine.h"
+#include "error.h"
+#include "model_file.h"
+#include "tokenizer.h"
+#include "unicode.h"
+
+namespace {
+
+using squat::Gguf;
+using squat::Tokenizer;
+using squat::test::GgufBuilder;
+using squat::test::tiny_model;
+
+void test_utf8() {
+  CHECK(squat::decode_utf8("a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80") == U"a\u00e9\u20ac\U0001f600");
+  // Ill-formed: a stray continuation, overlong forms, a surrogate, past U+10FFFF, cut short.
+  CHECK(squat::decode_utf8("\x80z") == U"\ufffdz");
+  CHECK(squat::decode_utf8("\xc0\xaf") == U"\ufffd\ufffd");
+  CHECK(squat::decode_utf8("\xe0\x80\x80") == U"\ufffd\ufffd\ufffd");
+  CHECK(squat::decode_utf8("\xed\xa0\x80") == U"\ufffd\ufffd\ufffd");
+  CHECK(squat::decode_utf8("\xf4\x90\x80\x80") == U"\ufffd\ufffd\ufffd\ufffd");
+  CHECK(squat::decode_utf8("\xf0\x9f\x98") == U"\ufffd");
+  CHECK(squat::decode_utf8("\xe2\x82q") == U"\ufffdq");
+  for (char32_t code = 0; code < 0x110000; code += code < 0x3000 ? 1 : 37) {
+    if (code >= 0xd800 && code < 0xe000) continue;
+    std::string text;
+    squat::append_utf8(code, &text);
+    if (!CHECK(squat::decode_utf8(text) == std::u32string(1, code))) break;
+  }
+}
+
+void test_nfkc() {
+  CHECK(squat::nfkc(U"") == U"");
+  CHECK(squat::nfkc(U"plain") == U"plain");
+  CHECK(squat::nfkc(U"e\u0301") == U"\u00e9");
+  CHECK(squat::nfkc(U"\ufb01\u2460\u00bd") == U"fi11\u20442");
+  CHECK(squat::nfkc(U"\u212b\u00c5") == U"\u00c5\u00c5");
+  // Marks are ordered by class before they are composed; equal classes block.
+  CHECK(squat::nfkc(U"q\u0307\u0323") == U"q\u0323\u0307");
+  CHECK(squat::nfkc(U"e\u0327\u0301") == U"\u0229\u0301");
+  CHECK(squat::nfkc(U"\u1e9b\u0323") == U"\u1e69");
+  CHECK(squat::nfkc(U"\u1100\u1161\u11a8") == U"\uac01");
+  CHECK(squat::nfkc(U"\uac00\u11a8") == U"\uac01");
+  CHECK(squat::nfkc(U"\u0301a") == U"\u0301a");
+  CHECK(squat::nfkc(U"\U0001d54f") == U"X");
+}
+
+// Token ids joined, so that a result reads like the text.
+std::string pieces(const Tokenizer& tokenizer, const std::string& text) {
+  std::string out;
+  for (const int32_t id : tokenizer.encode(text)) {
+    out += "[" + (id < 3 ? "#" + std::to_string(id) : std::string(tokenizer.piece(id))) + "]";
+  }
+  return out;
+}
+
+void test_byte_level() {
+  const std::vector<uint8_t> bytes = tiny_model().bytes();
+  const Gguf file(bytes.data(), bytes.size(), "model");
+  const Tokenizer tokenizer(file, squat::test::kVocabulary);
+  CHECK(tokenizer.encode("").empty());
+  CHECK(pieces(tokenizer, "hello hello") == "[hello][ hello]");
+  CHECK(pieces(tokenizer, "helloworld") == "[hello][w][or][l][d]");
+  // Of a run of spaces the last one belongs to the word.
+  CHECK(pieces(tokenizer, "a   hello") == "[a][  ][ hello]");
+  CHECK(pieces(tokenizer, "a  ") == "[a][  ]");
+  CHECK(pieces(tokenizer, "a\n hello") == "[a][\n][ hello]");
+  CHECK(pieces(tokenizer, "a\n\nhello") == "[a][\n][\n][hello]");
+  // Contractions, numbers and punctuation are pieces of their own.
+  CHECK(pieces(tokenizer, "he's 'S") == "[he]['s][ ]['][S]");
+  CHECK(pieces(tokenizer, "a199b") == "[a][19][9][b]");
+  CHECK(pieces(tokenizer, "hell,hello") == "[hell][,][hello]");
+  // NFKC composes the accent before the bytes are looked up.
+  CHECK(pieces(tokenizer, "e\xcc\x81") == "[\xc3\xa9]");
+  CHECK(pieces(tokenizer, "a<s>hello</s><s") == "[a][#1][hello][#2][<][s]");
+  CHECK(pieces(tokenizer, "\xff") == "[\xef][\xbf][\xbd]");
+
+  const std::string text = "hello world, it's 1999!\n";
+  const std::vector<int32_t> ids = tokenizer.encode(text);
+  CHECK(tokenizer.decode(ids.data(), ids.size()) == text);
+  const std::vector<int32_t> special = {1, ids[0], 2};
+  CHECK(tokenizer.decode(special.data(), special.size()) == "hello");
+}
+
+void test_prefix_and_digits() {
+  GgufBuilder model = tiny_model();
+  model.boolean("tokenizer.ggml.add_space_prefix", true);
+  model.boolean("tokenizer.ggml.add_bos_token", true);
+  std::vector<uint8_t> bytes = model.bytes();
+  const Gguf prefixed(bytes.data(), bytes.size(), "model");
+  const Tokenizer tokenizer(prefixed, squat::test::kVocabulary);
+  CHECK(pieces(tokenizer, "hello") == "[#1][ hello]");
+  CHECK(pieces(tokenizer, " hello") == "[#1][ hello]");
+  CHECK(pieces(tokenizer, "") == "[#1]");
+
+  model = tiny_model();
+  model.string("tokenizer.ggml.pre", "smollm");
+  bytes = model.bytes();
+  const Gguf digits(bytes.data(), bytes.size(), "model");
+  CHECK(pieces(Tokenizer(digits, squat::test::kVocabulary), "a 199 hello") ==
+        "[a][ ][1][9][9][ hello]");
+}
+
+// SentencePiece's kind: characters, bytes for those that are missing, one piece for the whole text.
+void test_sentencepiece() {
+  const std::string space = "\xe2\x96\x81";
+  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
+  std::vector<int32_t> types = {2, 3, 3};
+  for (int byte = 0; byte < 256; byte++) {
+    char name[8];
+    std::snprintf(name, sizeof name, "<0x%02X>", static_cast<unsigned>(byte));
+    tokens.push_back(name);
+    types.push_back(6);
+  }
+  for (const std::string& piece : {space, std::string("a"), std::string("b"), std::string("ab"),
+                                   space + "ab", std::string("ba"), "b" + space}) {
+    tokens.push_back(piece);
+    types.push_back(1);
+  }
+  GgufBuilder model;
+  model.u32("squat.format_version", 1);
+  model.string("tokenizer.ggml.model", "llama");
+  model.string_array("tokenizer.ggml.tokens", tokens);
+  model.i32_array("tokenizer.ggml.token_type", types);
+  model.string_array("tokenizer.ggml.merges", {"a b", space + " ab", "b a", "b " + space});
+  model.boolean("tokenizer.ggml.add_space_prefix", true);
+  model.u32("tokenizer.ggml.unknown_token_id", 0);
+  std::vector<uint8_t> bytes = model.bytes();
+  const Gguf file(bytes.data(), bytes.size(), "model");
+  const Tokenizer tokenizer(file, static_cast<uint32_t>(tokens.size()));
+  CHECK(pieces(tokenizer, "ab") == "[ ab]");
+  CHECK(pieces(tokenizer, "bab b") == "[ ][b][ab][ ][b]");
+  CHECK(pieces(tokenizer, "bb a") == "[ ][b][b ][a]");
+  CHECK(pieces(tokenizer, "a\xc3\xa9") == "[ ][a][\xc3][\xa9]");
+  const std::string text = "ab b\xc3\xa9";
+  const std::vector<int32_t> ids = tokenizer.encode(text);
+  CHECK(tokenizer.decode(ids.data(), ids.size()) == text);
+
+  // Without byte tokens a run of unknown characters is one unknown token.
+  for (size_t i = 3; i < 259; i++) tokens[i] = "unused" + std::to_string(i);
+  model.string_array("tokenizer.ggml.tokens", tokens);
+  bytes = model.bytes();
+  const Gguf other(bytes.data(), bytes.size(), "model");
+  CHECK(pieces(Tokenizer(other, static_cast<uint32_t>(tokens.size())), "axyb") == "[ ][a][#0][b]");
+}
+
+// A text that is one long piece must not take quadratic time; this one would take minutes.
+void test_long_piece() {
+  const std::vector<uint8_t> bytes = tiny_model().bytes();
+  const Gguf file(bytes.data(), bytes.size(), "model");
+  const Tokenizer tokenizer(file, squat::test::kVocabulary);
+  std::string text;
+  for (int i = 0; i < 200000; i++) text += "hello";
+  CHECK(tokenizer.encode(text).size() == 200000);
+}
+
+}  // namespace
+
+int main() {
+  test_utf8();
+  test_nfkc();
+  test_byte_level();
+  test_prefix_and_digits();
+  test_sentencepiece();
+  test_long_piece();
+  return squat::test::report("test_tokenizer");
+}
