@@ -20,6 +20,15 @@
 #include "kernels.h"
 #include "thread_pool.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+#endif
+
 using namespace squat;
 using namespace squat::kernels;
 
@@ -109,6 +118,33 @@ Packed pack(const Choice& choice, int bits, const int8_t* codes, int n, int k) {
   return packed;
 }
 
+// prepare() may be given more room than it fills. Forbids, while it lives, what lies behind the
+// rows of a group that one kernel reads.
+class EndOfRows {
+ public:
+  EndOfRows(const Prepared& prepared, const Buffer<uint8_t>& scratch) {
+    const Prepared::Group& group = prepared.group[0];
+    const Kernel& kernel = *group.kernel;
+    const size_t step = kernel.weight_bits == 4 ? 2 * kernel.k : kernel.k;
+    const size_t bytes =
+        (prepared.inner + step - 1) / step * step * (kernel.form == ActivationForm::kWide ? 2 : 1);
+    end_ = group.data + (group.end - group.begin) * bytes;
+    size_ = scratch.data() + scratch.size() - end_;
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_poison_memory_region(end_, size_);
+#endif
+  }
+  ~EndOfRows() {
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(end_, size_);
+#endif
+  }
+
+ private:
+  const uint8_t* end_;
+  size_t size_;
+};
+
 bool same(const int32_t* got, size_t stride, const std::vector<int32_t>& want, int m, int n) {
   for (int i = 0; i < m; ++i) {
     if (std::memcmp(got + i * stride, want.data() + size_t(i) * n, sizeof(int32_t) * n) != 0) {
@@ -133,6 +169,7 @@ bool one_product(const Kernel& kernel, int m, int n, int k, Fill a_fill, Fill w_
   rows.inner = k;
   Buffer<uint8_t> scratch(prepared_bytes(choice, m, k));
   const Prepared prepared = prepare(choice, kernel.weight_bits, rows, scratch.data());
+  const EndOfRows end(prepared, scratch);
   Buffer<int32_t> out(size_t(m) * n);
   matmul(prepared, packed.matrix, Output::exact(out.data(), n));
   return same(out.data(), n, plain_product(a.data(), k, w.data(), m, n, k), m, n);
