@@ -166,11 +166,13 @@ def _arguments(folder: Path, training: Training, dataset: PackedDataset) -> Trai
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
+        use_cpu=not torch.accelerator.is_available(),
         bf16=training.precision == "bf16",
         torch_compile=training.compile,
         save_steps=training.save_every,
         save_total_limit=2,
         logging_steps=training.log_every,
+        logging_first_step=True,
         seed=training.seed,
         report_to=[],
     )

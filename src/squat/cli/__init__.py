@@ -34,7 +34,7 @@ def main() -> None:
     try:
         app()
     except SquatError as error:
-        Console(stderr=True).print(f"squat: {error}", style="red", markup=False, highlight=False)
+        typer.secho(f"squat: {error}", fg="red", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

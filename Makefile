@@ -1,0 +1,64 @@
+# `make demo` and `make test` set up what they need on a fresh machine; `make help` lists the rest.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+CMAKE ?= cmake
+BUILD ?= build
+# One thread a process: the test runner starts one process a core, and two pools on the same cores
+# wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
+.PHONY: help setup demo test test-python test-native test-slow test-sanitize test-arm lint format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup: $(VENV)/installed  ## a virtual environment with Squat and all tools
+
+$(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install -c constraints.txt torch
+	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## the whole job on built-in text, in a few minutes; results in runs/demo
+	$(VENV)/bin/squat demo
+
+test: test-python test-native  ## the fast tests, Python and C++
+
+test-python: setup
+	$(PYTEST) -m 'not slow'
+
+test-native:
+	$(CMAKE) -S . -B $(BUILD)/native
+	$(CMAKE) --build $(BUILD)/native -j 2
+	cd $(BUILD)/native && ctest --output-on-failure -j 2
+
+test-slow: setup  ## what takes minutes: real training, lm-eval side by side
+	$(PYTEST) -m slow
+
+test-sanitize:  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(CMAKE) -S . -B $(BUILD)/sanitize -DSQUAT_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(CMAKE) --build $(BUILD)/sanitize -j 2
+	cd $(BUILD)/sanitize && ctest --output-on-failure -j 2
+
+test-arm:  ## the C++ tests for ARM, in an emulator: without dot products, with dotprod, with i8mm
+	$(CMAKE) -S . -B $(BUILD)/aarch64 -DCMAKE_TOOLCHAIN_FILE=native/cmake/aarch64.cmake
+	$(CMAKE) --build $(BUILD)/aarch64 -j 2
+	cd $(BUILD)/aarch64 && ctest --output-on-failure -j 2
+
+CPP := $(shell git ls-files 'native/*.cpp' 'native/*.h')
+
+lint: setup  ## ruff, mypy, clang-format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+format: setup  ## put all code into its format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+clean:  ## remove what was built; runs/ stays
+	rm -rf $(BUILD) .cache .mypy_cache .pytest_cache .ruff_cache

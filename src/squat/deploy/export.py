@@ -1,0 +1,156 @@
+"""From a checkpoint to a file: `squat export CHECKPOINT OUT.gguf`.
+
+The codes are read off the quantizers that the trained model's forward pass uses; nothing is quantized a
+second time. Where a weight of a transformers module belongs in the file stands in one table, `LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
+from squat.errors import CheckpointError
+from squat.quantize.config import SITES, SquatConfig
+from squat.quantize.convert import architecture_of
+from squat.quantize.modules import SiteQuantizer
+from squat.quantize.tokens import ThresholdPolicy
+
+
+@dataclass(frozen=True)
+class Layout:
+    """llama.cpp's names for the modules of a decoder layer, and for those around the layers."""
+
+    architecture: Literal["llama", "gpt2"]
+    layer: dict[str, str]
+    model: dict[str, str]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "llama": Layout(
+        architecture="llama",
+        layer={
+            "self_attn.q_proj": "attn_q",
+            "self_attn.k_proj": "attn_k",
+            "self_attn.v_proj": "attn_v",
+            "self_attn.o_proj": "attn_output",
+            "mlp.gate_proj": "ffn_gate",
+            "mlp.up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "ffn_norm",
+        },
+        model={"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"},
+    ),
+}
+"""By transformers' `model_type`."""
+
+
+def export(model: PreTrainedModel, tokenizer_json: str, name: str, file: str | Path) -> None:
+    """Write a quantized model to a .gguf file.
+
+    Args:
+        model: quantized, trained or not.
+        tokenizer_json: the text of its tokenizer.json.
+        name: what the file says the model is called.
+        file: appears complete or not at all.
+
+    Raises:
+        CheckpointError: a float model, or bits, a policy or an architecture that the engine has not.
+    """
+    write_gguf(file, describe(model, tokenizer_json, name))
+
+
+def describe(model: PreTrainedModel, tokenizer_json: str, name: str) -> GgufModel:
+    """What stands in the file of a quantized model; raises like `export`."""
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, SquatConfig):
+        raise CheckpointError(f"{name}: not quantized; train it with squat train first")
+    layout = LAYOUTS.get(model.config.model_type)
+    if layout is None:
+        raise CheckpointError(
+            f"{name}: model_type {model.config.model_type!r} has no graph in the engine; there is "
+            f"one for {', '.join(LAYOUTS)}"
+        )
+    if config.token_adaptive and config.policy != "threshold":
+        raise CheckpointError(
+            f"{name}: policy {config.policy!r} looks at tokens that are yet to come and cannot be "
+            "deployed; train with policy threshold"
+        )
+    shape = model.config.get_text_config()
+    layers = model.get_submodule(architecture_of(model.config.model_type).layers)
+    matrices: dict[str, CodeMatrix] = {}
+    floats: dict[str, NDArray[np.float32]] = {}
+    tied = {"lm_head"} if shape.tie_word_embeddings else set()
+    for path, place in layout.model.items():
+        if path not in tied:
+            _add(model.get_submodule(path), place, matrices, floats)
+    for index, layer in enumerate(layers.children()):
+        for path, place in layout.layer.items():
+            _add(layer.get_submodule(path), f"blk.{index}.{place}", matrices, floats)
+    policies = [m for m in layers.modules() if isinstance(m, ThresholdPolicy)]
+    return GgufModel(
+        architecture=layout.architecture,
+        name=name,
+        hidden_size=shape.hidden_size,
+        layers=shape.num_hidden_layers,
+        ffn_size=shape.intermediate_size,
+        heads=shape.num_attention_heads,
+        kv_heads=shape.num_key_value_heads,
+        head_dim=shape.head_dim,
+        context_length=shape.max_position_embeddings,
+        norm_epsilon=shape.rms_norm_eps,
+        matrices=matrices,
+        floats=floats,
+        sites=_sites(model, config),
+        tokenizer_json=tokenizer_json,
+        thresholds=[p.threshold.item() for p in policies] if config.token_adaptive else None,
+        importance=config.importance if config.token_adaptive else None,
+        rope=dict(shape.rope_parameters),
+        bos_token_id=shape.bos_token_id,
+        eos_token_id=shape.eos_token_id,
+        pad_token_id=shape.pad_token_id,
+    )
+
+
+def _add(
+    module: nn.Module,
+    place: str,
+    matrices: dict[str, CodeMatrix],
+    floats: dict[str, NDArray[np.float32]],
+) -> None:
+    """A module's weight as codes if it has a quantizer, as floats otherwise, and its bias."""
+    weight, quantizer = module.weight, getattr(module, "weight_quantizer", None)
+    assert isinstance(weight, Tensor)
+    if quantizer is not None:
+        codes = quantizer.codes(weight.detach()).numpy()
+        matrices[place] = CodeMatrix(codes, quantizer.bits, quantizer.step.item())
+    else:
+        floats[f"{place}.weight"] = weight.detach().float().numpy()
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, Tensor):
+        floats[f"{place}.bias"] = bias.detach().float().numpy()
+
+
+def _sites(model: PreTrainedModel, config: SquatConfig) -> dict[str, GgufSite]:
+    """Bits and steps of every site, layer by layer."""
+    found: dict[str, dict[int, SiteQuantizer]] = {name: {} for name in SITES}
+    for module in model.modules():
+        if isinstance(module, SiteQuantizer):
+            found[module.site][module.layer] = module
+
+    def steps(site: str, width: str) -> list[float] | None:
+        layers = [found[site][layer].by_width for layer in sorted(found[site])]
+        values = [by[width].step.item() if width in by else 0.0 for by in layers]
+        return values if any(values) else None
+
+    return {
+        site: GgufSite(str(config.bits_of(site)), steps(site, "8"), steps(site, "4"))
+        for site in SITES
+    }

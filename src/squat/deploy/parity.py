@@ -1,0 +1,120 @@
+"""Is what was trained what runs? A checkpoint and its .gguf file side by side, on text.
+
+Joint by joint (docs/design.md): the codes in the file against the codes of the checkpoint, bit for bit;
+then the engine's logits against those of the PyTorch model in eval mode. Integers agree exactly; what is
+left are last bits of norms, softmax and SiLU, which now and then push a value over a rounding boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from squat.deploy.export import describe
+from squat.deploy.gguf import read_codes
+from squat.engine import Engine
+from squat.errors import CheckpointError
+
+TOP1 = 0.999
+"""The least share of positions whose most probable token must be the same."""
+KL = 1e-4
+"""The largest mean KL divergence, in nats."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a file compares with its checkpoint.
+
+    codes, differing: how many integer codes there are, and how many of them differ.
+    positions: how many were compared; top1: share with the same most probable token; kl: mean
+    KL(checkpoint || engine) in nats; largest: the largest difference of a logit.
+    chunked: whether prefill in pieces of 1, 7 and 32 gives the same logits, bit for bit.
+    """
+
+    codes: int
+    differing: int
+    positions: int
+    top1: float
+    kl: float
+    largest: float
+    chunked: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether every joint holds."""
+        return self.differing == 0 and self.top1 >= TOP1 and self.kl < KL and self.chunked
+
+
+def compare(
+    model: PreTrainedModel, tokenizer_json: str, file: str, windows: Sequence[Sequence[int]]
+) -> Parity:
+    """Compare a checkpoint with its file.
+
+    Args:
+        model: the quantized model, in eval mode.
+        tokenizer_json: the text of its tokenizer.json.
+        file: the .gguf file.
+        windows: token ids, each at most the context long.
+
+    Raises:
+        CheckpointError: the file holds other tensors than the checkpoint.
+        EngineError: the file cannot be loaded.
+    """
+    codes, differing = _compare_codes(model, tokenizer_json, file)
+    engine = Engine(file)
+    same, kl, largest, positions, chunked = 0, 0.0, 0.0, 0, True
+    for window in windows:
+        with torch.no_grad():
+            expected = model(torch.tensor([list(window)])).logits[0].double().log_softmax(-1)
+        logits = engine.logits(window)
+        got = torch.from_numpy(logits).double().log_softmax(-1)
+        same += int((expected.argmax(-1) == got.argmax(-1)).sum())
+        kl += float((expected.exp() * (expected - got)).sum())
+        largest = max(largest, float((expected - got).abs().max()))
+        positions += len(window)
+        chunked &= all(_in_chunks(engine, window, size, logits) for size in (1, 7, 32))
+    return Parity(codes, differing, positions, same / positions, kl / positions, largest, chunked)
+
+
+def parity_table(parity: Parity) -> Table:
+    """One row a joint: what was found, and what has to hold."""
+    table = Table(title="Parity of checkpoint and file")
+    for heading in ("", "found", "must be", ""):
+        table.add_column(heading)
+
+    def row(name: str, found: str, bar: str, holds: bool) -> None:
+        table.add_row(name, found, bar, "[green]yes" if holds else "[red]NO")
+
+    row("codes that differ", f"{parity.differing} of {parity.codes:,}", "0", not parity.differing)
+    row("same top token", f"{100 * parity.top1:.3f} %", "≥ 99.9 %", parity.top1 >= TOP1)
+    row("mean KL, nats", f"{parity.kl:.2e}", "< 1e-4", parity.kl < KL)
+    row("chunks of 1, 7, 32", "equal" if parity.chunked else "different", "equal", parity.chunked)
+    table.caption = f"{parity.positions:,} positions; largest difference {parity.largest:.3g} nats"
+    return table
+
+
+def _compare_codes(model: PreTrainedModel, tokenizer_json: str, file: str) -> tuple[int, int]:
+    expected = describe(model, tokenizer_json, file).matrices
+    found = read_codes(file)
+    if expected.keys() != found.keys():
+        name = min(expected.keys() ^ found.keys())
+        raise CheckpointError(f"{file}: tensor {name} is not in both; export the checkpoint again")
+    differing = 0
+    for name, matrix in expected.items():
+        if found[name].step != matrix.step or found[name].codes.shape != matrix.codes.shape:
+            differing += matrix.codes.size
+        else:
+            differing += int((found[name].codes != matrix.codes).sum())
+    return sum(m.codes.size for m in expected.values()), differing
+
+
+def _in_chunks(
+    engine: Engine, window: Sequence[int], size: int, whole: np.ndarray
+) -> bool:
+    pieces = engine.logits_in_chunks(window, size)
+    return bool(np.array_equal(np.concatenate(list(pieces)), whole))

@@ -1,0 +1,218 @@
+"""The command line, end to end on small real input: train, resume, evaluate, generate, refuse."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models import tiny_model
+from squat.checkpoints import load_model, load_tokenizer, save_model
+from squat.cli import main
+from squat.data import train_tokenizer, write_corpus
+
+
+class Shell:
+    """Runs the command line in this process: status, standard output, standard error."""
+
+    def __init__(self, monkeypatch, capsys):
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def run(self, *args):
+        self.monkeypatch.setattr(sys, "argv", ["squat", *map(str, args)])
+        self.capsys.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as exit:
+            status = exit.code or 0
+        return (status, *self.capsys.readouterr())
+
+    def succeed(self, *args):
+        status, out, error = self.run(*args)
+        assert status == 0, error
+        return out
+
+    def refuse(self, *args):
+        """What it says to bad input: one message on standard error, status 2."""
+        status, _, error = self.run(*args)
+        assert status == 2, (status, error)
+        (message,) = re.findall(r"squat: .*", " ".join(error.split()))
+        return message
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, 400, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = train_tokenizer(iter((corpus / "train/grammar.train").open()), vocab_size=400)
+    save_model(tiny_model(vocab_size=len(tokenizer)), tokenizer, folder)
+    return folder
+
+
+def recipe(folder, model, corpus, **changes):
+    content = {
+        "output": str(folder / "run"),
+        "model": str(model),
+        "data": {"train": str(corpus / "train"), "sequence_length": 16, "cache": str(folder / "c")},
+        "training": {
+            "steps": 4,
+            "batch_size": 4,
+            "save_every": 2,
+            "log_every": 2,
+            "warmup_steps": 1,
+        },
+        **changes,
+    }
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps(content))  # JSON is YAML
+    return file
+
+
+def test_train_evaluate_and_generate(shell, tmp_path, model, corpus):
+    file = recipe(tmp_path, model, corpus)
+    shell.succeed("train", file)
+    run = tmp_path / "run"
+    trained = load_model(str(run / "model"))
+    assert trained.config.quantization_config.weight_bits == 4
+    assert json.loads((run / "log.json").read_text())["log"][-1]["step"] == 4
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "run/model" in shell.succeed("train", file).replace(
+        "\n", ""
+    )  # done: says where, at once
+
+    result = shell.succeed(
+        "eval",
+        run / "model",
+        "--task",
+        "blimp",
+        "--data",
+        corpus / "pairs",
+        "--limit",
+        5,
+        "--json",
+        "-",
+    )
+    assert 0 <= json.loads(result)["average_paradigms"] <= 1
+    out = tmp_path / "perplexity.json"
+    shell.succeed(
+        "eval", run / "model", "--task", "perplexity", "--data", corpus / "dev", "--json", out
+    )
+    assert json.loads(out.read_text())["loss"] > 0
+    text = shell.succeed("generate", run / "model", "The girl", "--max-new-tokens", 4)
+    assert text.startswith("The girl")
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(shell, tmp_path, model, corpus):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+        shell.succeed("train", recipe(folder, model, corpus))
+    # As if the second had been killed while it wrote its last checkpoint.
+    shutil.rmtree(broken / "run/model")
+    (broken / "run/checkpoints/checkpoint-4/trainer_state.json").unlink()
+    shell.succeed("train", recipe(broken, model, corpus))
+    states = [load_model(str(f / "run/model")).state_dict() for f in (whole, broken)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_pretraining_and_data_free_training(shell, tmp_path, corpus):
+    content = {
+        "output": str(tmp_path / "pretrained"),
+        "model": {
+            "model_type": "llama",
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 64,
+        },
+        "tokenizer": {"vocab_size": 300},
+        "data": {
+            "train": str(corpus / "train"),
+            "sequence_length": 16,
+            "cache": str(tmp_path / "c"),
+        },
+        "training": {"epochs": 0.05, "batch_size": 4},
+    }
+    file = tmp_path / "pretrain.yaml"
+    file.write_text(json.dumps(content))
+    shell.succeed("pretrain", file)
+    assert len(load_tokenizer(str(tmp_path / "pretrained/model"))) == 300
+    data = {"generate": {"tokens": 200}, "sequence_length": 16, "cache": str(tmp_path / "c")}
+    shell.succeed("train", recipe(tmp_path, tmp_path / "pretrained/model", corpus, data=data))
+
+
+def test_bad_input_is_one_line_and_status_2(shell, tmp_path, model, corpus):
+    assert "recipe.yaml" in shell.refuse("train", tmp_path / "recipe.yaml")
+    assert "no such file or folder" in shell.refuse(
+        "eval", model, "--task", "perplexity", "--data", tmp_path / "none"
+    )
+    assert "'glu' does not exist" in shell.refuse("eval", model, "--task", "glu", "--data", corpus)
+    assert "no model could be loaded" in shell.refuse(
+        "eval", tmp_path / "none", "--task", "blimp", "--data", corpus / "pairs"
+    )
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/a.txt").write_text(" \n\n")
+    assert "no text in" in shell.refuse(
+        "eval", model, "--task", "perplexity", "--data", tmp_path / "empty"
+    )
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/x.jsonl").write_text('{"sentence_good": "A."}\n')
+    message = shell.refuse("eval", model, "--task", "blimp", "--data", tmp_path / "pairs")
+    assert "x.jsonl" in message
+    assert "sentence_bad" in message
+
+
+def test_a_checkpoint_cut_short_is_named(shell, tmp_path, model, corpus):
+    cut = tmp_path / "cut"
+    shutil.copytree(model, cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    message = shell.refuse("generate", cut, "The")
+    assert "model.safetensors" in message
+    assert "not a complete" in message
+
+
+def test_a_tokenizer_that_does_not_match_is_refused(shell, tmp_path, model, corpus):
+    tokenizer = load_tokenizer(str(model))
+    save_model(tiny_model(vocab_size=97), tokenizer, tmp_path / "mismatched")
+    message = shell.refuse("train", recipe(tmp_path, tmp_path / "mismatched", corpus))
+    assert "vocab_size" in message
+
+
+def test_another_recipe_does_not_overwrite_a_run(shell, tmp_path, model, corpus):
+    shell.succeed("train", recipe(tmp_path, model, corpus))
+    message = shell.refuse(
+        "train", recipe(tmp_path, model, corpus, quantize={"activation_bits": 8})
+    )
+    assert "another recipe" in message
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["generate"], ["demo"], ["info"]])
+def test_help_helps(shell, command):
+    assert "Usage" in shell.succeed(*command, "--help")
+
+
+def test_the_installed_program_ends_without_a_traceback():
+    program = "from squat.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", "none.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("squat: none.yaml: cannot be read")
+    assert "Traceback" not in done.stderr
