@@ -85,28 +85,41 @@ class NounPhrase:
         return self.text
 
     @property
-    def reflexive(self) -> str:
-        """The pronoun it binds in its own clause."""
-        return REFLEXIVES["pl" if self.plural else self.gender]
+    def pronouns(self) -> tuple[str, ...]:
+        """Subject, object, owner, reflexive; nothing for one person of unknown gender."""
+        return PRONOUNS["pl" if self.plural else self.gender]
 
     @property
     def they(self) -> str:
         """The pronoun that takes its place as a subject."""
-        return {"m": "he", "f": "she", "n": "it"}[self.gender] if not self.plural else "they"
+        return self.pronouns[0]
 
     @property
     def them(self) -> str:
         """The pronoun that takes its place as an object."""
-        return {"m": "him", "f": "her", "n": "it"}[self.gender] if not self.plural else "them"
+        return self.pronouns[1]
 
     @property
     def their(self) -> str:
         """The pronoun that takes its place as an owner."""
-        return {"m": "his", "f": "her", "n": "its"}[self.gender] if not self.plural else "their"
+        return self.pronouns[2]
+
+    @property
+    def reflexive(self) -> str:
+        """The pronoun that it binds in its own clause."""
+        return self.pronouns[3]
 
 
-REFLEXIVES = {"m": "himself", "f": "herself", "n": "itself", "pl": "themselves"}
+PRONOUNS: dict[str, tuple[str, ...]] = {
+    "m": ("he", "him", "his", "himself"),
+    "f": ("she", "her", "her", "herself"),
+    "n": ("it", "it", "its", "itself"),
+    "pl": ("they", "them", "their", "themselves"),
+    "": (),
+}
+REFLEXIVES = {gender: forms[3] for gender, forms in PRONOUNS.items() if forms}
 GENDERED = {"m": (MEN, MALE), "f": (WOMEN, FEMALE)}
+TITLES = {"m": ("Mister ", "King ", "Uncle "), "f": ("Miss ", "Queen ", "Aunt ")}
 DETERMINERS = (
     ("the", "the", "the", "this", "a", "every"),
     ("the", "the", "the", "these", "those", "some", "many", "two"),
@@ -144,9 +157,10 @@ class Draw:
         return NounPhrase(" ".join([*words, noun[plural]]), plural, gender)
 
     def name(self, gender: str = "") -> NounPhrase:
-        """A first name."""
+        """A first name, now and then with a title."""
         gender = gender or self.pick(("m", "f"))
-        return NounPhrase(self.pick(GENDERED[gender][0]), False, gender)
+        title = self.pick(TITLES[gender]) if self.chance(0.2) else ""
+        return NounPhrase(title + self.pick(GENDERED[gender][0]), False, gender)
 
     def gendered(self, gender: str = "") -> NounPhrase:
         """One man or one woman, by name or not."""
@@ -219,23 +233,27 @@ class Draw:
             return agreeing(self.pick((BE, WAS)), f"{self.pick(SLEEP).gerund} {self.place()}")
         return agreeing(HAVE, f"{self.pick(SEE).participle} {self.anyone()}")
 
-    def action(self) -> str:
-        """A verb phrase in the past tense: the same for every subject."""
+    def action(self, subject: NounPhrase) -> str:
+        """What a subject did, in the past tense; now and then with something of its own."""
+        own = subject.their if subject.pronouns and self.chance(0.4) else ""
         kind = self.random.random()
         if kind < 0.3:
             tail = self.pick(TIMES) if self.chance(0.5) else self.place()
             return f"{self.pick(SLEEP).past} {tail}"
         if kind < 0.6:
-            return f"{self.pick(SEE).past} {self.anyone()}"
+            other = self.human(self.chance(0.5), own) if own else self.anyone()
+            return f"{self.pick(SEE).past} {other}"
         if kind < 0.8:
-            return f"{self.pick(TAKE).past} {self.thing()}"
+            return f"{self.pick(TAKE).past} {self.thing(determiner=own)}"
         return f"{self.pick(EAT).past} {self.food()}"
 
     def clause(self) -> str:
         """A whole simple sentence, in the past or the present."""
         subject = self.anyone()
-        verb = self.action() if self.chance(0.5) else self.predicate()[subject.plural]
-        return f"{subject} {verb}"
+        verb = self.action(subject) if self.chance(0.5) else self.predicate()[subject.plural]
+        # "The queen herself smiled": who goes with which pronoun, at no distance.
+        emphasis = f" {subject.reflexive}" if subject.pronouns and self.chance(0.2) else ""
+        return f"{subject}{emphasis} {verb}"
 
     def opener(self) -> str:
         """What makes a clause of the rest: so that the rest never starts with a capital."""
@@ -613,7 +631,7 @@ def polar_question(d: Draw) -> str:
 def content_question(d: Draw) -> str:
     """Who did ...? Who ...?"""
     if d.chance(0.5):
-        return f"who {d.action()}?"
+        return f"who {d.tensed(d.pick(SEE))[False]} {d.anyone()}?"
     auxiliary = d.pick(("did", "will", "should", "can"))
     return f"who {auxiliary} {d.anyone()} {d.pick(SEE).base} {d.place()}?"
 
@@ -701,7 +719,7 @@ def pronouns(d: Draw) -> str:
         (
             f"{subject} {d.pick(TAKE).past} {d.thing(determiner=their)} {d.place()}",
             f"{subject} {d.pick(SEE).past} {d.human(d.mirror, their)}",
-            f"{subject} {d.pick(THINK).past} that {they} {d.action()}",
+            f"{subject} {d.pick(THINK).past} that {they} {d.action(subject)}",
             f"when {subject} {d.pick(SLEEP).past}, {they} was {d.pick(TRAITS)}",
             f"{subject} {d.pick(TAKE).past} {d.thing()} because {they} was {d.pick(TRAITS)}",
         )
@@ -791,7 +809,7 @@ def weather(d: Draw) -> list[str]:
         f"it was a {d.pick(('cold', 'warm', 'rainy', 'sunny', 'windy'))} day",
         f"{first} and {second} were {d.pick(SLEEP).gerund} {d.place()}",
         f"{first.they} wanted to {d.pick(('find', 'visit', 'meet', 'see'))} {d.someone(False, 'the')}",
-        f"{second.they} was {d.pick(TRAITS)}, so {second.they} {d.action()}",
+        f"{second.they} was {d.pick(TRAITS)}, so {second.they} {d.action(second)}",
         f"in the evening, they {d.pick(EAT).past} {d.food()} together",
     ]
 

@@ -71,10 +71,10 @@ def _verbs(entries: str) -> tuple[Verb, ...]:
 
 # --- who ---------------------------------------------------------------------------------------
 
-MEN = _words("Adam Ben Carl David Felix Hugo Jack Leo Oscar Paul Simon Tom")
-WOMEN = _words("Alice Anna Clara Ella Emma Julia Lucy Mary Nora Rosa Sarah Vera")
-MALE = _nouns("boy man/men king prince brother uncle father son waiter gentleman/gentlemen")
-FEMALE = _nouns("girl woman/women queen princess sister aunt mother daughter waitress lady")
+MEN = _words("Adam Ben David Felix Hugo Leo Paul Tom")
+WOMEN = _words("Alice Anna Clara Emma Julia Lucy Nora Rosa")
+MALE = _nouns("boy man/men king prince brother uncle father son")
+FEMALE = _nouns("girl woman/women queen princess sister aunt mother daughter")
 PEOPLE = _nouns(
     "child/children teacher doctor farmer baker sailor painter singer neighbor friend student"
     " driver gardener judge nurse pilot guest"
