@@ -164,9 +164,7 @@ def random_model(
         linear(block + "ffn_up", ffn, hidden)
         linear(block + "ffn_down", hidden, ffn)
     norm("output_norm")
-    bits = (
-        {name: activations for name in SITES} | {"probs": "8", "head_in": "8"} | (site_bits or {})
-    )
+    bits = dict.fromkeys(SITES, activations) | {"probs": "8", "head_in": "8"} | (site_bits or {})
     adaptive = "4:8" in bits.values()
     return GgufModel(
         architecture=architecture,  # type: ignore[arg-type]
@@ -327,7 +325,7 @@ class Reference:
 
         outputs = []
         step_p = np.float32(m.sites["probs"].step8[layer])  # type: ignore[index]
-        for position, rows in enumerate(probs):
+        for rows in probs:
             out = []
             for head, row in enumerate(rows):
                 codes = np.clip(np.rint(row * (np.float32(1) / step_p)), 0, 255).astype(np.int64)

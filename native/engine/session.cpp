@@ -95,14 +95,16 @@ size_t Session::lay_out(Arena arena) {
 
   for (TokenOrder& order : orders_) order = {arena.take<int32_t>(context), 0};
   const auto key_pool = [&](int bits, bool used) {
-    uint8_t* data = arena.take<uint8_t>(
-        used ? kernels::KeyPool::bytes(choice_, bits, m.head_dim, context_) : 0);
-    return kernels::KeyPool::empty(choice_, bits, m.head_dim, data);
+    const size_t bytes = kernels::KeyPool::bytes(choice_, bits, m.head_dim, context_);
+    uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
+    return data == nullptr ? kernels::KeyPool{}
+                           : kernels::KeyPool::empty(choice_, bits, m.head_dim, data);
   };
   const auto value_pool = [&](int bits, bool used) {
-    uint8_t* data = arena.take<uint8_t>(
-        used ? kernels::ValuePool::bytes(choice_, bits, m.head_dim, context_) : 0);
-    return kernels::ValuePool::empty(choice_, bits, m.head_dim, data);
+    const size_t bytes = kernels::ValuePool::bytes(choice_, bits, m.head_dim, context_);
+    uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
+    return data == nullptr ? kernels::ValuePool{}
+                           : kernels::ValuePool::empty(choice_, bits, m.head_dim, data);
   };
   const Site &k = m.sites.k, &v = m.sites.v;
   for (size_t i = 0; i < pools_.size(); i++) {

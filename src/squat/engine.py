@@ -103,6 +103,19 @@ class Engine:
         self._begin()
         return np.asarray(self._native.eval(tokens, all=True))
 
+    def logits_in_chunks(self, ids: ArrayLike, size: int) -> Iterator[NDArray[np.float32]]:
+        """The rows of `logits(ids)`, evaluated `size` tokens at a time: the same, bit for bit.
+
+        Raises:
+            EngineError: like `logits`, or a size below 1.
+        """
+        if size < 1:
+            raise EngineError(f"size: {size} is below 1")
+        tokens = _tokens(ids)
+        self._begin()
+        for begin in range(0, len(tokens), size):
+            yield np.asarray(self._native.eval(tokens[begin : begin + size], all=True))
+
     def score(self, texts: Sequence[str]) -> list[float]:
         """The log-probability of each text in nats, summed over its tokens.
 

@@ -1,0 +1,386 @@
+"""The engine against a slow implementation of docs/format.md, against itself, and against bad input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from engine_models import (
+    TEXT,
+    Reference,
+    byte_level_tokenizer,
+    random_model,
+    sentencepiece_tokenizer,
+)
+from squat.deploy.gguf import write_gguf
+from squat.engine import Engine
+from squat.errors import EngineError
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CASES = {
+    "w4a8": ("llama", {"activations": "8"}),
+    "w4a4": ("llama", {"activations": "4"}),
+    "w4 4:8": ("llama", {}),
+    "w8 4:8, 4-bit head of its own, biases": (
+        "llama",
+        {"weight_bits": 8, "embedding_bits": 4, "tied": False, "biases": True},
+    ),
+    "every site another width": (
+        "llama",
+        {"site_bits": {"mlp_mid": "8", "v": "4", "k": "8", "attn_out": "4", "head_in": "4"}},
+    ),
+    "no multiple of 32": (
+        "llama",
+        {"hidden": 40, "ffn": 53, "heads": 6, "kv_heads": 3, "head_dim": 6},
+    ),
+    "one key head": ("llama", {"kv_heads": 1}),
+    "first_token": ("llama", {"importance": "first_token"}),
+    "linear rope": (
+        "llama",
+        {"rope": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0}},
+    ),
+    "llama3 rope": ("llama", {"rope": LLAMA3}),
+    "yarn rope": ("llama", {"rope": YARN}),
+    "gpt2 a8": ("gpt2", {"activations": "8"}),
+    "gpt2 4:8": ("gpt2", {}),
+    "gpt2 no multiple of 32": ("gpt2", {"hidden": 35, "ffn": 61, "heads": 5, "head_dim": 7}),
+}
+
+
+def random_ids(count: int, seed: int = 5) -> list[int]:
+    return [int(i) for i in np.random.default_rng(seed).integers(3, 290, count)]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "model.gguf"
+    write_gguf(path, random_model(tied=False))
+    return path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_the_reference(tmp_path: Path, name: str) -> None:
+    architecture, options = CASES[name]
+    ids = random_ids(33)
+    errors, shares = [], []
+    for seed in range(3):
+        model = random_model(seed, architecture, layers=2, **options)
+        if model.importance == "first_token":
+            model.thresholds = [0.05, 0.03]
+        write_gguf(tmp_path / "m.gguf", model)
+        engine = Engine(tmp_path / "m.gguf", threads=2)
+        logits = engine.logits(ids)
+        reference = Reference(model)
+        expected = reference.logits(ids)
+        assert logits.dtype == np.float32
+        assert logits.shape == expected.shape
+        errors.append(float(np.abs(logits - expected).max()))
+        if model.thresholds is not None:
+            share = [float(np.mean(wide)) for wide in reference.wide]
+            assert engine.wide_share == pytest.approx(share, abs=0.07)
+            shares.append(float(np.mean(share)))
+    # A value that lies on a rounding boundary to the last bit may go either way, and then moves
+    # logits by a little; it must be the exception.
+    assert sorted(errors)[1] < 1e-4
+    assert max(errors) < 0.5
+    assert not shares or 0.1 < float(np.mean(shares)) < 0.9
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_chunks_and_decoding_give_identical_logits(tmp_path: Path, architecture: str) -> None:
+    write_gguf(tmp_path / "m.gguf", random_model(1, architecture))
+    engine = Engine(tmp_path / "m.gguf", threads=1)
+    ids = random_ids(80)
+    whole = engine.logits(ids)
+    for chunk in (1, 7, 32):
+        parts = list(engine.logits_in_chunks(ids, chunk))
+        assert len(parts) == -(-len(ids) // chunk)
+        assert np.array_equal(np.concatenate(parts), whole)
+    assert np.array_equal(Engine(tmp_path / "m.gguf", threads=3).logits(ids), whole)
+
+
+def test_a_later_token_changes_no_earlier_logit(model_file: Path) -> None:
+    engine = Engine(model_file)
+    ids = random_ids(40)
+    before = engine.logits(ids)
+    ids[25] += 1
+    after = engine.logits(ids)
+    assert np.array_equal(before[:25], after[:25])
+    assert not np.array_equal(before[25:], after[25:])
+
+
+def test_greedy_generation_is_the_argmax_of_the_logits(model_file: Path) -> None:
+    engine = Engine(model_file, threads=2)
+    prompt = "Once upon a time"
+    ids = engine.tokenize(prompt)
+    for _ in range(20):
+        ids.append(int(engine.logits(ids)[-1].argmax()))
+    assert 2 not in ids
+    expected = engine.detokenize(ids)[len(prompt) + 1 :]  # the tokenizer put a space in front
+    text = engine.generate(prompt, max_new_tokens=20)
+    assert text.replace("\ufffd", "") == expected.replace("\ufffd", "")
+    assert "".join(engine.generate(prompt, max_new_tokens=20, stream=True)) == text
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), sentencepiece_tokenizer()])
+def test_streamed_pieces_are_whole_characters(tmp_path: Path, tokenizer: str) -> None:
+    from squat.engine import _TextStream
+
+    reader = Tokenizer.from_str(tokenizer)
+    prompt, text = "Once upon", " a tïme 日本 ½ 😀 né\n  the end"
+    ids = reader.encode(prompt).ids
+    rest = reader.encode(prompt + text).ids[len(ids) :]
+    stream = _TextStream(reader, ids)
+    pieces = [stream.push(token) for token in rest] + [stream.rest()]
+    assert all("\ufffd" not in piece for piece in pieces)
+    whole = reader.decode(reader.encode(prompt + text).ids)
+    assert whole.endswith("".join(pieces))
+    assert prompt + "".join(pieces) == whole.lstrip()
+
+
+def test_sampling_follows_the_seed(model_file: Path) -> None:
+    engine = Engine(model_file)
+    settings = {"max_new_tokens": 25, "temperature": 1.5, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
+    texts = [engine.generate("Lily", seed=seed, **settings) for seed in (1, 1, 2)]  # type: ignore[call-overload]
+    assert texts[0] == texts[1] != texts[2]
+    assert engine.generate("Lily", 25, temperature=2.0, top_k=1) == engine.generate("Lily", 25)
+    penalized = engine.generate("Lily", 25, repetition_penalty=100.0)
+    ids = engine._tokenizer.encode(penalized, add_special_tokens=False).ids
+    assert len(set(ids)) > 15
+
+
+def test_score_is_the_sum_of_log_probabilities(model_file: Path) -> None:
+    engine = Engine(model_file)
+    texts = [TEXT[:40], "a", "Lily loved to play."]
+    for text, score in zip(texts, engine.score(texts), strict=True):
+        ids = [1, *engine.tokenize(text)]
+        logits = engine.logits(ids).astype(np.float64)
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        expected = sum(log_probs[i, ids[i + 1]] for i in range(len(ids) - 1))
+        assert score == pytest.approx(expected, abs=1e-4)
+    assert engine.score([]) == []
+
+
+def test_info(model_file: Path) -> None:
+    info = Engine(model_file, threads=2, context=50).info
+    assert (info.architecture, info.vocab_size, info.layers) == ("llama", 300, 3)
+    assert (info.context, info.threads, info.bos_token, info.eos_token) == (50, 2, 1, 2)
+    assert info.file_bytes == model_file.stat().st_size
+    assert set(info.kernels) == {"a8 w8", "a8 w4", "a4 w8", "a4 w4"}
+    assert all(text.startswith("matmul_") for text in info.kernels.values())
+
+
+def test_generation_ends_with_the_context(model_file: Path) -> None:
+    engine = Engine(model_file, context=20)
+    prompt = "Once upon a time"
+    count = len(engine.tokenize(prompt))
+    engine.generate(prompt, max_new_tokens=1000)
+    assert count <= engine._native.length() <= 20
+    assert engine.generate(prompt, max_new_tokens=0) == ""
+
+
+def test_engines_in_threads(model_file: Path) -> None:
+    expected = Engine(model_file, threads=1).generate("Lily", 30)
+    results: list[str] = []
+
+    def work() -> None:
+        engine = Engine(model_file, threads=2)
+        results.extend(engine.generate("Lily", 30) for _ in range(3))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] * 12
+
+
+def test_interleaved_streams_are_refused(model_file: Path) -> None:
+    engine = Engine(model_file)
+    stream = engine.generate("Lily", 30, stream=True)
+    next(stream)
+    engine.score(["another text"])
+    with pytest.raises(EngineError, match="another call has used this engine"):
+        list(stream)
+
+
+BAD_CALLS = {
+    "element 1 is 300": lambda e: e.logits([5, 300]),
+    "element 0 is -1": lambda e: e.logits([-1]),
+    "tokens: there are none": lambda e: e.logits([]),
+    "ids: float64": lambda e: e.logits([1.5]),
+    "ids: 3000000000": lambda e: e.logits([3_000_000_000]),
+    "100 after the 0 in the session exceed the context of 96": lambda e: e.logits([5] * 100),
+    "prompt: its": lambda e: e.generate("word " * 200),
+    "texts: element 1: tokens": lambda e: e.score(["a", "word " * 200]),
+    "texts: is one string": lambda e: e.score("a"),
+    "max_new_tokens: -1": lambda e: e.generate("a", -1),
+    "temperature is -1": lambda e: e.generate("a", temperature=-1.0),
+    "top_p is 0": lambda e: e.generate("a", top_p=0.0),
+    "top_k: -1": lambda e: e.generate("a", top_k=-1),
+    "seed: -1": lambda e: e.generate("a", seed=-1),
+}
+
+
+@pytest.mark.parametrize("message", BAD_CALLS)
+def test_bad_calls(model_file: Path, message: str) -> None:
+    engine = Engine(model_file)
+    with pytest.raises(EngineError, match=message) as raised:
+        BAD_CALLS[message](engine)
+    assert "\n" not in str(raised.value)
+    assert engine.generate("Lily", 3) == Engine(model_file).generate("Lily", 3)
+
+
+def test_bad_files(tmp_path: Path, model_file: Path) -> None:
+    data = model_file.read_bytes()
+    files = {
+        "cut.gguf": (data[: len(data) // 2], "cut short"),
+        "long.gguf": (data + b"x" * 100, "100 bytes follow the last tensor"),
+        "text.gguf": (b"hello", "not a GGUF file"),
+        "empty.gguf": (b"", "is empty"),
+        "version.gguf": (data[:4] + b"\x02" + data[5:], "GGUF version is 2"),
+    }
+    for name, (content, message) in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(EngineError, match=f"{name}: .*{message}"):
+            Engine(tmp_path / name)
+    with pytest.raises(EngineError, match=r"missing\.gguf"):
+        Engine(tmp_path / "missing.gguf")
+    with pytest.raises(EngineError, match="threads: -1"):
+        Engine(model_file, threads=-1)
+    with pytest.raises(EngineError, match="context: 97 is more than the 96"):
+        Engine(model_file, context=97)
+
+    writer = GGUFWriter(tmp_path / "other.gguf", "llama")
+    writer.add_context_length(128)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(EngineError, match=r"other\.gguf: is a GGUF file but not a Squat one"):
+        Engine(tmp_path / "other.gguf")
+
+
+def test_pinned_isa(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = random_ids(30)
+    expected = Engine(model_file).logits(ids)
+    monkeypatch.setenv("SQUAT_ISA", "reference")
+    pinned = Engine(model_file)
+    assert pinned.info.isa == "reference"
+    assert np.array_equal(pinned.logits(ids), expected)
+    monkeypatch.setenv("SQUAT_ISA", "sse9")
+    with pytest.raises(EngineError, match="SQUAT_ISA=sse9"):
+        Engine(model_file)
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def test_running_a_model_loads_neither_torch_nor_transformers(model_file: Path) -> None:
+    code = (
+        "import sys; from squat.engine import Engine; Engine(sys.argv[1]).generate('a', 3);"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert run_python(code, str(model_file)).communicate()[0].strip() == "[]"
+
+
+def test_interrupt_stops_a_generation(model_file: Path) -> None:
+    code = (
+        "import sys; from squat.engine import Engine; engine = Engine(sys.argv[1])\n"
+        "try:\n  print('ready', flush=True)\n  while True: engine.generate('Lily', 90)\n"
+        "except KeyboardInterrupt: print('stopped', flush=True)"
+    )
+    process = run_python(code, str(model_file))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == "stopped\n"
+    assert process.returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# The C++ tokenizer, which squat-run uses, against Hugging Face's.
+
+SCRIPTS = (
+    "abcdefghijklmnopqrstuvwxyzABCDEFGH0123456789 \t\n\r'.,;:!?-_()<>/\\\"#&%"
+    "éüñßøæœçåÄÖÜıİſƒǅǆȩ\u0301\u0308\u0323\u0327\u0345ΩπάΐЖйʼאשׁערبيةदेวไม"
+    "\u00a0\u2002\u2009\u3000\u200b\u200d\u2028\ufeff…“”‘’—–€™½²³①Ⅷﬁﬀ"
+    "가각힣ᄀ\u1161\u11a8日本語ｱﾞＡ１😀👍𝕏"
+)
+
+
+@pytest.fixture(scope="module", params=["byte_level", "sentencepiece"])
+def tokenizers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Engine, Tokenizer]:
+    make = {"byte_level": byte_level_tokenizer, "sentencepiece": sentencepiece_tokenizer}
+    text = make[request.param]()
+    path = tmp_path_factory.mktemp("tokenizer") / "model.gguf"
+    write_gguf(path, random_model(hidden=32, layers=1, tokenizer_json=text))
+    return Engine(path), Tokenizer.from_str(text)
+
+
+def assert_same_tokens(engine: Engine, tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text).ids
+    assert engine._native.tokenize(text.encode()) == ids
+    assert engine.tokenize(text) == ids
+    decoded = engine._native.detokenize(np.array(ids, np.int32)).decode()
+    assert decoded == tokenizer.decode(ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(alphabet=SCRIPTS, max_size=30))
+def test_native_tokenizer_equals_hugging_face(
+    tokenizers: tuple[Engine, Tokenizer], text: str
+) -> None:
+    assert_same_tokens(*tokenizers, text)
+
+
+def test_native_tokenizer_on_special_tokens(tokenizers: tuple[Engine, Tokenizer]) -> None:
+    for text in ("<s>hello</s> the end", "a<s>", "<s", "</s></s>  <s>x", TEXT):
+        assert_same_tokens(*tokenizers, text)
+
+
+@pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])
+def test_native_tokenizer_on_real_text(tmp_path: Path, name: str) -> None:
+    if "SQUAT_DATA" not in os.environ:
+        pytest.skip("needs real data: SQUAT_DATA is not set")
+    data = Path(os.environ["SQUAT_DATA"])
+    text = (data.parent / "models" / name / "tokenizer.json").read_text(encoding="utf-8")
+    write_gguf(tmp_path / "m.gguf", random_model(hidden=32, layers=1, tokenizer_json=text))
+    engine, tokenizer = Engine(tmp_path / "m.gguf"), Tokenizer.from_str(text)
+    files = sorted((data / "babylm" / "dev").glob("*.dev"))
+    assert files
+    for file in files:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for begin in range(0, len(lines), 500):
+            part = "\n".join(lines[begin : begin + 500])
+            native = engine._native.tokenize(part.encode())
+            assert native == tokenizer.encode(part).ids, f"{file.name}, line {begin}"
