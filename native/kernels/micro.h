@@ -65,6 +65,7 @@ SQUAT_INLINE void unroll(Body body) {
 }
 
 inline int smaller(int a, int b) { return a < b ? a : b; }
+inline int larger(int a, int b) { return a < b ? b : a; }
 
 // Writes one row of a tile: `acc` holds the sums of the codes as the kernel multiplied them, which
 // is corrected by `offset` for the offset of the weights.
@@ -119,25 +120,33 @@ SQUAT_INLINE void write_row(const MatmulCall& call, const int32_t* acc, int row,
 //   template <int M> static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w,
 //                                     int32_t* acc)
 // for tiles of 1 .. kM rows, which leaves M x kN sums in `acc`. A panel stays in the first-level
-// cache while all rows pass by it.
+// cache while a block of rows passes by it, and that block in the second-level cache while all
+// panels do.
+constexpr size_t kBlockBytes = 160 << 10;
+
 template <class Micro, int... Rows>
 inline void for_each_tile(const MatmulCall& call, Numbers<Rows...>) {
   using Tile = void (*)(const MatmulCall&, const uint8_t*, const uint8_t*, int32_t*);
   static constexpr Tile kTiles[] = {Micro::template tile<Rows + 1>...};
   alignas(64) int32_t acc[Micro::kM * Micro::kN];
-  for (int panel = call.panel_begin; panel < call.panel_end; ++panel) {
-    const uint8_t* w = call.panels + panel * call.panel_stride;
-    const int column = panel * Micro::kN;
-    const int count = smaller(Micro::kN, call.columns - column);
-    for (int first = 0; first < call.row_count; first += Micro::kM) {
-      const int rows = smaller(Micro::kM, call.row_count - first);
-      kTiles[rows - 1](call, call.rows + first * call.row_bytes, w, acc);
-      for (int i = 0; i < rows; ++i) {
-        const int32_t* sums = acc + i * Micro::kN;
-        if (count == Micro::kN) {
-          write_row(call, sums, first + i, column, Micro::kN, Micro::kZero);
-        } else {
-          write_row(call, sums, first + i, column, count, Micro::kZero);
+  const int tiles = static_cast<int>(kBlockBytes / (call.row_bytes * Micro::kM + 1));
+  const int block = larger(1, tiles) * Micro::kM;
+  for (int begin = 0; begin < call.row_count; begin += block) {
+    const int end = smaller(begin + block, call.row_count);
+    for (int panel = call.panel_begin; panel < call.panel_end; ++panel) {
+      const uint8_t* w = call.panels + panel * call.panel_stride;
+      const int column = panel * Micro::kN;
+      const int count = smaller(Micro::kN, call.columns - column);
+      for (int first = begin; first < end; first += Micro::kM) {
+        const int rows = smaller(Micro::kM, end - first);
+        kTiles[rows - 1](call, call.rows + first * call.row_bytes, w, acc);
+        for (int i = 0; i < rows; ++i) {
+          const int32_t* sums = acc + i * Micro::kN;
+          if (count == Micro::kN) {
+            write_row(call, sums, first + i, column, Micro::kN, Micro::kZero);
+          } else {
+            write_row(call, sums, first + i, column, count, Micro::kZero);
+          }
         }
       }
     }
