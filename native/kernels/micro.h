@@ -115,6 +115,10 @@ SQUAT_INLINE void write_row(const MatmulCall& call, const int32_t* acc, int row,
   }
 }
 
+// Activations that a pass over the weights takes along: well within the second-level cache, and all of
+// a prefill of 128 tokens with an inner dimension of 1024.
+constexpr size_t kBlockBytes = 160 << 10;
+
 // Runs a micro-kernel over all panels and tiles of a call. A Micro names its tile (kM, kN), the
 // offset of its weights (kZero), and has
 //   template <int M> static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w,
@@ -122,8 +126,6 @@ SQUAT_INLINE void write_row(const MatmulCall& call, const int32_t* acc, int row,
 // for tiles of 1 .. kM rows, which leaves M x kN sums in `acc`. A panel stays in the first-level
 // cache while a block of rows passes by it, and that block in the second-level cache while all
 // panels do.
-constexpr size_t kBlockBytes = 160 << 10;
-
 template <class Micro, int... Rows>
 inline void for_each_tile(const MatmulCall& call, Numbers<Rows...>) {
   using Tile = void (*)(const MatmulCall&, const uint8_t*, const uint8_t*, int32_t*);
