@@ -43,7 +43,9 @@ ThreadPool::ThreadPool(int threads) {
 ThreadPool::~ThreadPool() {
   stop_.store(true);
   step_.fetch_add(1);
-  { std::lock_guard<std::mutex> lock(mutex_); }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+  }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
@@ -56,7 +58,9 @@ void ThreadPool::start(Function function, void* context) {
   // step_: one of both sides sees the other, so that no wake-up is lost.
   step_.fetch_add(1);
   if (sleeping_.load() > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
   }
   function(context, 0);

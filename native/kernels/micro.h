@@ -115,8 +115,8 @@ SQUAT_INLINE void write_row(const MatmulCall& call, const int32_t* acc, int row,
   }
 }
 
-// Activations that a pass over the weights takes along: well within the second-level cache, and all of
-// a prefill of 128 tokens with an inner dimension of 1024.
+// Activations that a pass over the weights takes along: well within the second-level cache, and all
+// of a prefill of 128 tokens with an inner dimension of 1024.
 constexpr size_t kBlockBytes = 160 << 10;
 
 // Runs a micro-kernel over all panels and tiles of a call. A Micro names its tile (kM, kN), the
