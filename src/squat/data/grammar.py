@@ -56,6 +56,7 @@ from squat.data.lexicon import (
 )
 
 T = TypeVar("T")
+W = TypeVar("W", "Contrast", "Plain")
 Forms = tuple[str, str]
 """The same phrase with a singular and with a plural subject: `forms[plural]`."""
 
@@ -137,6 +138,10 @@ class Draw:
     def pick(self, options: Sequence[T]) -> T:
         """One of the options, each equally likely."""
         return options[int(self.random.random() * len(options))]
+
+    def weighted(self, options: Sequence[W]) -> W:
+        """One of the options, by their weights."""
+        return self.random.choices(options, [option.weight for option in options])[0]
 
     def chance(self, probability: float) -> bool:
         """True with the given probability."""
@@ -251,9 +256,7 @@ class Draw:
         """A whole simple sentence, in the past or the present."""
         subject = self.anyone()
         verb = self.action(subject) if self.chance(0.5) else self.predicate()[subject.plural]
-        # "The queen herself smiled": who goes with which pronoun, at no distance.
-        emphasis = f" {subject.reflexive}" if subject.pronouns and self.chance(0.2) else ""
-        return f"{subject}{emphasis} {verb}"
+        return f"{subject} {verb}"
 
     def opener(self) -> str:
         """What makes a clause of the rest: so that the rest never starts with a capital."""
@@ -277,29 +280,48 @@ class Contrast:
     build: Callable[[Draw], tuple[str, str]]
     term: str
     field: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A construction for the text only."""
+
+    build: Callable[[Draw], str]
+    weight: float
 
 
 CONTRASTS: dict[str, Contrast] = {}
-PLAIN: list[Callable[[Draw], str]] = []
+PLAIN: list[Plain] = []
 STORIES: list[Callable[[Draw], list[str]]] = []
 
 
 def contrast(
-    term: str, field: str
+    term: str, field: str, weight: float = 1.0
 ) -> Callable[[Callable[[Draw], tuple[str, str]]], Callable[[Draw], tuple[str, str]]]:
-    """Register a function that returns (good, bad) under one of BLiMP's terms and fields."""
+    """Register a function that returns (good, bad) under one of BLiMP's terms and fields.
+
+    Args:
+        term: `linguistics_term`.
+        field: `field`.
+        weight: how often the good sentence occurs in the text, relative to other contrasts.
+    """
 
     def register(build: Callable[[Draw], tuple[str, str]]) -> Callable[[Draw], tuple[str, str]]:
-        CONTRASTS[build.__name__] = Contrast(build, term, field)
+        CONTRASTS[build.__name__] = Contrast(build, term, field, weight)
         return build
 
     return register
 
 
-def plain(build: Callable[[Draw], str]) -> Callable[[Draw], str]:
-    """Register a function that returns a sentence for the text only."""
-    PLAIN.append(build)
-    return build
+def plain(weight: float = 1.0) -> Callable[[Callable[[Draw], str]], Callable[[Draw], str]]:
+    """Register a function that returns a sentence for the text only, and how often it occurs."""
+
+    def register(build: Callable[[Draw], str]) -> Callable[[Draw], str]:
+        PLAIN.append(Plain(build, weight))
+        return build
+
+    return register
 
 
 def story(build: Callable[[Draw], list[str]]) -> Callable[[Draw], list[str]]:
@@ -333,7 +355,7 @@ def agreement_across_relative_clause(d: Draw) -> tuple[str, str]:
 # --- anaphors and binding ----------------------------------------------------------------------
 
 
-@contrast("anaphor_agreement", "morphology")
+@contrast("anaphor_agreement", "morphology", weight=4)
 def reflexive_gender(d: Draw) -> tuple[str, str]:
     """The queen praised herself / *himself."""
     gender = "mf"[d.mirror]
@@ -356,7 +378,7 @@ def reflexive_number(d: Draw) -> tuple[str, str]:
     return f"{start} {good}", f"{start} {bad}"
 
 
-@contrast("binding", "syntax_semantics")
+@contrast("binding", "syntax_semantics", weight=3)
 def reflexive_in_embedded_clause(d: Draw) -> tuple[str, str]:
     """Anna said that Tom hurt himself / *herself."""
     near, far = ("f", "m") if d.mirror else ("m", "f")
@@ -580,13 +602,13 @@ def adjunct_island(d: Draw) -> tuple[str, str]:
 # --- sentences for the text only ---------------------------------------------------------------
 
 
-@plain
+@plain()
 def simple(d: Draw) -> str:
     """A clause."""
     return d.clause()
 
 
-@plain
+@plain()
 def agreement(d: Draw) -> str:
     """A subject of any size with a verb that shows its number."""
     plural = d.chance(0.5)
@@ -596,19 +618,19 @@ def agreement(d: Draw) -> str:
     return f"{head} {d.predicate()[plural]}"
 
 
-@plain
+@plain()
 def embedded(d: Draw) -> str:
     """A clause within a clause."""
     return f"{d.opener()} {d.clause()}"
 
 
-@plain
+@plain()
 def joined(d: Draw) -> str:
     """Two clauses."""
     return f"{d.clause()} {d.pick(('and', 'but', 'because', 'while', 'when'))} {d.clause()}"
 
 
-@plain
+@plain()
 def giving(d: Draw) -> str:
     """Two objects, in either order."""
     verb, thing, receiver = d.pick(GIVE).past, d.thing(), d.anyone()
@@ -617,7 +639,7 @@ def giving(d: Draw) -> str:
     return f"{d.anyone()} {verb} {thing} to {receiver}"
 
 
-@plain
+@plain()
 def polar_question(d: Draw) -> str:
     """Did ...? Has ... ever ...?"""
     subject = d.anyone()
@@ -627,7 +649,7 @@ def polar_question(d: Draw) -> str:
     return f"{HAVE[subject.plural]} {subject} {ever}{d.pick(SLEEP).participle} {d.place()}?"
 
 
-@plain
+@plain()
 def content_question(d: Draw) -> str:
     """Who did ...? Who ...?"""
     if d.chance(0.5):
@@ -636,7 +658,7 @@ def content_question(d: Draw) -> str:
     return f"who {auxiliary} {d.anyone()} {d.pick(SEE).base} {d.place()}?"
 
 
-@plain
+@plain()
 def negation(d: Draw) -> str:
     """Any, at all, yet and ever after not; some, already and often without it."""
     subject = d.anyone()
@@ -661,7 +683,7 @@ def negation(d: Draw) -> str:
     )
 
 
-@plain
+@plain()
 def negation_in_a_relative_clause(d: Draw) -> str:
     """A "not" or "no" that reaches no further than its own clause."""
     plural = d.chance(0.5)
@@ -675,7 +697,7 @@ def negation_in_a_relative_clause(d: Draw) -> str:
     return f"{opener}{head} who {inner} {has} {often} {d.pick(SLEEP).participle}"
 
 
-@plain
+@plain()
 def no_and_numbers(d: Draw) -> str:
     """No one eats "more than" or "fewer than" so many; "at most" goes with other subjects."""
     number = d.pick(("two", "three", "five", "ten"))
@@ -689,28 +711,28 @@ def no_and_numbers(d: Draw) -> str:
     return f"{opener}{subject} {d.pick(EAT).past} {count} {number} {d.pick(FOOD).plural}"
 
 
-@plain
+@plain()
 def only_and_nobody(d: Draw) -> str:
     """Other words that let "ever" in."""
     subject = d.pick((f"only {d.name()}", "nobody", "no one", f"no {d.pick(PEOPLE).singular}"))
     return f"{subject} has ever {d.pick(SEE).participle} {d.anyone()}"
 
 
-@plain
+@plain()
 def condition(d: Draw) -> str:
     """If you ever ..."""
     verb = d.pick(SEE).base
     return f"if you ever {verb} {d.anyone()}, {d.pick(GIVE).base} {d.name()} {d.thing()}"
 
 
-@plain
+@plain()
 def possession(d: Draw) -> str:
     """Anna has a red hat."""
     subject = d.anyone()
     return f"{subject} {HAVE[subject.plural]} {d.thing() if d.mirror else d.food()}"
 
 
-@plain
+@plain(weight=3)
 def pronouns(d: Draw) -> str:
     """He and she, his and her."""
     subject = d.gendered()
@@ -726,7 +748,14 @@ def pronouns(d: Draw) -> str:
     )
 
 
-@plain
+@plain(weight=3)
+def emphasis(d: Draw) -> str:
+    """The queen herself smiled: who goes with which pronoun, at no distance."""
+    subject = d.gendered()
+    return f"{subject} {subject.reflexive} {d.action(subject)}"
+
+
+@plain()
 def description(d: Draw) -> str:
     """Leo is a kind prince; Anna is the sister of Tom."""
     name = d.name()
@@ -736,7 +765,7 @@ def description(d: Draw) -> str:
     return f"{name} is {noun}{d.pick(('', f' of {d.gendered()}', f' {d.place()}'))}"
 
 
-@plain
+@plain()
 def comparison(d: Draw) -> str:
     """One is more so than another."""
     subject = d.anyone()
@@ -860,8 +889,8 @@ def _paragraph(d: Draw) -> list[str]:
     if kind < STORY_SHARE:
         return [finish(line) for line in d.pick(STORIES)(d)]
     if kind < STORY_SHARE + CONTRAST_SHARE:
-        return [finish(d.pick(tuple(CONTRASTS.values())).build(d)[0])]
-    return [finish(d.pick(PLAIN)(d))]
+        return [finish(d.weighted(list(CONTRASTS.values())).build(d)[0])]
+    return [finish(d.weighted(PLAIN).build(d))]
 
 
 def generate_text(sentences: int, seed: int) -> Iterator[str]:
