@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -118,6 +119,29 @@ def test_the_second_call_finds_the_file(
     (corpus / "b.txt").rename(corpus / "c.txt")
     tokenize_corpus(corpus, tokenizer, tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("text-*"))) == 4
+
+
+def test_two_at_a_time_tokenize_once(
+    corpus: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = []
+    encode_lines = packed.encode_lines
+
+    def counted(*arguments: object) -> Iterator[np.ndarray]:
+        runs.append(1)
+        return encode_lines(*arguments)
+
+    monkeypatch.setattr(packed, "encode_lines", counted)
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [
+            pool.submit(tokenize_corpus, corpus, tokenizer, tmp_path / "cache") for _ in range(2)
+        ]
+        first, second = (task.result() for task in tasks)
+    assert np.array_equal(first, second)
+    assert len(runs) == 1
 
 
 def test_an_interrupted_run_leaves_no_file(
