@@ -46,7 +46,11 @@ LAYOUTS: dict[str, Layout] = {
             "input_layernorm": "attn_norm",
             "post_attention_layernorm": "ffn_norm",
         },
-        model={"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"},
+        model={
+            "model.embed_tokens": "token_embd",
+            "model.norm": "output_norm",
+            "lm_head": "output",
+        },
     ),
 }
 """By transformers' `model_type`."""

@@ -113,8 +113,6 @@ def _compare_codes(model: PreTrainedModel, tokenizer_json: str, file: str) -> tu
     return sum(m.codes.size for m in expected.values()), differing
 
 
-def _in_chunks(
-    engine: Engine, window: Sequence[int], size: int, whole: np.ndarray
-) -> bool:
+def _in_chunks(engine: Engine, window: Sequence[int], size: int, whole: np.ndarray) -> bool:
     pieces = engine.logits_in_chunks(window, size)
     return bool(np.array_equal(np.concatenate(list(pieces)), whole))
