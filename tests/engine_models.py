@@ -1,7 +1,6 @@
 """Tiny models with random codes for the tests of the file and the engine, and a slow forward pass.
 
-`reference_logits` follows docs/format.md word by word: float64 nowhere, no cache, one token after another,
-one head after another. It shares no code with the exporter or the engine.
+`Reference` follows docs/format.md word by word: no cache, one token after another, one head after another. It shares no code with the exporter or the engine.
 """
 
 from __future__ import annotations
@@ -253,12 +252,14 @@ class Reference:
 
     def norm(self, x: Floats, name: str) -> Floats:
         weight, epsilon = self.model.floats[f"{name}.weight"], np.float32(self.model.norm_epsilon)
+        wide = x.astype(np.float64)
         if self.model.architecture == "llama":
-            mean_square = np.mean(x * x, dtype=np.float32)
+            mean_square = np.float32(np.mean(wide * wide))
             return weight * (x * (np.float32(1) / np.sqrt(mean_square + epsilon)))
-        deviation = x - np.mean(x, dtype=np.float32)
-        variance = np.mean(deviation * deviation, dtype=np.float32)
-        return deviation / np.sqrt(variance + epsilon) * weight + self.model.floats[f"{name}.bias"]
+        variance = np.float32(np.mean((wide - np.mean(wide)) ** 2))
+        deviation = x - np.float32(np.mean(wide))
+        scale = np.float32(1) / np.sqrt(variance + epsilon)
+        return deviation * scale * weight + self.model.floats[f"{name}.bias"]
 
     def rotate(self, x: Floats, position: int) -> Floats:
         if self.model.architecture != "llama":
@@ -329,14 +330,12 @@ class Reference:
             out = []
             for head, row in enumerate(rows):
                 codes = np.clip(np.rint(row * (np.float32(1) / step_p)), 0, 255).astype(np.int64)
-                sums: dict[np.float32, NDArray[Any]] = {}
+                total = np.zeros(dim)  # float64: nothing is rounded before the end
                 for other, p in enumerate(codes):
                     value = values[other][head * m.kv_heads // m.heads]
                     v_codes, v_step = self.quantize(value, "v", layer, wide_now[other])
-                    sums[v_step] = sums.get(v_step, 0) + p * v_codes
-                # At most two steps, a sum of two floats: the order does not matter.
-                total = sum(s * acc.astype(np.float32) for s, acc in sums.items())
-                out.append(step_p * total)
+                    total += float(v_step) * (p * v_codes)
+                out.append(float(step_p) * total)
             outputs.append(np.concatenate(out).astype(np.float32))
         return outputs
 

@@ -1,7 +1,7 @@
 // The float32 part of the network: norms, softmax, activation functions, rotation, residual.
 //
-// Each function works on one row. Its arithmetic is fixed: lanes of 8, sums in 16 partial sums that
-// are added in a fixed order, no fused multiply-add, an exponential function of our own. So a row's
+// Each function works on one row. Its arithmetic is fixed (docs/format.md, "Numbers"): float32 without
+// fused multiply-add, sums in float64 in a fixed order, an exponential function of our own. So a row's
 // result depends on that row alone, not on the rows around it, and is the same on every CPU.
 #pragma once
 
@@ -29,7 +29,7 @@ struct FloatOps {
   void (*rotate)(const float* cosine, const float* sine, int pairs, float* x);
   // out = float(x) * step * scaling.
   void (*scale_scores)(const int32_t* x, float step, float scaling, int n, float* out);
-  // out = step_p * (step8 * float(wide) + step4 * float(narrow)); a null sum counts as zero.
+  // out = step_p * (step8 * wide + step4 * narrow), rounded once; a null sum counts as zero.
   void (*combine_values)(const int32_t* wide, float step8, const int32_t* narrow, float step4,
                          float step_p, int n, float* out);
 };
