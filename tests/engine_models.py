@@ -1,6 +1,7 @@
 """Tiny models with random codes for the tests of the file and the engine, and a slow forward pass.
 
-`Reference` follows docs/format.md word by word: no cache, one token after another, one head after another. It shares no code with the exporter or the engine.
+`Reference` follows docs/format.md word by word: no cache, one token after another, one head after another.
+It shares no code with the exporter or the engine.
 """
 
 from __future__ import annotations
