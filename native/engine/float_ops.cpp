@@ -11,7 +11,8 @@ extern const FloatOps kFloatOpsAvx2;
 
 const FloatOps& float_ops([[maybe_unused]] uint32_t features) {
 #if defined(__x86_64__)
-  if (features & kCpuAvx2) return kFloatOpsAvx2;
+  // An ISA names what it needs beyond the ones below it: AVX-512 includes AVX2.
+  if (features & (kCpuAvx2 | kCpuAvx512)) return kFloatOpsAvx2;
 #endif
   static constexpr FloatOps kFloatOps = SQUAT_FLOAT_OPS_TABLE;
   return kFloatOps;

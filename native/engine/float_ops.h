@@ -34,7 +34,7 @@ struct FloatOps {
                          float step_p, int n, float* out);
 };
 
-// The implementation for a CPU with these features (a mask of CpuFeature).
+// The implementation for an instruction set that needs these features (a mask of CpuFeature).
 const FloatOps& float_ops(uint32_t features);
 
 }  // namespace squat
