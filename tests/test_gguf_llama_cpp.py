@@ -1,0 +1,88 @@
+"""The very same file in llama.cpp: it loads, and computes nearly what the engine does at A8.
+
+Needs the package llama-cpp-python, which takes long to build and is not installed by anything here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_models import random_model
+from numpy.typing import NDArray
+
+from squat.deploy.gguf import write_gguf
+from squat.engine import Engine
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+pytestmark = pytest.mark.slow
+
+
+def llama_cpp_logits(path: Path, ids: list[int]) -> NDArray[np.float32]:
+    model = llama_cpp.Llama(str(path), n_ctx=len(ids), logits_all=True, verbose=False)
+    model.eval(ids)
+    return np.array(model.scores[: len(ids)])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("weight_bits", [4, 8])
+def test_random_models(tmp_path: Path, architecture: str, weight_bits: int) -> None:
+    """Names, shapes, permutation of q and k, norms and biases are what llama.cpp expects."""
+    model = random_model(
+        2,
+        architecture,
+        weight_bits=weight_bits,
+        activations="8",
+        tied=architecture == "gpt2",
+        biases=architecture == "gpt2",
+        head_dim=16 if architecture == "gpt2" else 32,
+    )
+    write_gguf(tmp_path / "m.gguf", model)
+    ids = [int(i) for i in np.random.default_rng(0).integers(3, 290, 60)]
+    ours = Engine(tmp_path / "m.gguf").logits(ids)
+    theirs = llama_cpp_logits(tmp_path / "m.gguf", ids)
+    cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    # Their activations have a step for each block of 32, ours one for each tensor; a wrong rotation
+    # or a missing bias ends near zero.
+    assert cosine.min() > 0.95
+    assert np.median(cosine) > 0.99
+
+
+def test_perplexity_of_a_trained_model(tmp_path: Path) -> None:
+    """On real text within 1 % of the engine's at A8; and it tokenizes and generates."""
+    if "SQUAT_DATA" not in os.environ:
+        pytest.skip("needs real data: SQUAT_DATA is not set")
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    from squat.deploy.export import export
+    from squat.quantize import SquatConfig, quantize
+
+    data = Path(os.environ["SQUAT_DATA"])
+    folder = data.parent / "models" / "babylm-6m"
+    tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    text = (data / "babylm" / "dev" / "simple_wiki.dev").read_text(encoding="utf-8")[:20000]
+    ids = Tokenizer.from_str(tokenizer_json).encode(text).ids
+    windows = [[1, *ids[i : i + 127]] for i in range(0, 127 * 20, 127)]
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    config = SquatConfig(weight_bits=8, activation_bits=8)
+    model = quantize(model, config, [torch.tensor(windows[:4])]).eval()
+    path = tmp_path / "m.gguf"
+    export(model, tokenizer_json, "babylm-6m", path)
+
+    def loss(logits: NDArray[np.float32], window: list[int]) -> float:
+        rows = logits.astype(np.float64)[:-1]
+        log_probs = rows - np.log(np.exp(rows).sum(1, keepdims=True))
+        return -float(np.mean(log_probs[np.arange(len(window) - 1), window[1:]]))
+
+    engine = Engine(path)
+    ours = np.mean([loss(engine.logits(w), w) for w in windows])
+    theirs = np.mean([loss(llama_cpp_logits(path, w), w) for w in windows])
+    assert abs(np.exp(theirs - ours) - 1) < 0.01
+
+    other = llama_cpp.Llama(str(path), n_ctx=128, verbose=False)
+    answer = other("Once upon a time", max_tokens=8, temperature=0.0)["choices"][0]["text"]
+    assert answer.strip()
