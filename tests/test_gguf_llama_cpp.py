@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_models import random_model
 from numpy.typing import NDArray
 
+from engine_models import random_model
 from squat.deploy.gguf import write_gguf
 from squat.engine import Engine
 
@@ -36,7 +36,7 @@ def test_random_models(tmp_path: Path, architecture: str, weight_bits: int) -> N
         weight_bits=weight_bits,
         activations="8",
         tied=architecture == "gpt2",
-        biases=architecture == "gpt2",
+        biases=True,
         head_dim=16 if architecture == "gpt2" else 32,
     )
     write_gguf(tmp_path / "m.gguf", model)

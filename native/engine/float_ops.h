@@ -1,8 +1,9 @@
 // The float32 part of the network: norms, softmax, activation functions, rotation, residual.
 //
-// Each function works on one row. Its arithmetic is fixed (docs/format.md, "Numbers"): float32 without
-// fused multiply-add, sums in float64 in a fixed order, an exponential function of our own. So a row's
-// result depends on that row alone, not on the rows around it, and is the same on every CPU.
+// Each function works on one row. Its arithmetic is fixed (docs/format.md, "Numbers"): float32
+// without fused multiply-add, sums in float64 in a fixed order, an exponential function of our own.
+// So a row's result depends on that row alone, not on the rows around it, and is the same on every
+// CPU.
 #pragma once
 
 #include <cstdint>

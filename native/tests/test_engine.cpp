@@ -99,6 +99,29 @@ void test_chunks_threads_and_isas() {
   }
 }
 
+// The same bits on every platform: what follows was computed once, on x86 with AVX512-VNNI.
+void test_bits() {
+  const std::vector<int32_t> tokens = random_tokens(75);
+  for (const auto& [gpt2, expected] : {std::pair(false, uint64_t{0x8c0da9a767ae2306u}),
+                                       std::pair(true, uint64_t{0x2afaf405b8e88a76u})}) {
+    ModelOptions options;
+    options.gpt2 = gpt2;
+    const Bytes file = tiny_model(options).bytes();
+    Engine engine(file.data(), file.size(), "model", 1, 0);
+    uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+    for (const float x : evaluate(engine, tokens, 75)) {
+      uint32_t bits;
+      std::memcpy(&bits, &x, sizeof bits);
+      for (int shift = 0; shift < 32; shift += 8) {
+        hash = (hash ^ (bits >> shift & 0xff)) * 0x100000001b3u;
+      }
+    }
+    if (!CHECK(hash == expected)) {
+      std::fprintf(stderr, "  %016llx\n", static_cast<unsigned long long>(hash));
+    }
+  }
+}
+
 void test_rewind() {
   const std::vector<int32_t> tokens = random_tokens(60);
   for (const ModelOptions& options : variants()) {
@@ -367,6 +390,7 @@ void test_c_interface() {
 
 int main() {
   test_chunks_threads_and_isas();
+  test_bits();
   test_rewind();
   test_wanted_and_score();
   test_engines_in_threads();
