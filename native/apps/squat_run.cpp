@@ -182,6 +182,10 @@ int main(int argc, char** argv) {
   tokens.resize(n);
   if (tokens.empty() && info.bos_token >= 0) tokens.push_back(info.bos_token);
   if (tokens.empty()) die("prompt: has no tokens, and the model has none to begin with");
+  if (tokens.size() > info.n_context) {
+    die("prompt: its " + std::to_string(tokens.size()) + " tokens exceed the context of " +
+        std::to_string(info.n_context));
+  }
 
   std::signal(SIGINT, [](int) { interrupted = 1; });
   std::fputs(prompt.c_str(), stdout);
@@ -213,12 +217,12 @@ int main(int argc, char** argv) {
     std::vector<uint64_t> wide(info.n_layer);
     uint64_t count = 0;
     check(squat_wide_counts(engine, wide.data(), wide.size(), &count));
-    std::fprintf(stderr, "wide     ");
+    std::fprintf(stderr, "8 bits   ");
     for (const uint64_t w : wide) {
-      std::fprintf(stderr, "%.0f%% ",
-                   100.0 * static_cast<double>(w) / static_cast<double>(count > 0 ? count : 1));
+      std::fprintf(stderr, "%.0f%% ", 100.0 * static_cast<double>(w) / static_cast<double>(count));
     }
-    std::fprintf(stderr, "of tokens, by layer\nthreads  %u\n%s", info.n_threads, info.kernels);
+    std::fprintf(stderr, "of tokens at 4:8 sites, by layer\nthreads  %u\n%s", info.n_threads,
+                 info.kernels);
   }
   squat_sampler_free(sampler);
   squat_free(engine);
