@@ -1,10 +1,12 @@
 // The forward pass and the C interface. That the logits are right is tested from Python against a
 // slow implementation (tests/test_engine.py); here they are compared with themselves: any chunks,
 // any number of threads and any instruction set must give the same bits.
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -14,6 +16,27 @@
 #include "kernels.h"
 #include "model_file.h"
 #include "squat.h"
+
+namespace {
+
+std::atomic<size_t> allocations{0};
+
+}  // namespace
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__
+#endif
+#endif
+#if !defined(__SANITIZE_ADDRESS__)  // which has these functions itself
+__attribute__((noinline)) void* operator new(size_t size) {
+  allocations++;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+__attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+#endif
 
 namespace {
 
@@ -164,6 +187,20 @@ void test_wanted_and_score() {
   CHECK(std::fabs(score - expected) < 1e-4);
   CHECK(engine.session().length() == 50);
   CHECK(engine.session().score(tokens.data(), 1) == 0);
+}
+
+void test_evaluation_allocates_nothing() {
+  for (const ModelOptions& options : variants()) {
+    const Bytes file = tiny_model(options).bytes();
+    Engine engine(file.data(), file.size(), "model", 2, 0);
+    const std::vector<int32_t> tokens = random_tokens(70);
+    Logits logits(tokens.size() * kVocabulary);
+    const size_t before = allocations;
+    engine.session().eval(tokens.data(), 40, 40, logits.data());
+    for (size_t i = 40; i < 70; i++) engine.session().eval(&tokens[i], 1, 1, logits.data());
+    engine.session().score(tokens.data(), 70);
+    CHECK(allocations == before);
+  }
 }
 
 void test_engines_in_threads() {
@@ -393,6 +430,7 @@ int main() {
   test_bits();
   test_rewind();
   test_wanted_and_score();
+  test_evaluation_allocates_nothing();
   test_engines_in_threads();
   test_sampler();
   test_c_interface();
