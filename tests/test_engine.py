@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +368,15 @@ def test_native_tokenizer_equals_hugging_face(
 def test_native_tokenizer_on_special_tokens(tokenizers: tuple[Engine, Tokenizer]) -> None:
     for text in ("<s>hello</s> the end", "a<s>", "<s", "</s></s>  <s>x", TEXT):
         assert_same_tokens(*tokenizers, text)
+
+
+@pytest.mark.slow
+def test_unicode_tables_are_what_their_script_writes() -> None:
+    folder = Path(__file__).parent.parent / "native" / "engine"
+    written = (folder / "unicode_tables.inc").read_text(encoding="ascii")
+    if f"Unicode {unicodedata.unidata_version}." not in written:
+        pytest.skip("this Python has another version of Unicode")
+    assert runpy.run_path(str(folder / "unicode_tables.py"))["tables"]() == written
 
 
 @pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])

@@ -43,11 +43,13 @@ def array(declaration: str, items: Iterable[str]) -> str:
 
 
 def category_table(name: str, initial: str) -> str:
+    """Ranges of the characters whose general category begins with `initial`."""
     found = ranges(lambda c: int(unicodedata.category(c).startswith(initial)))
     return array(f"constexpr CodeRange {name}[]", (f"{{{a}, {b}}}" for a, b, _ in found))
 
 
 def decomposition_tables() -> str:
+    """Full compatibility decompositions, in UTF-16."""
     codes: list[str] = []
     units: list[int] = []
     for c in CODE_POINTS:
@@ -65,6 +67,7 @@ def decomposition_tables() -> str:
 
 
 def composition_table() -> str:
+    """Pairs of characters and their primary composite."""
     pairs = []
     for c in CODE_POINTS:
         parts = unicodedata.decomposition(chr(c)).split()
