@@ -2,8 +2,9 @@
 
 A small Llama learns the English of the built-in grammar from scratch, is quantized to 4-bit weights with
 4:8 tokens, trained to make up for it, and measured beside full precision and beside the same
-quantization without training. It is what `squat pretrain`, `squat train` and `squat eval` do, one after
-the other; an interrupted demo goes on where it stopped.
+quantization without training. Then it is exported, speaks through the C++ engine, and both are timed.
+It is what `squat pretrain`, `train`, `eval`, `export` and `generate` do, one after the other; an
+interrupted demo goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from squat.checkpoints import load_model, load_tokenizer
 from squat.data import tokenize_corpus, write_corpus
 from squat.data.files import writing
+from squat.deploy.export import export, tokenizer_json
+from squat.engine import Engine
 from squat.evaluate import evaluate_minimal_pairs, perplexity, read_minimal_pairs
 from squat.evaluate.huggingface import HuggingFaceScorer
 from squat.generation import continue_text
@@ -79,10 +84,61 @@ def run_demo(folder: Path, console: Console) -> None:
     }
     console.print(_table(rows))
     _save(folder, rows)
-    console.rule("5. It speaks")
-    for piece in continue_text(str(student), PROMPT, 40, temperature=0.7, top_p=0.9, seed=1):
+    console.rule("5. One file, and the engine that runs it in integers")
+    file = folder / "squat.gguf"
+    model = load_model(str(student))
+    export(model, tokenizer_json(tokenizer), "squat-demo", file)
+    console.print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, tokenizer inside\n")
+    for piece in continue_text(str(file), PROMPT, 40, temperature=0.7, top_p=0.9, seed=1):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"\n\nTable, figure and models: {folder}")
+    console.print("\n")
+    console.print(_speed_table(load_model(str(teacher)), model, Engine(file), tokenizer, corpus))
+    console.print(f"Table, figure, models and the file: {folder}")
+
+
+def _speed_table(
+    full: PreTrainedModel,
+    student: PreTrainedModel,
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerFast,
+    corpus: Path,
+) -> Table:
+    """Tokens per second on the same tokens: a prompt at once (prefill), then one by one (decode)."""
+    ids = tokenize_corpus(corpus / "dev", tokenizer, corpus.parent / "cache")[:128].tolist()
+    table = Table(title="Speed here, tokens/s (a toy model: see docs/performance.md for real ones)")
+    table.add_column("")
+    for heading in ("prefill of 64", "decode of 64"):
+        table.add_column(heading, justify="right")
+    runs = {
+        "PyTorch, full precision": lambda: _time_pytorch(full, ids),
+        "PyTorch, fake-quantized": lambda: _time_pytorch(student, ids),
+        "Squat engine": lambda: _time_engine(engine, ids),
+    }
+    for name, run in runs.items():
+        run()  # warm up
+        prefill, decode = np.median([run() for _ in range(5)], axis=0)
+        table.add_row(name, f"{64 / prefill:,.0f}", f"{64 / decode:,.0f}")
+    return table
+
+
+@torch.no_grad()
+def _time_pytorch(model: PreTrainedModel, ids: list[int]) -> tuple[float, float]:
+    """Seconds for prefill and for decoding."""
+    start = perf_counter()
+    cache = model(torch.tensor([ids[:64]]), use_cache=True, logits_to_keep=1).past_key_values
+    middle = perf_counter()
+    for token in ids[64:]:
+        model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+    return middle - start, perf_counter() - middle
+
+
+def _time_engine(engine: Engine, ids: list[int]) -> tuple[float, float]:
+    start = perf_counter()
+    engine.prefill(ids[:64])
+    middle = perf_counter()
+    for token in ids[64:]:
+        engine.decode(token)
+    return middle - start, perf_counter() - middle
 
 
 def _pretrain_recipe(folder: Path, corpus: Path) -> PretrainRecipe:

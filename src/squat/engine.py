@@ -80,14 +80,20 @@ class Engine:
         return self._info
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer inside the file."""
+        return self._tokenizer
+
+    @property
     def wide_share(self) -> list[float]:
         """Per layer, the fraction of all tokens evaluated so far that got 8 bits at "4:8" sites."""
         wide, tokens = self._native.wide_counts()
         return [count / max(tokens, 1) for count in wide]
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, with the tokens that the tokenizer itself adds."""
-        return list(self._tokenizer.encode(text).ids)
+        """Token ids of a text, behind the model's <s> if it has one: as its training text began."""
+        start = [] if self.info.bos_token is None else [self.info.bos_token]
+        return start + list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -116,6 +122,24 @@ class Engine:
         for begin in range(0, len(tokens), size):
             yield np.asarray(self._native.eval(tokens[begin : begin + size], all=True))
 
+    def prefill(self, ids: ArrayLike) -> NDArray[np.float32]:
+        """Start a new session with a prompt; logits after its last token: float32 [vocabulary].
+
+        Raises:
+            EngineError: like `logits`.
+        """
+        tokens = _tokens(ids)
+        self._begin()
+        return np.asarray(self._native.eval(tokens))[0]
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Continue the session with one token; logits after it: float32 [vocabulary].
+
+        Raises:
+            EngineError: an id out of range, or the context is full.
+        """
+        return np.asarray(self._native.eval(_tokens([token])))[0]
+
     def score(self, texts: Sequence[str]) -> list[float]:
         """The log-probability of each text in nats, summed over its tokens.
 
@@ -128,10 +152,9 @@ class Engine:
         if isinstance(texts, str):
             raise EngineError("texts: is one string; give a list of strings")
         self._begin()
-        start = [] if self.info.bos_token is None else [self.info.bos_token]
         sums = []
         for index, text in enumerate(texts):
-            ids = start + self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self.tokenize(text)
             if not ids:
                 raise EngineError(f"texts: element {index} is empty, and the model has no <s>")
             try:
@@ -210,8 +233,6 @@ class Engine:
             self.info.vocab_size, repetition_penalty, temperature, top_k, top_p, min_p, seed
         )
         ids = self.tokenize(prompt)
-        if not ids and self.info.bos_token is not None:
-            ids = [self.info.bos_token]
         if not ids:
             raise EngineError("prompt: is empty, and the model has no <s> to begin with")
         if len(ids) > self.info.context:

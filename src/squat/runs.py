@@ -40,7 +40,7 @@ from squat.data.files import writing
 from squat.data.packed import Tokens
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
 from squat.errors import ConfigError
-from squat.quantize import quantize
+from squat.quantize import SquatConfig, quantize
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
 from squat.report.figures import loss_figure
 
@@ -89,8 +89,7 @@ def train(recipe: TrainRecipe) -> Path:
     set_seed(recipe.training.seed)
     tokens = _training_tokens(recipe.data, model, tokenizer, recipe.training.seed)
     dataset = _dataset(tokens, recipe.data, recipe.training)
-    samples = [dataset[i]["input_ids"] for i in range(min(CALIBRATION_SEQUENCES, len(dataset)))]
-    quantize(model, recipe.quantize, calibration=[torch.stack(samples)])
+    quantize(model, recipe.quantize, calibration=[_calibration_batch(dataset)])
     trainer = SquatTrainer(
         model=model,
         teachers=teachers,
@@ -100,6 +99,38 @@ def train(recipe: TrainRecipe) -> Path:
         step_learning_rate=recipe.training.step_learning_rate,
     )
     return _run(trainer, tokenizer, folder)
+
+
+def quantize_without_training(
+    name: str, config: SquatConfig, output: Path, text: Path | None, by_source: bool
+) -> None:
+    """Post-training quantization (PTQ): calibrate a model on some text and save it.
+
+    Args:
+        name: the full-precision model.
+        config: what to quantize.
+        output: folder of the quantized model.
+        text: a corpus to calibrate on; without one, the model samples some text itself.
+        by_source: clean BabyLM's files by source.
+
+    Raises:
+        SquatError: a model, a text or a config that cannot be used, or a full disk.
+    """
+    model, tokenizer = load_model(name), load_tokenizer(name)
+    check_tokenizer(tokenizer, model.config.vocab_size)
+    calibration = None
+    if text is not None:
+        tokens = tokenize_corpus(text, tokenizer, by_source=by_source)
+        length = min(128, model.config.max_position_embeddings)
+        dataset = PackedDataset(tokens, length, CALIBRATION_SEQUENCES, seed=0)
+        calibration = [_calibration_batch(dataset)]
+    save_model(quantize(model, config, calibration), tokenizer, output)
+
+
+def _calibration_batch(dataset: PackedDataset) -> torch.Tensor:
+    """The first windows that training would see: [sequences, tokens]."""
+    count = min(CALIBRATION_SEQUENCES, len(dataset))
+    return torch.stack([dataset[i]["input_ids"] for i in range(count)])
 
 
 def _is_done(folder: Path, recipe: PretrainRecipe | TrainRecipe) -> bool:

@@ -70,6 +70,28 @@ def train(recipe: Recipe) -> None:
     console.print(f"model: {run(read_recipe(recipe, TrainRecipe))}")
 
 
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="The full-precision model's folder or Hub name.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the quantized model.")],
+    weight_bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
+    activation_bits: Annotated[str, typer.Option(help="4, 8, or 4:8 by token.")] = "4:8",
+    init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
+    data: Annotated[
+        Path | None, typer.Option(help="Text to calibrate on; default: its own.")
+    ] = None,
+    by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
+) -> None:
+    """Quantize without training (PTQ): seconds, and worse than squat train at 4 bits."""
+    from squat.quantize import SquatConfig
+    from squat.runs import quantize_without_training
+
+    bits = int(activation_bits) if activation_bits.isdigit() else activation_bits
+    config = SquatConfig(weight_bits=weight_bits, activation_bits=bits, init=init)
+    quantize_without_training(model, config, output, data, by_source)
+    console.print(f"model: {output}")
+
+
 @app.command(name="eval")
 def evaluate(
     model: Model,
@@ -121,6 +143,45 @@ def generate(
     for piece in continue_text(model, prompt, max_new_tokens, temperature, top_p, seed):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     console.print()
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A quantized model's folder.")],
+    out: Annotated[Path, typer.Argument(help="The .gguf file to write.")],
+) -> None:
+    """Write a trained model's integer codes to one .gguf file, for the engine and for llama.cpp."""
+    from squat.checkpoints import load_model, load_tokenizer
+    from squat.deploy.export import export as write
+    from squat.deploy.export import tokenizer_json
+
+    tokenizer = tokenizer_json(load_tokenizer(checkpoint))
+    write(load_model(checkpoint), tokenizer, Path(checkpoint).resolve().name, out)
+    console.print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
+
+
+@app.command()
+def parity(
+    checkpoint: Annotated[str, typer.Argument(help="A quantized model's folder.")],
+    file: Annotated[str, typer.Argument(help="The .gguf file exported from it.")],
+    data: Annotated[Path, typer.Option(help="Text to compare on: a folder or a file.")],
+    tokens: Annotated[int, typer.Option(help="How much of it.", min=2)] = 4096,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per window.", min=2)] = 128,
+    by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
+) -> None:
+    """Compare a checkpoint with its file: codes, and logits of PyTorch and of the engine."""
+    from squat.checkpoints import load_model, load_tokenizer
+    from squat.data import tokenize_corpus
+    from squat.deploy.export import tokenizer_json
+    from squat.deploy.parity import compare, parity_table
+
+    tokenizer = load_tokenizer(checkpoint)
+    ids = tokenize_corpus(data, tokenizer, by_source=by_source)[:tokens].tolist()
+    windows = [ids[i : i + sequence_length] for i in range(0, len(ids), sequence_length)]
+    found = compare(load_model(checkpoint), tokenizer_json(tokenizer), file, windows)
+    console.print(parity_table(found))
+    if not found.holds:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.errors import CheckpointError
@@ -56,22 +56,27 @@ LAYOUTS: dict[str, Layout] = {
 """By transformers' `model_type`."""
 
 
-def export(model: PreTrainedModel, tokenizer_json: str, name: str, file: str | Path) -> None:
+def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The text of a tokenizer's tokenizer.json."""
+    return tokenizer.backend_tokenizer.to_str()
+
+
+def export(model: PreTrainedModel, tokenizer: str, name: str, file: str | Path) -> None:
     """Write a quantized model to a .gguf file.
 
     Args:
         model: quantized, trained or not.
-        tokenizer_json: the text of its tokenizer.json.
+        tokenizer: the text of its tokenizer.json.
         name: what the file says the model is called.
         file: appears complete or not at all.
 
     Raises:
         CheckpointError: a float model, or bits, a policy or an architecture that the engine has not.
     """
-    write_gguf(file, describe(model, tokenizer_json, name))
+    write_gguf(file, describe(model, tokenizer, name))
 
 
-def describe(model: PreTrainedModel, tokenizer_json: str, name: str) -> GgufModel:
+def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
     """What stands in the file of a quantized model; raises like `export`."""
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, SquatConfig):
@@ -113,7 +118,7 @@ def describe(model: PreTrainedModel, tokenizer_json: str, name: str) -> GgufMode
         matrices=matrices,
         floats=floats,
         sites=_sites(model, config),
-        tokenizer_json=tokenizer_json,
+        tokenizer_json=tokenizer,
         thresholds=[p.threshold.item() for p in policies] if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
         rope=dict(shape.rope_parameters),

@@ -346,7 +346,7 @@ def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     ):
         if index is not None:
             add(index)
-    writer.add_add_bos_token(tokenizer.bos_token is not None)
+    writer.add_add_bos_token(bos is not None)
     writer.add_bool("tokenizer.ggml.add_space_prefix", tokenizer.add_space_prefix)
     writer.add_bool("squat.tokenizer.nfkc", tokenizer.nfkc)
     writer.add_string("tokenizer.huggingface.json", model.tokenizer_json)

@@ -51,13 +51,13 @@ class Parity:
 
 
 def compare(
-    model: PreTrainedModel, tokenizer_json: str, file: str, windows: Sequence[Sequence[int]]
+    model: PreTrainedModel, tokenizer: str, file: str, windows: Sequence[Sequence[int]]
 ) -> Parity:
     """Compare a checkpoint with its file.
 
     Args:
         model: the quantized model, in eval mode.
-        tokenizer_json: the text of its tokenizer.json.
+        tokenizer: the text of its tokenizer.json.
         file: the .gguf file.
         windows: token ids, each at most the context long.
 
@@ -65,7 +65,7 @@ def compare(
         CheckpointError: the file holds other tensors than the checkpoint.
         EngineError: the file cannot be loaded.
     """
-    codes, differing = _compare_codes(model, tokenizer_json, file)
+    codes, differing = _compare_codes(model, tokenizer, file)
     engine = Engine(file)
     same, kl, largest, positions, chunked = 0, 0.0, 0.0, 0, True
     for window in windows:
@@ -98,8 +98,8 @@ def parity_table(parity: Parity) -> Table:
     return table
 
 
-def _compare_codes(model: PreTrainedModel, tokenizer_json: str, file: str) -> tuple[int, int]:
-    expected = describe(model, tokenizer_json, file).matrices
+def _compare_codes(model: PreTrainedModel, tokenizer: str, file: str) -> tuple[int, int]:
+    expected = describe(model, tokenizer, file).matrices
     found = read_codes(file)
     if expected.keys() != found.keys():
         name = min(expected.keys() ^ found.keys())

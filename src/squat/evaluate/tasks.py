@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -17,6 +17,11 @@ from squat.evaluate.minimal_pairs import (
 )
 from squat.evaluate.perplexity import perplexity, perplexity_table
 from squat.evaluate.scorer import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from squat.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,35 @@ def blimp(model: str, settings: Settings) -> Answer:
 
 def perplexity_of_text(model: str, settings: Settings) -> Answer:
     """Perplexity of the text in one folder or file."""
-    from squat.checkpoints import load_model, load_tokenizer
     from squat.data import check_tokenizer, tokenize_corpus
 
     if len(settings.data) != 1:
         raise DataError(f"--data: perplexity is of one text; {len(settings.data)} were given")
-    loaded = load_model(model)
-    tokenizer = load_tokenizer(model)
-    check_tokenizer(tokenizer, loaded.config.vocab_size)
+    loaded: Any
+    if is_gguf(model):
+        from squat.engine import Engine
+
+        loaded = Engine(model)
+        tokenizer, vocabulary = _tokenizer_of(loaded), loaded.info.vocab_size
+    else:
+        from squat.checkpoints import load_model, load_tokenizer
+
+        loaded, tokenizer = load_model(model), load_tokenizer(model)
+        vocabulary = loaded.config.vocab_size
+    check_tokenizer(tokenizer, vocabulary)
     tokens = tokenize_corpus(settings.data[0], tokenizer, by_source=settings.by_source)
     result = perplexity(loaded, tokens, settings.sequence_length, settings.batch_size)
     return perplexity_table({model: result}), result.to_dict()
+
+
+def _tokenizer_of(engine: Engine) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    bos = engine.info.bos_token
+    return PreTrainedTokenizerFast(
+        tokenizer_object=engine.tokenizer,
+        bos_token=None if bos is None else engine.tokenizer.id_to_token(bos),
+    )
 
 
 TASKS: dict[str, Callable[[str, Settings], Answer]] = {

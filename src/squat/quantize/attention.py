@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import eager_mask
 
 from squat.errors import ConfigError
+from squat.quantize.exact import softmax as exact_softmax
 from squat.quantize.modules import SiteQuantizer
 from squat.quantize.numerics import exact_product
 from squat.quantize.tokens import IMPORTANCE, ThresholdPolicy, TopKPolicy
@@ -131,6 +132,10 @@ def _joined(past: Tensor | None, new: Tensor) -> Tensor:
     return new if past is None else torch.cat([past, new], dim=1)
 
 
+def _softmax(scores: Tensor) -> Tensor:
+    return torch.softmax(scores, dim=-1)
+
+
 def squat_attention(
     module: nn.Module,
     query: Tensor,
@@ -169,9 +174,11 @@ def squat_attention(
 
     query = sites["q"](query, widths(None, new_k))
     key = sites["k"](key, widths(past_k, new_k))
-    product = torch.matmul if module.training else exact_product
+    product, softmax = (
+        (torch.matmul, _softmax) if module.training else (exact_product, exact_softmax)
+    )
     scores = product(query, _repeat_heads(key, groups).transpose(2, 3))
-    probs = torch.softmax(scores.float() * scaling + attention_mask, dim=-1)
+    probs = softmax(scores.float() * scaling + attention_mask)
 
     new_v = None
     if squat.policy is not None:

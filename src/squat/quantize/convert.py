@@ -8,7 +8,7 @@ attention goes through `squat_attention`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from squat.errors import ConfigError
 from squat.quantize.attention import IMPLEMENTATION, AttentionSites, TokenState
 from squat.quantize.config import FLOAT, SquatConfig
+from squat.quantize.exact import ExactRMSNorm, ExactRotary, exact_activation
 from squat.quantize.modules import QuantizedEmbedding, QuantizedLinear, SiteQuantizer
 from squat.quantize.quantizers import quantizer_class
 from squat.quantize.tokens import POLICIES, ThresholdPolicy
@@ -26,18 +27,21 @@ from squat.quantize.tokens import POLICIES, ThresholdPolicy
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where the sites of a decoder are. Paths are relative to a decoder layer, the last three to the model.
+    """Where things are in a decoder: first paths in a layer, then paths in the model.
 
     inputs: site -> the module whose input it is.
     weights: the modules that hold a weight matrix.
+    exact: the float modules, and what replaces them to make evaluation exact.
     """
 
     attention: str
     inputs: dict[str, str]
     weights: tuple[str, ...]
+    exact: dict[str, Callable[[nn.Module], nn.Module]]
     layers: str
     embeddings: tuple[str, ...]
     head: str
+    model_exact: dict[str, Callable[[nn.Module], nn.Module]]
 
 
 _LLAMA = Architecture(
@@ -57,9 +61,15 @@ _LLAMA = Architecture(
         "mlp.up_proj",
         "mlp.down_proj",
     ),
+    exact={
+        "input_layernorm": ExactRMSNorm,
+        "post_attention_layernorm": ExactRMSNorm,
+        "mlp.act_fn": exact_activation,
+    },
     layers="model.layers",
     embeddings=("model.embed_tokens",),
     head="lm_head",
+    model_exact={"model.norm": ExactRMSNorm, "model.rotary_emb": ExactRotary},
 )
 
 ARCHITECTURES: dict[str, Architecture] = {"llama": _LLAMA}
@@ -134,6 +144,11 @@ def _convert_attention(
     attention.register_forward_pre_hook(_lend_cache, with_kwargs=True)
 
 
+def _make_exact(parent: nn.Module, table: dict[str, Callable[[nn.Module], nn.Module]]) -> None:
+    for name, replacement in table.items():
+        parent.set_submodule(name, replacement(parent.get_submodule(name)))
+
+
 def _tie_head(model: PreTrainedModel, row: Architecture) -> None:
     """A tied head is one tensor with two uses: one quantizer, one set of codes."""
     source, target = row.embeddings[0], row.head
@@ -168,10 +183,12 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
             _attach_input_site(layer.get_submodule(name), quantizer, state)
         attention = layer.get_submodule(row.attention)
         _convert_attention(attention, config, state, index, len(layers))
+        _make_exact(layer, row.exact)
     for name in (*row.embeddings, row.head):
         _convert_weight(model, name, config.embedding_bits, config.method)
     head_in = SiteQuantizer("head_in", len(layers), config.bits_of("head_in"), config.method)
     _attach_input_site(model.get_submodule(row.head), head_in, state)
+    _make_exact(model, row.model_exact)
     if model.config.get_text_config().tie_word_embeddings and config.embedding_bits != FLOAT:
         _tie_head(model, row)
     model.token_state = state

@@ -1,0 +1,105 @@
+"""The float steps between the integer products, defined to the last bit.
+
+Integers multiply exactly everywhere; norms, softmax, SiLU and RoPE do not: how a float sum is ordered and how
+`exp` rounds differs from library to library, and a last bit now and then decides a rounding, or
+a token's width. So in eval mode a quantized model computes these steps as docs/format.md defines them, with
+elementary float32 operations, sums in float64, and an exponential function of its own. The engine does the
+same: the logits of the two are the same bits. In training mode everything is PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+_MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves no bits for a fraction
+_POLYNOMIAL = (
+    0.0013814539415761828,
+    0.00836874544620514,
+    0.04166838899254799,
+    0.1666652113199234,
+    0.4999999403953552,
+)
+
+
+def exponential(x: Tensor) -> Tensor:
+    """exp(x) in float32, relative error below 1e-7 for x in [-64, 64], where x is clamped.
+
+    2^n * exp(r) with n = rint(x / ln 2); a polynomial for exp(r), |r| <= ln(2) / 2; no fused
+    multiply-add.
+    """
+    x = x.clamp(-64.0, 64.0)
+    n = (x * 1.44269504 + _MAGIC) - _MAGIC
+    r = x - n * 0.693359375  # ln 2 in two parts; the first product is exact
+    r = r - n * -2.12194440e-4
+    p = torch.full_like(r, _POLYNOMIAL[0])
+    for coefficient in _POLYNOMIAL[1:]:
+        p = p * r + coefficient
+    p = p * r * r + r + 1.0
+    return p * ((n.int() + 127) << 23).view(torch.float32)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Softmax over the last dimension: float32 terms, summed in float64."""
+    terms = exponential(x - x.amax(dim=-1, keepdim=True))
+    return terms / terms.double().sum(dim=-1, keepdim=True).float()
+
+
+def silu(x: Tensor) -> Tensor:
+    """x / (1 + exp(-x))."""
+    return x / (1.0 + exponential(-x))
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """weight * (x / sqrt(mean(x^2) + epsilon)); the mean in float64."""
+    mean_square = x.double().square().mean(dim=-1, keepdim=True).float()
+    return weight * (x * (1.0 / (mean_square + epsilon).sqrt()))
+
+
+class ExactRMSNorm(nn.Module):
+    """An RMSNorm of transformers (`weight`, `variance_epsilon`) that is `rms_norm` in eval mode."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.variance_epsilon = float(norm.variance_epsilon)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden size] to the same."""
+        if not self.training:
+            return rms_norm(x, self.weight, self.variance_epsilon)
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (wide * scale).to(x.dtype)
+
+
+class ExactSiLU(nn.Module):
+    """SiLU that is `silu` in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return F.silu(x) if self.training else silu(x)
+
+
+def exact_activation(activation: nn.Module) -> nn.Module:
+    """The exact counterpart of an activation function; the function itself where there is none."""
+    return ExactSiLU() if isinstance(activation, nn.SiLU | SiLUActivation) else activation
+
+
+class ExactRotary(nn.Module):
+    """A rotary embedding of transformers whose cosines and sines are correctly rounded in eval mode."""
+
+    def __init__(self, rotary: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [batch, tokens, head size] of the positions [batch, tokens]."""
+        if self.training:
+            return self.rotary(x, position_ids)
+        angles = position_ids[..., None].float() * self.rotary.inv_freq
+        angles = torch.cat((angles, angles), dim=-1).double()
+        scale = self.rotary.attention_scaling
+        return angles.cos().float() * scale, angles.sin().float() * scale

@@ -1,0 +1,126 @@
+"""Joint 4: the float steps are PyTorch's to a last bit, and the engine's logits are the same bits."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from models import TINY, real_data, real_model, some_ids, tiny_model
+from squat.data import train_tokenizer
+from squat.deploy.export import describe, export, tokenizer_json
+from squat.deploy.parity import compare
+from squat.engine import Engine
+from squat.errors import CheckpointError
+from squat.quantize import SquatConfig, quantize
+from squat.quantize.exact import exponential, rms_norm, silu, softmax
+
+
+@given(st.lists(st.floats(-64, 64, width=32), min_size=1, max_size=50))
+def test_exponential_is_exact_to_a_last_bit(values):
+    x = torch.tensor(values)
+    expected = x.double().exp()
+    assert ((exponential(x).double() - expected).abs() <= 1e-7 * expected).all()
+
+
+def test_the_exact_functions_are_pytorchs_to_rounding():
+    torch.manual_seed(0)
+    x, weight = torch.randn(7, 300) * 5, torch.randn(300)
+    torch.testing.assert_close(softmax(x), torch.softmax(x, -1))
+    torch.testing.assert_close(silu(x), F.silu(x))
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), F.rms_norm(x, (300,), weight, 1e-5))
+
+
+def test_a_masked_key_gets_no_probability():
+    scores = torch.tensor([[1.0, torch.finfo(torch.float32).min, 2.0]])
+    assert softmax(scores)[0, 1] < 1e-27
+
+
+def test_results_do_not_depend_on_the_batch():
+    model = quantize(tiny_model(), calibration=[some_ids(8, 32)]).eval()
+    ids = some_ids(16, 24)
+    with torch.no_grad():
+        together = model(ids).logits
+        alone = torch.cat([model(row[None]).logits for row in ids])
+    assert torch.equal(together, alone)
+
+
+CONFIGS = {
+    "4:8": SquatConfig(),
+    "4:8 published importance": SquatConfig(importance="first_token", ratio=0.25),
+    "w4a4": SquatConfig(activation_bits=4),
+    "w4a8": SquatConfig(activation_bits=8, embedding_bits=4),
+    "w8a8": SquatConfig(weight_bits=8, activation_bits=8),
+    "mlp_mid at 8": SquatConfig(site_bits={"mlp_mid": 8, "k": 4}),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(iter(["the cat sat on the mat, and the dog ran away."] * 50), 300)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_engine_computes_the_same_bits(name, config, tokenizer, tmp_path):
+    model = tiny_model(name, vocab_size=len(tokenizer))
+    quantize(model, config, calibration=[some_ids(8, 32)]).eval()
+    file, text = tmp_path / "model.gguf", tokenizer_json(tokenizer)
+    export(model, text, "tiny", file)
+    ids = some_ids(3, 60)
+    parity = compare(model, text, str(file), ids.tolist())
+    assert parity.holds
+    assert (parity.differing, parity.largest) == (0, 0.0)
+    with torch.no_grad():
+        assert np.array_equal(Engine(file).logits(ids[0].tolist()), model(ids[:1]).logits[0])
+
+
+@pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])
+@pytest.mark.parametrize("config", [SquatConfig(), SquatConfig(weight_bits=8, activation_bits=8)])
+def test_real_models_on_real_text_too(name, config, tmp_path):
+    folder = real_model(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = (real_data() / "babylm/dev/simple_wiki.dev").read_text()[:6000]
+    ids = tokenizer(text)["input_ids"]
+    windows = [ids[i : i + 128] for i in range(0, 1024, 128)]
+    model = quantize(
+        AutoModelForCausalLM.from_pretrained(folder), config, [torch.tensor(windows)]
+    ).eval()
+    file = tmp_path / "model.gguf"
+    export(model, tokenizer_json(tokenizer), name, file)
+    parity = compare(model, tokenizer_json(tokenizer), str(file), windows)
+    assert parity.holds
+    assert parity.largest == 0.0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (SquatConfig(policy="topk"), "topk"),
+        (SquatConfig(weight_bits=5), "5 bits"),
+        (SquatConfig(activation_bits=6), "'6' bits cannot be deployed"),
+        (None, "not quantized"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused(config, message, tokenizer, tmp_path):
+    model = tiny_model(vocab_size=len(tokenizer))
+    if config is not None:
+        quantize(model, config, calibration=[some_ids(8, 32)])
+    with pytest.raises(CheckpointError, match=message):
+        export(model, tokenizer_json(tokenizer), "tiny", tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_model_does_not_pass_for_parity(tokenizer, tmp_path):
+    models = [
+        quantize(tiny_model(seed=seed, vocab_size=len(tokenizer)), calibration=[some_ids()]).eval()
+        for seed in (1, 2)
+    ]
+    text, file = tokenizer_json(tokenizer), tmp_path / "model.gguf"
+    export(models[0], text, "tiny", file)
+    parity = compare(models[1], text, str(file), some_ids(1, 30).tolist())
+    assert not parity.holds
+    assert parity.differing > 0
+    assert describe(models[0], text, "tiny").vocab_size == len(tokenizer)
