@@ -43,7 +43,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         CheckpointError: there is none.
     """
     with _quiet(), _readable(name, "tokenizer"):
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CheckpointError(f"{name}: its tokenizer has no tokenizer.json (a fast tokenizer)")
+    return tokenizer
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

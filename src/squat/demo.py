@@ -197,7 +197,7 @@ def _measure(
     pairs = evaluate_minimal_pairs(
         HuggingFaceScorer(model, tokenizer), read_minimal_pairs(corpus / "pairs")
     )
-    embedding = model.get_input_embeddings().weight.numel()
+    embedding = model.get_parameter("model.embed_tokens.weight").numel()
     matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2) - embedding
     size = (matrices * bits[0] + embedding * bits[1]) / 8e6
     return Measured(loss, 100 * (pairs.average_paradigms or 0.0), size)

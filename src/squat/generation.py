@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from threading import Thread
+from typing import Any
 
 from squat.evaluate.tasks import is_gguf
 
@@ -40,7 +41,8 @@ def _continue_in_pytorch(
 
     from squat.checkpoints import load_model, load_tokenizer
 
-    network, tokenizer = load_model(model), load_tokenizer(model)
+    network: Any = load_model(model)
+    tokenizer = load_tokenizer(model)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

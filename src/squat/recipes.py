@@ -183,7 +183,7 @@ def read_recipe(file: str | Path, kind: type[Recipe]) -> Recipe:
 
 
 def _describe(
-    error: ValidationError, file: str | Path, root: yaml.Node, kind: type[BaseModel]
+    error: ValidationError, file: str | Path, root: yaml.Node | None, kind: type[BaseModel]
 ) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
@@ -207,9 +207,9 @@ def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _line_of(node: yaml.Node, path: list[str]) -> int:
+def _line_of(node: yaml.Node | None, path: list[str]) -> int:
     """The line of the key at `path`, or of the nearest mapping around it."""
-    line = node.start_mark.line + 1
+    line = 1 if node is None else node.start_mark.line + 1
     for key in path:
         if not isinstance(node, yaml.MappingNode):
             break

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -86,7 +86,7 @@ def quantize(
     from squat.quantize import SquatConfig
     from squat.runs import quantize_without_training
 
-    bits = int(activation_bits) if activation_bits.isdigit() else activation_bits
+    bits: Any = int(activation_bits) if activation_bits.isdigit() else activation_bits
     config = SquatConfig(weight_bits=weight_bits, activation_bits=bits, init=init)
     quantize_without_training(model, config, output, data, by_source)
     console.print(f"model: {output}")

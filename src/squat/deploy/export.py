@@ -154,12 +154,14 @@ def _sites(model: PreTrainedModel, config: SquatConfig) -> dict[str, GgufSite]:
         if isinstance(module, SiteQuantizer):
             found[module.site][module.layer] = module
 
-    def steps(site: str, width: str) -> list[float] | None:
-        layers = [found[site][layer].by_width for layer in sorted(found[site])]
-        values = [by[width].step.item() if width in by else 0.0 for by in layers]
+    def steps(site: str, width: int) -> list[float] | None:
+        layers = [found[site][layer] for layer in sorted(found[site])]
+        values = [
+            layer.quantizer(width).step.item() if str(width) in layer.by_width else 0.0
+            for layer in layers
+        ]
         return values if any(values) else None
 
     return {
-        site: GgufSite(str(config.bits_of(site)), steps(site, "8"), steps(site, "4"))
-        for site in SITES
+        site: GgufSite(str(config.bits_of(site)), steps(site, 8), steps(site, 4)) for site in SITES
     }

@@ -32,7 +32,8 @@ class SequentialTrainer(Trainer):
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return SequentialSampler(dataset)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
@@ -109,7 +110,7 @@ class SquatTrainer(SequentialTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with three groups: matrices (weight decay), norms and biases, step sizes."""
         if self.optimizer is None:
-            trained = model if model is not None else self.model
+            trained: Any = model if model is not None else self.model
             decayed = set(self.get_decay_parameter_names(trained))
             matrices, vectors, steps = [], [], []
             for name, parameter in trained.named_parameters():

@@ -106,6 +106,8 @@ class AttentionSites(nn.Module):
                 f"activation_bits: token-adaptive bits need a cache that grows with the text (DynamicCache); "
                 f"this one holds {past} past tokens whose widths are not known"
             )
+        assert memory.keys is not None
+        assert memory.values is not None
         return memory.keys[:, 0, :, 0], memory.values[:, 0, :, 0]
 
     def remember(self, k_wide: Tensor, v_wide: Tensor) -> None:
@@ -120,7 +122,9 @@ class AttentionSites(nn.Module):
         index = self.layers + self.layer
         while len(self.cache.layers) <= index:
             self.cache.layers.append(DynamicLayer())
-        return self.cache.layers[index]
+        memory = self.cache.layers[index]
+        assert isinstance(memory, DynamicLayer)
+        return memory
 
 
 def _repeat_heads(x: Tensor, groups: int) -> Tensor:
@@ -159,7 +163,7 @@ def squat_attention(
     """
     squat: AttentionSites = module.squat  # type: ignore[assignment]
     state, sites, adaptive = squat.state, squat.sites, squat.policy is not None
-    batch, heads, tokens, _ = query.shape
+    batch, heads, tokens = query.shape[:3]
     groups = heads // key.shape[1]
 
     past_k = past_v = new_k = None

@@ -7,7 +7,7 @@ The config is what stands as `quantization_config` in a checkpoint's config.json
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -15,7 +15,7 @@ from squat.errors import ConfigError
 from squat.quantize.quantizers import INITIAL_STEPS, quantizer_class
 from squat.quantize.tokens import IMPORTANCE, POLICIES
 
-ADAPTIVE = "4:8"
+ADAPTIVE: Final = "4:8"
 """A site whose tokens have 8 or 4 bits each, by the token's importance."""
 
 FLOAT = 32
@@ -94,7 +94,7 @@ class SquatConfig(QuantizationConfigMixin):
     ratio: float = 0.5
     policy: str = "threshold"
     importance: str = "relative_first_token"
-    quant_method: str = "squat"
+    quant_method: str = "squat"  # type: ignore[assignment]  # an enum of transformers' own methods
 
     def __post_init__(self) -> None:
         _check_bits("weight_bits", self.weight_bits, adaptive=False)

@@ -109,10 +109,11 @@ def _quantize_input(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any
 
 def _lend_cache(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook of an attention module: its sites need the KV cache to remember widths in."""
-    module.squat.cache = kwargs.get("past_key_values")
+    sites: AttentionSites = module.squat  # type: ignore[assignment]
+    sites.cache = kwargs.get("past_key_values")
 
 
-def _attach_input_site(module: nn.Module, site: SiteQuantizer, state: TokenState) -> None:
+def _attach_input_site(module: Any, site: SiteQuantizer, state: TokenState) -> None:
     module.input_quantizer = site
     module.token_state = state
     module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
@@ -174,8 +175,8 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     """
     row = check_convertible(model)
     state = TokenState()
-    layers = model.get_submodule(row.layers)
-    for index, layer in enumerate(layers.children()):
+    layers = list(model.get_submodule(row.layers).children())
+    for index, layer in enumerate(layers):
         for name in row.weights:
             _convert_weight(layer, name, config.weight_bits, config.method)
         for site, name in row.inputs.items():
@@ -191,7 +192,7 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     _make_exact(model, row.model_exact)
     if model.config.get_text_config().tie_word_embeddings and config.embedding_bits != FLOAT:
         _tie_head(model, row)
-    model.token_state = state
+    model.token_state = state  # type: ignore[assignment]
     model.set_attn_implementation(IMPLEMENTATION)
 
 
@@ -205,7 +206,8 @@ def self_generated_text(model: PreTrainedModel, sequences: int = 16, tokens: int
     first = config.bos_token_id if config.bos_token_id is not None else 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return model.generate(
+        generate: Any = model.generate
+        return generate(
             torch.full((sequences, 1), first, device=model.device),
             attention_mask=torch.ones(sequences, 1, device=model.device, dtype=torch.long),
             do_sample=True,

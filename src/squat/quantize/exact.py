@@ -9,6 +9,8 @@ same: the logits of the two are the same bits. In training mode everything is Py
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,8 +65,9 @@ class ExactRMSNorm(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
+        assert isinstance(norm.weight, nn.Parameter)
         self.weight = norm.weight
-        self.variance_epsilon = float(norm.variance_epsilon)  # type: ignore[arg-type]
+        self.variance_epsilon: float = norm.variance_epsilon  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden size] to the same."""
@@ -91,7 +94,7 @@ def exact_activation(activation: nn.Module) -> nn.Module:
 class ExactRotary(nn.Module):
     """A rotary embedding of transformers whose cosines and sines are correctly rounded in eval mode."""
 
-    def __init__(self, rotary: nn.Module) -> None:
+    def __init__(self, rotary: Any) -> None:
         super().__init__()
         self.rotary = rotary
 
@@ -99,7 +102,8 @@ class ExactRotary(nn.Module):
         """Cosines and sines [batch, tokens, head size] of the positions [batch, tokens]."""
         if self.training:
             return self.rotary(x, position_ids)
-        angles = position_ids[..., None].float() * self.rotary.inv_freq
+        rotary: Any = self.rotary
+        angles = position_ids[..., None].float() * rotary.inv_freq
         angles = torch.cat((angles, angles), dim=-1).double()
-        scale = self.rotary.attention_scaling
+        scale = rotary.attention_scaling
         return angles.cos().float() * scale, angles.sin().float() * scale

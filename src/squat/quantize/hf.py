@@ -82,9 +82,13 @@ def quantize(
     batches = [self_generated_text(model)] if calibration is None else calibration
     convert(model, config)
     # From here on transformers treats it like a model that was loaded quantized.
-    model.hf_quantizer = SquatHfQuantizer(config, pre_quantized=True)
-    model.is_quantized = True
-    model.quantization_method = config.quant_method
+    marks = {
+        "hf_quantizer": SquatHfQuantizer(config, pre_quantized=True),
+        "is_quantized": True,
+        "quantization_method": config.quant_method,
+    }
+    for name, value in marks.items():
+        setattr(model, name, value)
     model.config.quantization_config = config
     calibrate(model, config, batches)
     return model

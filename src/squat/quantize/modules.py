@@ -75,8 +75,10 @@ class SiteQuantizer(nn.Module):
         self.site, self.layer = site, layer
         self.adaptive = bits == ADAPTIVE
         self.follows = SITES[site].follows
-        uniform = () if bits == FLOAT else (bits,)
-        widths = (WIDE, NARROW) if self.adaptive else uniform
+        if bits == ADAPTIVE:
+            widths: tuple[int, ...] = (WIDE, NARROW)
+        else:
+            widths = () if bits == FLOAT else (bits,)
         make = quantizer_class(method)
         self.by_width = nn.ModuleDict({str(b): make(b, SITES[site].signed) for b in widths})
         self.collecting = False

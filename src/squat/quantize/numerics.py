@@ -24,6 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Bound = Any
+"""A smallest or largest code: an int for all elements, or a tensor that broadcasts."""
+
 MIN_STEP = 2.0**-14
 """The smallest normal fp16 number: below it a step would lose bits."""
 MAX_STEP = 65504.0
@@ -40,7 +43,7 @@ def representable_step(step: Tensor) -> Tensor:
     return step.clamp(MIN_STEP, MAX_STEP).half().float()
 
 
-def quantize_codes(x: Tensor, step: Tensor, qmin: Tensor | int, qmax: Tensor | int) -> Tensor:
+def quantize_codes(x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
     """Integer codes of x (any shape) as float32: round(clip(x * (1 / step), qmin, qmax)).
 
     `step`, `qmin` and `qmax` broadcast against x.
@@ -80,9 +83,7 @@ class _FakeQuantize(torch.autograd.Function):
     """One node of the graph: saves x alone and recomputes the codes in backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, step: Tensor, qmin: Tensor | int, qmax: Tensor | int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
         ctx.save_for_backward(x, step)
         ctx.bounds = (qmin, qmax)
         return quantize_codes(x, step, qmin, qmax).mul_(step).to(x.dtype)
@@ -102,7 +103,7 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, per_element.sum_to_size(step.shape), None, None
 
 
-def fake_quantize(x: Tensor, step: Tensor, qmin: Tensor | int, qmax: Tensor | int) -> Tensor:
+def fake_quantize(x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
     """x rounded to the lattice `step * {qmin..qmax}`; shape and dtype of x.
 
     In float32 the result equals `quantize_codes(...) * step` bit for bit. `step`, `qmin` and `qmax`
