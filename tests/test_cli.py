@@ -110,11 +110,33 @@ def test_train_evaluate_and_generate(shell, tmp_path, model, corpus):
     assert 0 <= json.loads(result)["average_paradigms"] <= 1
     out = tmp_path / "perplexity.json"
     shell.succeed(
-        "eval", run / "model", "--task", "perplexity", "--data", corpus / "dev", "--json", out
+        "eval",
+        run / "model",
+        "--task",
+        "perplexity",
+        "--data",
+        corpus / "dev",
+        "--json",
+        out,
+        "--sequence-length",
+        32,
     )
     assert json.loads(out.read_text())["loss"] > 0
     text = shell.succeed("generate", run / "model", "The girl", "--max-new-tokens", 4)
     assert text.startswith("The girl")
+
+    file = tmp_path / "tiny.gguf"
+    shell.succeed("export", run / "model", file)
+    same = shell.succeed("parity", run / "model", file, "--data", corpus / "dev", "--tokens", 200,
+                         "--sequence-length", 32)  # fmt: skip
+    assert "NO" not in same
+    assert shell.succeed("generate", file, "The girl", "--max-new-tokens", 4) == text
+    shell.succeed(
+        "eval", file, "--task", "perplexity", "--data", corpus / "dev", "--json", tmp_path / "e.json",
+        "--sequence-length", 32,
+    )  # fmt: skip
+    through_engine = json.loads((tmp_path / "e.json").read_text())
+    assert through_engine["loss"] == pytest.approx(json.loads(out.read_text())["loss"], abs=1e-6)
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(shell, tmp_path, model, corpus):
@@ -155,6 +177,17 @@ def test_pretraining_and_data_free_training(shell, tmp_path, corpus):
     assert len(load_tokenizer(str(tmp_path / "pretrained/model"))) == 300
     data = {"generate": {"tokens": 200}, "sequence_length": 16, "cache": str(tmp_path / "c")}
     shell.succeed("train", recipe(tmp_path, tmp_path / "pretrained/model", corpus, data=data))
+
+
+def test_quantizing_without_training(shell, tmp_path, model, corpus):
+    out = tmp_path / "ptq"
+    shell.succeed("quantize", model, out, "--activation-bits", "4", "--data", corpus / "train")
+    assert load_model(str(out)).config.quantization_config.activation_bits == 4
+    assert "activation_bits: 9 bits" in shell.refuse("quantize", model, out, "--activation-bits", 9)
+
+
+def test_info_says_which_kernel_runs(shell):
+    assert "matmul_a8_w4" in shell.succeed("info").replace("\n", "")
 
 
 def test_bad_input_is_one_line_and_status_2(shell, tmp_path, model, corpus):

@@ -78,13 +78,21 @@ def test_the_engine_computes_the_same_bits(name, config, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])
-@pytest.mark.parametrize("config", [SquatConfig(), SquatConfig(weight_bits=8, activation_bits=8)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        SquatConfig(),
+        pytest.param(SquatConfig(weight_bits=8, activation_bits=8), marks=pytest.mark.slow),
+        pytest.param(SquatConfig(activation_bits=4), marks=pytest.mark.slow),
+    ],
+    ids=["4:8", "w8a8", "w4a4"],
+)
 def test_real_models_on_real_text_too(name, config, tmp_path):
     folder = real_model(name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = (real_data() / "babylm/dev/simple_wiki.dev").read_text()[:6000]
     ids = tokenizer(text)["input_ids"]
-    windows = [ids[i : i + 128] for i in range(0, 1024, 128)]
+    windows = [ids[i : i + 128] for i in range(0, 512, 128)]
     model = quantize(
         AutoModelForCausalLM.from_pretrained(folder), config, [torch.tensor(windows)]
     ).eval()

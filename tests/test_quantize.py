@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models import TINY, real_data, real_model, some_ids, tiny_model
 from squat.errors import ConfigError
@@ -136,7 +136,7 @@ def test_with_a_cache_tokens_get_the_widths_that_they_get_in_one_piece(name, chu
         widths.append(dict(model.token_state.wide))
     for layer in wide:
         assert torch.equal(torch.cat([w[layer] for w in widths], dim=1), wide[layer])
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
+    assert torch.equal(torch.cat(pieces, dim=1), whole)
 
 
 def test_beam_search_keeps_widths_with_their_beams():
@@ -271,13 +271,9 @@ def test_a_config_that_is_not_possible_is_refused_by_name(wrong, message):
 
 
 def test_an_architecture_without_a_row_is_refused_by_name():
-    config = {"vocab_size": 9, "d_model": 8, "num_heads": 2, "d_ff": 8, "num_layers": 1}
-    from transformers import AutoConfig
-
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("bloom", vocab_size=9, hidden_size=8, n_head=2, n_layer=1)
     )
-    del config
     with pytest.raises(ConfigError, match="bloom"):
         quantize(model)
 
@@ -287,16 +283,17 @@ def test_quantizing_twice_is_refused():
         quantize(quantized())
 
 
+@pytest.mark.slow
 def test_on_a_real_model_and_text_8_bits_cost_nearly_nothing():
     text = (real_data() / "babylm/dev/simple_wiki.dev").read_text()[:20_000]
     name = real_model("babylm-6m")
     ids = AutoTokenizer.from_pretrained(name)(text, return_tensors="pt")["input_ids"]
-    ids = ids[:, : 16 * 128].view(16, 128)
+    ids = ids[:, : 8 * 128].view(8, 128)
     losses = {}
     for label, config in {"float": None, **CONFIGS}.items():
         model = AutoModelForCausalLM.from_pretrained(name)
         if config is not None:
-            quantize(model, config, calibration=[ids[:8]])
+            quantize(model, config, calibration=[ids])
         with torch.no_grad():
             losses[label] = model.eval()(ids, labels=ids).loss.item()
     assert losses["w8a8"] - losses["float"] < 0.02
