@@ -61,4 +61,4 @@ format: setup  ## put all code into its format
 	$(VENV)/bin/clang-format -i $(CPP)
 
 clean:  ## remove what was built; runs/ stays
-	rm -rf $(BUILD) .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(BUILD) .mypy_cache .pytest_cache .ruff_cache

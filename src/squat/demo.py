@@ -42,7 +42,7 @@ from squat.recipes import (
 from squat.report.figures import comparison_figure
 from squat.runs import pretrain, train
 
-SENTENCES = 120_000
+SENTENCES = 80_000
 SEQUENCE = 64
 PROMPT = "The girls that"
 
@@ -158,7 +158,7 @@ def _pretrain_recipe(folder: Path, corpus: Path) -> PretrainRecipe:
         tokenizer=TokenizerTraining(vocab_size=1200, min_frequency=2),
         data=_data(folder, corpus),
         training=Training(
-            steps=700, warmup_steps=50, learning_rate=3e-3, save_every=200, log_every=50
+            steps=600, warmup_steps=60, learning_rate=4e-3, save_every=200, log_every=50
         ),
     )
 

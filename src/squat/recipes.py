@@ -17,6 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic import model_validator as validates_model
 
+from squat.data.packed import CACHE
 from squat.distill.losses import LossConfig
 from squat.errors import ConfigError
 from squat.quantize import SquatConfig
@@ -66,7 +67,7 @@ class Data(_Section):
     generate: Generate | None = None
     by_source: bool = Field(True, description="clean BabyLM's files by source")
     sequence_length: int = Field(128, ge=2)
-    cache: NewPath = ".cache/squat"
+    cache: NewPath = Field(str(CACHE), description="where tokenized text is kept")
 
     @validates_model(mode="after")
     def _one_source(self) -> Data:
