@@ -179,7 +179,7 @@ def test_score_is_the_sum_of_log_probabilities(model_file: Path) -> None:
     engine = Engine(model_file)
     texts = [TEXT[:40], "a", "Lily loved to play."]
     for text, score in zip(texts, engine.score(texts), strict=True):
-        ids = [1, *engine.tokenize(text)]
+        ids = engine.tokenize(text)
         logits = engine.logits(ids).astype(np.float64)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         expected = sum(log_probs[i, ids[i + 1]] for i in range(len(ids) - 1))
@@ -350,7 +350,7 @@ def tokenizers(
 
 
 def assert_same_tokens(engine: Engine, tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode(text).ids
+    ids = [1, *tokenizer.encode(text, add_special_tokens=False).ids]  # behind <s>
     assert engine._native.tokenize(text.encode()) == ids
     assert engine.tokenize(text) == ids
     decoded = engine._native.detokenize(np.array(ids, np.int32)).decode()
@@ -394,4 +394,5 @@ def test_native_tokenizer_on_real_text(tmp_path: Path, name: str) -> None:
         for begin in range(0, len(lines), 500):
             part = "\n".join(lines[begin : begin + 500])
             native = engine._native.tokenize(part.encode())
-            assert native == tokenizer.encode(part).ids, f"{file.name}, line {begin}"
+            expected = [1, *tokenizer.encode(part, add_special_tokens=False).ids]  # behind <s>
+            assert native == expected, f"{file.name}, line {begin}"

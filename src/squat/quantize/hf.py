@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -78,7 +79,7 @@ def quantize(
     """
     config = config or SquatConfig()
     check_convertible(model)
-    model.float()
+    torch.nn.Module.float(model)  # transformers' own refuses while it loads and quantizes
     batches = [self_generated_text(model)] if calibration is None else calibration
     convert(model, config)
     # From here on transformers treats it like a model that was loaded quantized.
