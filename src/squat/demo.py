@@ -83,7 +83,6 @@ def run_demo(folder: Path, console: Console) -> None:
         "Squat W4, 4:8 tokens": _measure(load_model(str(student)), tokenizer, corpus, bits=(4, 8)),
     }
     console.print(_table(rows))
-    _save(folder, rows)
     console.rule("5. One file, and the engine that runs it in integers")
     file = folder / "squat.gguf"
     model = load_model(str(student))
@@ -92,32 +91,40 @@ def run_demo(folder: Path, console: Console) -> None:
     for piece in continue_text(str(file), PROMPT, 40, temperature=0.7, top_p=0.9, seed=1):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     console.print("\n")
-    console.print(_speed_table(load_model(str(teacher)), model, Engine(file), tokenizer, corpus))
+    speeds = _speeds(load_model(str(teacher)), model, Engine(file), tokenizer, corpus)
+    console.print(_speed_table(speeds))
+    _save(folder, rows, speeds)
     console.print(f"Table, figure, models and the file: {folder}")
 
 
-def _speed_table(
+def _speeds(
     full: PreTrainedModel,
     student: PreTrainedModel,
     engine: Engine,
     tokenizer: PreTrainedTokenizerFast,
     corpus: Path,
-) -> Table:
-    """Tokens per second on the same tokens: a prompt at once (prefill), then one by one (decode)."""
+) -> dict[str, tuple[float, float]]:
+    """Tokens per second of prefill and of decoding, on the same tokens; medians of five runs."""
     ids = tokenize_corpus(corpus / "dev", tokenizer, corpus.parent / "cache")[:128].tolist()
-    table = Table(title="Speed here, tokens/s (a toy model: see docs/performance.md for real ones)")
-    table.add_column("")
-    for heading in ("prefill of 64", "decode of 64"):
-        table.add_column(heading, justify="right")
     runs = {
         "PyTorch, full precision": lambda: _time_pytorch(full, ids),
         "PyTorch, fake-quantized": lambda: _time_pytorch(student, ids),
         "Squat engine": lambda: _time_engine(engine, ids),
     }
+    speeds = {}
     for name, run in runs.items():
         run()  # warm up
         prefill, decode = np.median([run() for _ in range(5)], axis=0)
-        table.add_row(name, f"{64 / prefill:,.0f}", f"{64 / decode:,.0f}")
+        speeds[name] = (64 / prefill, 64 / decode)
+    return speeds
+
+
+def _speed_table(speeds: dict[str, tuple[float, float]]) -> Table:
+    table = Table(title="Speed here, tokens/s")
+    for heading in ("", "prefill of 64", "decode of 64"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, (prefill, decode) in speeds.items():
+        table.add_row(name, f"{prefill:,.0f}", f"{decode:,.0f}")
     return table
 
 
@@ -213,17 +220,27 @@ def _table(rows: dict[str, Measured]) -> Table:
     return table
 
 
-def _save(folder: Path, rows: dict[str, Measured]) -> None:
+def _save(folder: Path, rows: dict[str, Measured], speeds: dict[str, tuple[float, float]]) -> None:
     numbers: dict[str, dict[str, Any]] = {name: vars(row) for name, row in rows.items()}
     with writing(folder / "results.json") as out:
-        out.write(json.dumps(numbers, indent=2).encode())
+        out.write(json.dumps({"models": numbers, "tokens_per_s": speeds}, indent=2).encode())
+    full, _, squat = rows
+    decode = {full: speeds["PyTorch, full precision"][1], squat: speeds["Squat engine"][1]}
+    shown = {
+        name: {
+            "added": row.loss - rows[full].loss,
+            "megabytes": row.megabytes,
+            **({"decode": decode[name]} if name in decode else {}),
+        }
+        for name, row in rows.items()
+    }
     figure = comparison_figure(
-        "A small Llama in 4 bits, built-in text",
-        numbers,
+        "What 4 bits cost, and what they save (a small Llama on built-in text)",
+        shown,
         {
-            "loss": "loss, nats/token (less is better)",
-            "pairs": "minimal pairs, %",
+            "added": "loss added, nats/token",
             "megabytes": "weights, MB",
+            "decode": "tokens/s (PyTorch; engine)",
         },
     )
     with writing(folder / "figure.png") as out:

@@ -36,17 +36,18 @@ def comparison_figure(
 
     Args:
         title: of the figure.
-        rows: model -> measure -> value.
+        rows: model -> measure -> value; a measure that a model has not leaves its place empty.
         units: measure -> label of its panel; the order of the panels.
     """
     names = list(rows)
     figure = Figure(figsize=(3.3 * len(units) + 1.2, 0.45 * len(names) + 1.4), layout="constrained")
     panels = figure.subplots(1, len(units), sharey=True, squeeze=False)[0]
     for axes, (measure, label) in zip(panels, units.items(), strict=True):
-        values = [rows[name][measure] for name in names]
+        values = [rows[name].get(measure) for name in names]
         colors = [_ACCENT if name.startswith("Squat") else _SOFT for name in names]
-        bars = axes.barh(names, values, color=colors)
-        axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=9, color=_INK)
+        bars = axes.barh(names, [value or 0.0 for value in values], color=colors)
+        labels = ["" if value is None else f"{value:,.4g}" for value in values]
+        axes.bar_label(bars, labels, padding=3, fontsize=9, color=_INK)
         axes.set_title(label, fontsize=10, loc="left")
         axes.margins(x=0.2)
         axes.invert_yaxis() if axes is panels[0] else None
