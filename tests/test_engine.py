@@ -315,7 +315,9 @@ def test_running_a_model_loads_neither_torch_nor_transformers(model_file: Path) 
 
 def test_interrupt_stops_a_generation(model_file: Path) -> None:
     code = (
-        "import sys; from squat.engine import Engine; engine = Engine(sys.argv[1])\n"
+        "import signal, sys; from squat.engine import Engine; engine = Engine(sys.argv[1])\n"
+        # whoever runs the tests in the background may have left SIGINT ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n  print('ready', flush=True)\n  while True: engine.generate('Lily', 90)\n"
         "except KeyboardInterrupt: print('stopped', flush=True)"
     )

@@ -46,8 +46,7 @@ def comparison_figure(
         values = [rows[name].get(measure) for name in names]
         colors = [_ACCENT if name.startswith("Squat") else _SOFT for name in names]
         bars = axes.barh(names, [value or 0.0 for value in values], color=colors)
-        labels = ["" if value is None else f"{value:,.4g}" for value in values]
-        axes.bar_label(bars, labels, padding=3, fontsize=9, color=_INK)
+        axes.bar_label(bars, [_label(value) for value in values], padding=3, fontsize=9, color=_INK)
         axes.set_title(label, fontsize=10, loc="left")
         axes.margins(x=0.2)
         axes.invert_yaxis() if axes is panels[0] else None
@@ -55,3 +54,9 @@ def comparison_figure(
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left", color=_INK)
     return figure
+
+
+def _label(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
