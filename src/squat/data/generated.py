@@ -12,8 +12,6 @@ on where its file ends and gives the same tokens.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from squat.data.packed import CACHE, Tokens, digest, token_dtype
 from squat.data.progress import progress
 from squat.data.tokenizer import check_tokenizer
 from squat.errors import DataError
+from squat.modes import evaluating
 
 GREEDY = (3, 4, 5)
 """How many tokens after the first are chosen greedily: row r of a batch takes GREEDY[r % 3]."""
@@ -76,7 +75,7 @@ def generate_tokens(
             rows = -(-tokens // sequence_length)
             partial = file.with_name(f"{file.name}.partial")
             row_bytes = sequence_length * np.dtype(dtype).itemsize
-            with readable_errors(file), _evaluating(model), partial.open("ab") as out:
+            with readable_errors(file), evaluating(model), partial.open("ab") as out:
                 done = out.tell() // (batch_size * row_bytes)  # whole batches of an earlier run
                 out.truncate(done * batch_size * row_bytes)
                 with progress("generating text", rows) as show:
@@ -131,16 +130,6 @@ def sample_texts(
 def _generator(device: torch.device, seed: int, first_row: int) -> torch.Generator:
     state = np.random.SeedSequence((seed, first_row)).generate_state(1)[0]
     return torch.Generator(device).manual_seed(int(state))
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _weights_hash(model: PreTrainedModel) -> str:

@@ -11,8 +11,7 @@ probabilities, decides as it would for the text alone. What the batch size still
 of float32 sums: noise, but one that may carry a value over a rounding boundary of a quantized model.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from squat.errors import DataError
 from squat.evaluate.scorer import progress
+from squat.modes import evaluating
 
 
 class HuggingFaceScorer:
@@ -93,7 +93,7 @@ def log_probabilities(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     # no_grad rather than inference_mode: as fast, and what a module may cache here stays usable in
     # training
-    with _evaluating(model), torch.no_grad(), progress(batches, description) as steps:
+    with evaluating(model), torch.no_grad(), progress(batches, description) as steps:
         for batch in steps:
             totals[batch] = _batch_log_probabilities(model, [arrays[i] for i in batch])
     return totals.tolist()
@@ -130,14 +130,3 @@ def _check(model: PreTrainedModel, padded: np.ndarray) -> None:
             f"a sequence of {padded.shape[1]} tokens: longer than the model's context "
             f"(max_position_embeddings {context}); shorten the text or the windows"
         )
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode inside, the mode from before outside: a trainer may evaluate in mid-training."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from squat.quantize.config import ADAPTIVE, FLOAT, SITES, Bits
 from squat.quantize.numerics import exact_product, fake_quantize, subsample
@@ -20,18 +21,22 @@ WIDE, NARROW = 8, 4
 """The two widths of a token-adaptive site."""
 
 
-class QuantizedLinear(nn.Linear):
-    """A linear layer that multiplies with its quantized weight; the bias stays in float."""
+class _QuantizedWeight(nn.Module):
+    """What the modules below share: a quantizer between their weight and its use."""
 
     weight_quantizer: LearnedStepQuantizer
 
     @classmethod
-    def wrap(cls, linear: nn.Linear, quantizer: LearnedStepQuantizer) -> QuantizedLinear:
-        """The same layer with `quantizer` on its weight; parameters are shared, not copied."""
+    def wrap(cls, module: nn.Module, quantizer: LearnedStepQuantizer) -> Self:
+        """The same module with `quantizer` on its weight; parameters are shared, not copied."""
         wrapped = cls.__new__(cls)
-        wrapped.__dict__ = linear.__dict__.copy()
-        wrapped._modules = {**linear._modules, "weight_quantizer": quantizer}
+        wrapped.__dict__ = module.__dict__.copy()
+        wrapped._modules = {**module._modules, "weight_quantizer": quantizer}
         return wrapped
+
+
+class QuantizedLinear(_QuantizedWeight, nn.Linear):
+    """A linear layer that multiplies with its quantized weight; the bias stays in float."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
@@ -42,18 +47,8 @@ class QuantizedLinear(nn.Linear):
         return product if self.bias is None else product + self.bias
 
 
-class QuantizedEmbedding(nn.Embedding):
+class QuantizedEmbedding(_QuantizedWeight, nn.Embedding):
     """An embedding table of quantized rows."""
-
-    weight_quantizer: LearnedStepQuantizer
-
-    @classmethod
-    def wrap(cls, embedding: nn.Embedding, quantizer: LearnedStepQuantizer) -> QuantizedEmbedding:
-        """The same table with `quantizer` on its weight; parameters are shared, not copied."""
-        wrapped = cls.__new__(cls)
-        wrapped.__dict__ = embedding.__dict__.copy()
-        wrapped._modules = {**embedding._modules, "weight_quantizer": quantizer}
-        return wrapped
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids [...] to vectors [..., hidden size]."""
