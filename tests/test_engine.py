@@ -325,7 +325,10 @@ def test_interrupt_stops_a_generation(model_file: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[0] == "stopped\n"
+    try:
+        assert process.communicate(timeout=30)[0] == "stopped\n"
+    finally:
+        process.kill()
     assert process.returncode == 0
 
 
