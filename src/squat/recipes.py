@@ -3,6 +3,8 @@
 A recipe is a pydantic model. Whatever is wrong with one (an unknown key, a value out of range, a file
 that is not there) is reported with the file, the line, the field, the value and what is possible.
 Environment variables in paths (`${SQUAT_DATA}/babylm/train`) are expanded.
+
+A sweep is a recipe that all its runs share, and what each of them has of its own.
 """
 
 from __future__ import annotations
@@ -158,7 +160,55 @@ class TrainRecipe(_Section):
             raise ValueError(str(error)) from None
 
 
-Recipe = TypeVar("Recipe", PretrainRecipe, TrainRecipe)
+class Evaluation(_Section):
+    """What every model of a sweep is measured on, through the engine wherever it can run the model."""
+
+    text: ExistingPath | None = Field(None, description="loss in nats per token on this text")
+    sequence_length: int = Field(128, ge=2, description="tokens per window of the text")
+    by_source: bool = Field(True, description="clean BabyLM's files by source")
+    pairs: list[ExistingPath] = Field([], description="folders of minimal pairs, such as BLiMP")
+    limit: int | None = Field(None, ge=1, description="pairs per paradigm; default: all")
+
+    @validates_model(mode="after")
+    def _something(self) -> Evaluation:
+        if self.text is None and not self.pairs:
+            raise ValueError("give text, or pairs, or both")
+        return self
+
+
+RunName = Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+
+
+class Sweep(_Section):
+    """`squat sweep`: what all runs share, what each has of its own, and what they are measured on."""
+
+    output: NewPath = Field(description="each run has the folder OUTPUT/NAME/seed-SEED")
+    base: dict[str, Any] = Field(description="a training recipe without its output")
+    runs: dict[RunName, dict[str, Any] | None] = Field(
+        min_length=1, description="name -> what departs from the base"
+    )
+    seeds: list[int] = Field([0], min_length=1, description="each run is trained with each")
+    full_precision: bool = Field(True, description="measure the first run's own model as well")
+    evaluate: Evaluation
+
+    @field_validator("base")
+    @classmethod
+    def _without_output(cls, base: dict[str, Any]) -> dict[str, Any]:
+        if "output" in base:
+            raise ValueError("output: the sweep names the folder of every run; leave it out here")
+        return base
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """One training run of a sweep."""
+
+    name: str
+    seed: int
+    recipe: TrainRecipe
+
+
+Recipe = TypeVar("Recipe", PretrainRecipe, TrainRecipe, Sweep)
 
 
 def read_recipe(file: str | Path, kind: type[Recipe]) -> Recipe:
@@ -167,6 +217,39 @@ def read_recipe(file: str | Path, kind: type[Recipe]) -> Recipe:
     Raises:
         ConfigError: no such file, no YAML, or anything in it that is not possible; with its line.
     """
+    root, content = _parse(file)
+    return _checked(kind, content, file, root)
+
+
+def read_sweep(file: str | Path) -> tuple[Sweep, list[SweepRun]]:
+    """A sweep and its runs in the order of the file, the seeds of a run one after the other.
+
+    Raises:
+        ConfigError: as in `read_recipe`, for the sweep and for the recipe of every run.
+    """
+    root, content = _parse(file)
+    sweep = _checked(Sweep, content, file, root)
+    runs = []
+    for name, own in sweep.runs.items():
+        for seed in sweep.seeds:
+            place = {"output": f"{sweep.output}/{name}/seed-{seed}", "training": {"seed": seed}}
+            merged = _merged(_merged(sweep.base, own or {}), place)
+            recipe = _checked(TrainRecipe, merged, file, root, (("runs", name), ("base",)))
+            runs.append(SweepRun(name, seed, recipe))
+    return sweep, runs
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `own`; mappings in both are merged in turn."""
+    result = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = _merged(base[key], value) if both else value
+    return result
+
+
+def _parse(file: str | Path) -> tuple[yaml.Node | None, dict[str, Any]]:
+    """The nodes of a YAML file, which know their lines, and its content."""
     try:
         text = Path(file).read_text(encoding="utf-8")
         root = yaml.compose(text)
@@ -177,14 +260,32 @@ def read_recipe(file: str | Path, kind: type[Recipe]) -> Recipe:
         raise ConfigError(f"{file}: not a YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a recipe is a mapping with keys like model, data, training")
+    return root, content
+
+
+Places = tuple[tuple[str, ...], ...]
+"""Where in a file a recipe may have its values from: the paths of mappings, the first one first."""
+
+
+def _checked(
+    kind: type[Recipe],
+    content: dict[str, Any],
+    file: str | Path,
+    root: yaml.Node | None,
+    places: Places = ((),),
+) -> Recipe:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_describe(error, file, root, kind)) from None
+        raise ConfigError(_describe(error, file, root, kind, places)) from None
 
 
 def _describe(
-    error: ValidationError, file: str | Path, root: yaml.Node | None, kind: type[BaseModel]
+    error: ValidationError,
+    file: str | Path,
+    root: yaml.Node | None,
+    kind: type[BaseModel],
+    places: Places,
 ) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
@@ -196,8 +297,11 @@ def _describe(
         message = f"no such key; known here are {', '.join(_known_keys(kind, location[:-1]))}"
     elif first["type"] != "missing" and not isinstance(first["input"], (dict, SquatConfig)):
         message = f"{message} (it is {first['input']!r})"
-    line = _line_of(root, location)
-    return f"{file}:{line}: {'.'.join(location) or 'recipe'}: {message}"
+    found_keys = {place: len(_keys(root, [*place, *location])) - len(place) for place in places}
+    path = [*max(places, key=lambda place: found_keys[place]), *location]
+    innermost = [root, *_keys(root, path)][-1]
+    line = 1 if innermost is None else innermost.start_mark.line + 1
+    return f"{file}:{line}: {'.'.join(path) or 'recipe'}: {message}"
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -208,14 +312,14 @@ def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _line_of(node: yaml.Node | None, path: list[str]) -> int:
-    """The line of the key at `path`, or of the nearest mapping around it."""
-    line = 1 if node is None else node.start_mark.line + 1
-    for key in path:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        match = next(((k, v) for k, v in node.value if k.value == key), None)
+def _keys(node: yaml.Node | None, path: list[str]) -> list[yaml.Node]:
+    """The nodes of the keys on the way along `path`, as far as they are there."""
+    keys = []
+    for name in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        match = next(((key, value) for key, value in pairs if key.value == name), None)
         if match is None:
             break
-        line, node = match[0].start_mark.line + 1, match[1]
-    return line
+        keys.append(match[0])
+        node = match[1]
+    return keys

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -133,19 +134,29 @@ def _calibration_batch(dataset: PackedDataset) -> torch.Tensor:
     return torch.stack([dataset[i]["input_ids"] for i in range(count)])
 
 
+def is_run_of(folder: Path, recipe: PretrainRecipe | TrainRecipe) -> bool:
+    """Whether a folder holds a run of this recipe, finished or not.
+
+    What the recipe in the folder does not mention (it was written by an earlier version) has its default.
+    """
+    file = folder / "recipe.json"
+    try:
+        return file.exists() and type(recipe).model_validate_json(file.read_text()) == recipe
+    except ValidationError:  # it names a path that is no longer there, or is of the other kind
+        return False
+
+
 def _is_done(folder: Path, recipe: PretrainRecipe | TrainRecipe) -> bool:
     """Whether the run has its model; claims the folder for this recipe if it is new."""
-    content = recipe.model_dump(mode="json")
     file = folder / "recipe.json"
-    if file.exists():
-        if json.loads(file.read_text()) != content:
-            raise ConfigError(
-                f"output: {folder} holds a run of another recipe ({file}); choose another output, or "
-                "remove the folder to start over"
-            )
-    else:
+    if not file.exists():
         with writing(file) as out:
-            out.write(json.dumps(content, indent=2).encode())
+            out.write(recipe.model_dump_json(indent=2).encode())
+    elif not is_run_of(folder, recipe):
+        raise ConfigError(
+            f"output: {folder} holds a run of another recipe ({file}); choose another output, or "
+            "remove the folder to start over"
+        )
     return (folder / "model").exists()
 
 

@@ -71,6 +71,21 @@ def train(recipe: Recipe) -> None:
 
 
 @app.command()
+def sweep(
+    folder: Annotated[Path, typer.Argument(help="A folder with a sweep.yaml; see recipes/.")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="Do this run only, by its name (repeatable).")
+    ] = None,
+) -> None:
+    """Train and measure the runs of a folder, one after another; one table. Run it again to resume."""
+    from squat.sweeps import run_sweep
+
+    rows = run_sweep(folder, console, only or ())
+    if any(row.problem for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="The full-precision model's folder or Hub name.")],
     output: Annotated[Path, typer.Argument(help="Folder of the quantized model.")],
