@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from squat.errors import ConfigError
-from squat.recipes import PretrainRecipe, TrainRecipe, read_recipe
+from squat.recipes import PretrainRecipe, TrainRecipe, read_recipe, read_sweep
 
 GOOD = """\
 output: {folder}/run
@@ -74,14 +74,18 @@ def test_a_missing_recipe_is_refused(tmp_path):
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("**/*.yaml"))
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", RECIPES, ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_every_recipe_of_the_project_is_valid(file, tmp_path, monkeypatch):
     for name in ("MODEL", "TEXT", "SQUAT_DATA"):
         monkeypatch.setenv(name, str(tmp_path))
-    for folder in ("babylm/train", "babylm/dev"):
+    for folder in ("babylm/train", "babylm/dev", "blimp", "blimp_supplement_sample"):
         (tmp_path / folder).mkdir(parents=True)
+    for split in ("train", "dev"):
+        (tmp_path / f"babylm/{split}/children_stories.{split}").touch()
     models = tmp_path.parent / "models"
     for name in ("babylm-6m", "stories260k"):
         (models / name).mkdir(parents=True, exist_ok=True)
-    kind = PretrainRecipe if "tokenizer" in file.read_text() else TrainRecipe
-    read_recipe(file, kind)
+    if file.name == "sweep.yaml":
+        read_sweep(file)
+    else:
+        read_recipe(file, PretrainRecipe if "tokenizer" in file.read_text() else TrainRecipe)
