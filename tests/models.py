@@ -14,6 +14,7 @@ TINY = {
         "tie_word_embeddings": False,
         "attention_bias": True,
     },
+    "gpt2": {"n_inner": 48, "tie_word_embeddings": True},
 }
 """Name -> what departs from the common shape; the name up to a dash is the model_type."""
 

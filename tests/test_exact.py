@@ -15,7 +15,7 @@ from squat.deploy.parity import compare
 from squat.engine import Engine
 from squat.errors import CheckpointError
 from squat.quantize import SquatConfig, quantize
-from squat.quantize.exact import exponential, rms_norm, silu, softmax
+from squat.quantize.exact import exponential, gelu, layer_norm, rms_norm, silu, softmax
 
 
 @given(st.lists(st.floats(-64, 64, width=32), min_size=1, max_size=50))
@@ -30,7 +30,11 @@ def test_the_exact_functions_are_pytorchs_to_rounding():
     x, weight = torch.randn(7, 300) * 5, torch.randn(300)
     torch.testing.assert_close(softmax(x), torch.softmax(x, -1))
     torch.testing.assert_close(silu(x), F.silu(x))
+    torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"))
     torch.testing.assert_close(rms_norm(x, weight, 1e-5), F.rms_norm(x, (300,), weight, 1e-5))
+    bias = torch.randn(300)
+    expected = F.layer_norm(x, (300,), weight, bias, 1e-5)
+    torch.testing.assert_close(layer_norm(x, weight, bias, 1e-5), expected)
 
 
 def test_a_masked_key_gets_no_probability():
@@ -108,6 +112,8 @@ def test_real_models_on_real_text_too(name, config, tmp_path):
     [
         (SquatConfig(policy="topk"), "topk"),
         (SquatConfig(weight_bits=5), "5 bits"),
+        (SquatConfig(weight_bits=32), "weight_bits is 32"),
+        (SquatConfig(embedding_bits=32), "embedding_bits is 32"),
         (SquatConfig(activation_bits=6), "'6' bits cannot be deployed"),
         (None, "not quantized"),
     ],
@@ -116,6 +122,22 @@ def test_what_cannot_be_deployed_is_refused(config, message, tokenizer, tmp_path
     model = tiny_model(vocab_size=len(tokenizer))
     if config is not None:
         quantize(model, config, calibration=[some_ids(8, 32)])
+    with pytest.raises(CheckpointError, match=message):
+        export(model, tokenizer_json(tokenizer), "tiny", tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'.*'silu'"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'.*'gelu_new'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ],
+)
+def test_a_graph_that_the_engine_has_not_is_refused(name, overrides, message, tokenizer, tmp_path):
+    model = tiny_model(name, vocab_size=len(tokenizer), **overrides)
+    quantize(model, calibration=[some_ids(8, 32)])
     with pytest.raises(CheckpointError, match=message):
         export(model, tokenizer_json(tokenizer), "tiny", tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())

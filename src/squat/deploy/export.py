@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +17,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.errors import CheckpointError
-from squat.quantize.config import SITES, SquatConfig
+from squat.quantize.config import FLOAT, SITES, SquatConfig
 from squat.quantize.convert import architecture_of
-from squat.quantize.modules import SiteQuantizer
+from squat.quantize.modules import QuantizedWeight, SiteQuantizer
 from squat.quantize.tokens import ThresholdPolicy
 
 
 @dataclass(frozen=True)
 class Layout:
-    """llama.cpp's names for the modules of a decoder layer, and for those around the layers."""
+    """Which of the engine's graphs an architecture is, and llama.cpp's names for its modules.
+
+    layer, model: the modules of a decoder layer, and those around the layers.
+    only: what the graph computes: fields of the model's config and the values that they may have.
+    epsilon: the field that holds the norms' epsilon.
+    """
 
     architecture: Literal["llama", "gpt2"]
     layer: dict[str, str]
     model: dict[str, str]
+    only: dict[str, tuple[Any, ...]]
+    epsilon: str = "rms_norm_eps"
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -51,6 +58,31 @@ LAYOUTS: dict[str, Layout] = {
             "model.norm": "output_norm",
             "lm_head": "output",
         },
+        only={"hidden_act": ("silu", "swish")},
+    ),
+    "gpt2": Layout(
+        architecture="gpt2",
+        layer={
+            "attn.c_attn": "attn_qkv",
+            "attn.c_proj": "attn_output",
+            "mlp.c_fc": "ffn_up",
+            "mlp.c_proj": "ffn_down",
+            "ln_1": "attn_norm",
+            "ln_2": "ffn_norm",
+        },
+        model={
+            "transformer.wte": "token_embd",
+            "transformer.wpe": "position_embd",
+            "transformer.ln_f": "output_norm",
+            "lm_head": "output",
+        },
+        only={
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,),
+        },
+        epsilon="layer_norm_epsilon",
     ),
 }
 """By transformers' `model_type`."""
@@ -92,7 +124,19 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
             f"{name}: policy {config.policy!r} looks at tokens that are yet to come and cannot be "
             "deployed; train with policy threshold"
         )
+    for field, bits in (
+        ("weight_bits", config.weight_bits),
+        ("embedding_bits", config.embedding_bits),
+    ):
+        if bits == FLOAT:
+            raise CheckpointError(f"{name}: {field} is {FLOAT}, float; the engine has 4 and 8 bits")
     shape = model.config.get_text_config()
+    for field, values in layout.only.items():
+        if (value := getattr(shape, field)) not in values:
+            raise CheckpointError(
+                f"{name}: {field} is {value!r}, which the engine cannot compute; it can with "
+                f"{' or '.join(map(repr, values))}"
+            )
     layers = model.get_submodule(architecture_of(model.config.model_type).layers)
     matrices: dict[str, CodeMatrix] = {}
     floats: dict[str, NDArray[np.float32]] = {}
@@ -103,25 +147,26 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
     for index, layer in enumerate(layers.children()):
         for path, place in layout.layer.items():
             _add(layer.get_submodule(path), f"blk.{index}.{place}", matrices, floats)
+    heads, rope = shape.num_attention_heads, getattr(shape, "rope_parameters", None)
     policies = [m for m in layers.modules() if isinstance(m, ThresholdPolicy)]
     return GgufModel(
         architecture=layout.architecture,
         name=name,
         hidden_size=shape.hidden_size,
         layers=shape.num_hidden_layers,
-        ffn_size=shape.intermediate_size,
-        heads=shape.num_attention_heads,
-        kv_heads=shape.num_key_value_heads,
-        head_dim=shape.head_dim,
+        ffn_size=len(matrices["blk.0.ffn_up"].codes),
+        heads=heads,
+        kv_heads=getattr(shape, "num_key_value_heads", heads),
+        head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
         context_length=shape.max_position_embeddings,
-        norm_epsilon=shape.rms_norm_eps,
+        norm_epsilon=getattr(shape, layout.epsilon),
         matrices=matrices,
         floats=floats,
         sites=_sites(model, config),
         tokenizer_json=tokenizer,
         thresholds=[p.threshold.item() for p in policies] if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
-        rope=dict(shape.rope_parameters),
+        rope=dict(rope or {}),
         bos_token_id=shape.bos_token_id,
         eos_token_id=shape.eos_token_id,
         pad_token_id=shape.pad_token_id,
@@ -134,14 +179,13 @@ def _add(
     matrices: dict[str, CodeMatrix],
     floats: dict[str, NDArray[np.float32]],
 ) -> None:
-    """A module's weight as codes if it has a quantizer, as floats otherwise, and its bias."""
-    weight, quantizer = module.weight, getattr(module, "weight_quantizer", None)
-    assert isinstance(weight, Tensor)
-    if quantizer is not None:
-        codes = quantizer.codes(weight.detach()).numpy()
-        matrices[place] = CodeMatrix(codes, quantizer.bits, quantizer.step.item())
+    """A module's weight as codes if it is quantized, as floats otherwise, and its bias."""
+    if isinstance(module, QuantizedWeight):
+        quantizer = module.weight_quantizer
+        matrices[place] = CodeMatrix(module.codes().numpy(), quantizer.bits, quantizer.step.item())
     else:
-        floats[f"{place}.weight"] = weight.detach().float().numpy()
+        assert isinstance(module.weight, Tensor)
+        floats[f"{place}.weight"] = module.weight.detach().float().numpy()
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor):
         floats[f"{place}.bias"] = bias.detach().float().numpy()

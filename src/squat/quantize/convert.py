@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from squat.errors import ConfigError
 from squat.quantize.attention import IMPLEMENTATION, AttentionSites, TokenState
 from squat.quantize.config import FLOAT, SquatConfig
-from squat.quantize.exact import ExactRMSNorm, ExactRotary, exact_activation
-from squat.quantize.modules import QuantizedEmbedding, QuantizedLinear, SiteQuantizer
+from squat.quantize.exact import ExactLayerNorm, ExactRMSNorm, ExactRotary, exact_activation
+from squat.quantize.modules import QUANTIZED, QuantizedWeight, SiteQuantizer
 from squat.quantize.quantizers import quantizer_class
 from squat.quantize.tokens import POLICIES, ThresholdPolicy
 
@@ -72,7 +72,23 @@ _LLAMA = Architecture(
     model_exact={"model.norm": ExactRMSNorm, "model.rotary_emb": ExactRotary},
 )
 
-ARCHITECTURES: dict[str, Architecture] = {"llama": _LLAMA}
+_GPT2 = Architecture(
+    attention="attn",
+    inputs={
+        "attn_in": "attn",
+        "attn_out": "attn.c_proj",
+        "mlp_in": "mlp",
+        "mlp_mid": "mlp.c_proj",
+    },
+    weights=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    exact={"ln_1": ExactLayerNorm, "ln_2": ExactLayerNorm, "mlp.act": exact_activation},
+    layers="transformer.h",
+    embeddings=("transformer.wte", "transformer.wpe"),
+    head="lm_head",
+    model_exact={"transformer.ln_f": ExactLayerNorm},
+)
+
+ARCHITECTURES: dict[str, Architecture] = {"llama": _LLAMA, "gpt2": _GPT2}
 """By transformers' `model_type`."""
 
 
@@ -123,14 +139,10 @@ def _convert_weight(model: nn.Module, name: str, bits: int, method: str) -> None
     if bits == FLOAT:
         return
     module = model.get_submodule(name)
-    quantizer = quantizer_class(method)(bits)
-    if isinstance(module, nn.Linear):
-        replacement: nn.Module = QuantizedLinear.wrap(module, quantizer)
-    elif isinstance(module, nn.Embedding):
-        replacement = QuantizedEmbedding.wrap(module, quantizer)
-    else:
+    quantized = QUANTIZED.get(type(module))
+    if quantized is None:
         raise ConfigError(f"{name}: a {type(module).__name__} cannot be quantized")
-    model.set_submodule(name, replacement)
+    model.set_submodule(name, quantized.wrap(module, quantizer_class(method)(bits)))
 
 
 def _convert_attention(
@@ -227,8 +239,8 @@ def calibrate(model: PreTrainedModel, config: SquatConfig, batches: Iterable[Ten
     """
     batches = [batch.to(model.device) for batch in batches]
     for module in model.modules():
-        if isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
-            module.weight_quantizer.initialize(module.weight, config.init)
+        if isinstance(module, QuantizedWeight):
+            module.weight_quantizer.initialize(module.get_parameter("weight"), config.init)
     sites = [module for module in model.modules() if isinstance(module, SiteQuantizer)]
     policies = [module for module in model.modules() if isinstance(module, ThresholdPolicy)]
     was_training = model.training

@@ -1,7 +1,7 @@
 """The float steps between the integer products, defined to the last bit.
 
-Integers multiply exactly everywhere; norms, softmax, SiLU and RoPE do not: how a float sum is ordered and how
-`exp` rounds differs from library to library, and a last bit now and then decides a rounding, or
+Integers multiply exactly everywhere; norms, softmax, SiLU, GELU and RoPE do not: how a float sum is ordered
+and how `exp` rounds differs from library to library, and a last bit now and then decides a rounding, or
 a token's width. So in eval mode a quantized model computes these steps as docs/format.md defines them, with
 elementary float32 operations, sums in float64, and an exponential function of its own. The engine does the
 same: the logits of the two are the same bits. In training mode everything is PyTorch's own.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import SiLUActivation
+from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 
 _MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves no bits for a fraction
 _POLYNOMIAL = (
@@ -78,6 +78,35 @@ class ExactRMSNorm(nn.Module):
         return self.weight * (wide * scale).to(x.dtype)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, with the tanh written out: x / (1 + exp(-2 * sqrt(2 / pi) * ...))."""
+    inner = 1.59576912 * (x + 0.044715 * (x * x * x))
+    return x / (1.0 + exponential(-inner))
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """LayerNorm; mean and variance in float64."""
+    wide = x.double()
+    mean = wide.mean(dim=-1, keepdim=True)
+    variance = (wide - mean).square().mean(dim=-1, keepdim=True).float()
+    return (x - mean.float()) * (1.0 / (variance + epsilon).sqrt()) * weight + bias
+
+
+class ExactLayerNorm(nn.LayerNorm):
+    """A LayerNorm that is `layer_norm` in eval mode."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        assert isinstance(norm, nn.LayerNorm)
+        super().__init__(norm.normalized_shape, norm.eps)
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., hidden size] to the same."""
+        if self.training:
+            return super().forward(input)
+        return layer_norm(input, self.weight, self.bias, self.eps)
+
+
 class ExactSiLU(nn.Module):
     """SiLU that is `silu` in eval mode."""
 
@@ -86,9 +115,26 @@ class ExactSiLU(nn.Module):
         return F.silu(x) if self.training else silu(x)
 
 
+class ExactGELU(nn.Module):
+    """GELU in its tanh form ("gelu_new", "gelu_pytorch_tanh") that is `gelu` in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return F.gelu(x, approximate="tanh") if self.training else gelu(x)
+
+
+_ACTIVATIONS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.SiLU: ExactSiLU,
+    SiLUActivation: ExactSiLU,
+    NewGELUActivation: ExactGELU,
+    GELUTanh: ExactGELU,
+}
+
+
 def exact_activation(activation: nn.Module) -> nn.Module:
     """The exact counterpart of an activation function; the function itself where there is none."""
-    return ExactSiLU() if isinstance(activation, nn.SiLU | SiLUActivation) else activation
+    exact = _ACTIVATIONS.get(type(activation))
+    return activation if exact is None else exact()
 
 
 class ExactRotary(nn.Module):

@@ -1,7 +1,7 @@
 """The modules that a quantized model is made of.
 
-Weights are quantized where they stand: `QuantizedLinear` and `QuantizedEmbedding` are their float
-counterparts with a quantizer between the weight and the product, under the same parameter names.
+Weights are quantized where they stand: each module of `QUANTIZED` is its float counterpart with a
+quantizer between the weight and the product, under the same parameter names.
 Activations are quantized at sites: a `SiteQuantizer` on the module whose input the site is, so that a
 tensor that several matrices read is quantized once.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 from typing_extensions import Self
 
 from squat.quantize.config import ADAPTIVE, FLOAT, SITES, Bits
@@ -21,7 +22,7 @@ WIDE, NARROW = 8, 4
 """The two widths of a token-adaptive site."""
 
 
-class _QuantizedWeight(nn.Module):
+class QuantizedWeight(nn.Module):
     """What the modules below share: a quantizer between their weight and its use."""
 
     weight_quantizer: LearnedStepQuantizer
@@ -34,20 +35,40 @@ class _QuantizedWeight(nn.Module):
         wrapped._modules = {**module._modules, "weight_quantizer": quantizer}
         return wrapped
 
+    def codes(self) -> Tensor:
+        """The weight's integer codes, int8 [out features or entries, in features]."""
+        return self.weight_quantizer.codes(self.get_parameter("weight").detach())
 
-class QuantizedLinear(_QuantizedWeight, nn.Linear):
+
+def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None, training: bool) -> Tensor:
+    """A linear layer's product, exact in eval mode: weight [out features, in features]."""
+    if training:
+        return F.linear(input, weight, bias)
+    product = exact_product(input, weight.T)
+    return product if bias is None else product + bias
+
+
+class QuantizedLinear(QuantizedWeight, nn.Linear):
     """A linear layer that multiplies with its quantized weight; the bias stays in float."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
-        weight = self.weight_quantizer(self.weight)
-        if self.training:
-            return F.linear(input, weight, self.bias)
-        product = exact_product(input, weight.T)
-        return product if self.bias is None else product + self.bias
+        return _multiply(input, self.weight_quantizer(self.weight), self.bias, self.training)
 
 
-class QuantizedEmbedding(_QuantizedWeight, nn.Embedding):
+class QuantizedConv1D(QuantizedWeight, Conv1D):
+    """GPT-2's linear layer, whose weight is [in features, out features]: the other way round."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in features] to [..., out features]."""
+        return _multiply(input, self.weight_quantizer(self.weight).T, self.bias, self.training)
+
+    def codes(self) -> Tensor:
+        """As of a linear layer: int8 [out features, in features]."""
+        return super().codes().T.contiguous()
+
+
+class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
     """An embedding table of quantized rows."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -55,6 +76,14 @@ class QuantizedEmbedding(_QuantizedWeight, nn.Embedding):
         # With one step per table, quantizing the rows that were looked up gives the same codes as
         # looking up rows of the quantized table, for a fraction of the work.
         return self.weight_quantizer(super().forward(input))
+
+
+QUANTIZED: dict[type[nn.Module], type[QuantizedWeight]] = {
+    nn.Linear: QuantizedLinear,
+    Conv1D: QuantizedConv1D,
+    nn.Embedding: QuantizedEmbedding,
+}
+"""By exactly this type: a subclass computes something else."""
 
 
 class SiteQuantizer(nn.Module):
