@@ -110,25 +110,55 @@ def quantize(
 @app.command(name="eval")
 def evaluate(
     model: Model,
-    task: Annotated[str, typer.Option(help="blimp or perplexity.")],
+    task: Annotated[str, typer.Option(help="blimp, perplexity or glue.")],
     data: Annotated[
         list[Path],
         typer.Option(
-            help="blimp: folders of .jsonl pairs (repeatable); perplexity: a text folder."
+            help="blimp: folders of .jsonl pairs (repeatable); perplexity: a text folder; "
+            "glue: the folder of <task>.train.jsonl and <task>.valid.jsonl."
         ),
     ],
     json: Annotated[Path | None, typer.Option(help="Write the result here; - for stdout.")] = None,
-    limit: Annotated[int | None, typer.Option(help="blimp: pairs per paradigm.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.", min=1)] = 64,
-    sequence_length: Annotated[int, typer.Option(help="perplexity: tokens per window.")] = 128,
+    limit: Annotated[
+        int | None, typer.Option(help="blimp: pairs per paradigm; glue: examples per file.", min=1)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences per forward pass [default: 64; glue: 32]", min=1)
+    ] = None,
+    sequence_length: Annotated[
+        int, typer.Option(help="perplexity: tokens per window; glue: the most per input.", min=8)
+    ] = 128,
     by_source: Annotated[
         bool, typer.Option(help="perplexity: clean BabyLM's files by source.")
     ] = True,
+    tasks: Annotated[
+        str | None, typer.Option(help="glue: some of the tasks, as in cola,mrpc.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="glue: runs per task.", min=1)] = 3,
+    epochs: Annotated[int, typer.Option(help="glue: of fine-tuning.", min=1)] = 3,
+    learning_rate: Annotated[float, typer.Option(help="glue: of fine-tuning.", min=0)] = 1e-4,
+    output: Annotated[
+        Path, typer.Option(help="glue: folder of results; models in one folder share a table.")
+    ] = Path("runs/glue"),
 ) -> None:
-    """Measure what a model knows: minimal pairs (BLiMP) or perplexity."""
+    """Measure a model: minimal pairs (BLiMP), perplexity, or fine-tuning on (Super)GLUE.
+
+    glue fine-tunes once per task and seed; run again, it goes on where it stopped.
+    """
     from squat.evaluate.tasks import Settings, run_task
 
-    settings = Settings(data, limit, batch_size, sequence_length, by_source)
+    settings = Settings(
+        data,
+        limit,
+        batch_size,
+        sequence_length,
+        by_source,
+        output,
+        tasks,
+        seeds,
+        epochs,
+        learning_rate,
+    )
     table, result = run_task(task, model, settings)
     text = _json(result)
     if json is None:

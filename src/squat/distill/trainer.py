@@ -47,7 +47,39 @@ class SequentialTrainer(Trainer):
             ) from error
 
 
-class SquatTrainer(SequentialTrainer):
+class StepSizeTrainer(Trainer):
+    """A Trainer of quantized models: their step sizes have a learning rate of their own.
+
+    `step_learning_rate` is that of the logarithms of the step sizes: how far a step can move, as a ratio,
+    in one update. It follows the same schedule as the weights'.
+    """
+
+    step_learning_rate: float = 1e-2
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with three groups: matrices (weight decay), norms and biases, step sizes."""
+        if self.optimizer is None:
+            trained: Any = model if model is not None else self.model
+            decayed = set(self.get_decay_parameter_names(trained))
+            matrices, vectors, steps = [], [], []
+            for name, parameter in trained.named_parameters():
+                if name.endswith("log_step"):
+                    steps.append(parameter)
+                elif name in decayed:
+                    matrices.append(parameter)
+                else:
+                    vectors.append(parameter)
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            groups = [
+                {"params": matrices, "weight_decay": self.args.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+                {"params": steps, "weight_decay": 0.0, "lr": self.step_learning_rate},
+            ]
+            self.optimizer = cls(groups, **options)
+        return self.optimizer
+
+
+class SquatTrainer(SequentialTrainer, StepSizeTrainer):
     """Quantization-aware training by distillation (paper IV-B and IV-D).
 
     Args:
@@ -58,8 +90,7 @@ class SquatTrainer(SequentialTrainer):
         train_dataset: samples with `input_ids` and `labels`, taken in the order of their index, so that
             a dataset whose sample is a function of the index makes resuming exact.
         loss: weights of the loss terms.
-        step_learning_rate: learning rate of the logarithms of the step sizes: how far a step can move,
-            as a ratio, in one update. It follows the same schedule as the weights'.
+        step_learning_rate: see StepSizeTrainer.
 
     Raises:
         ConfigError: a student that is not quantized, or a teacher that does not match it.
@@ -106,28 +137,6 @@ class SquatTrainer(SequentialTrainer):
                     "teachers[0]: the attention-map loss needs a first teacher with the student's layers "
                     f"and heads {shapes[0]}; put the original model first, or set distribution to 0"
                 )
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with three groups: matrices (weight decay), norms and biases, step sizes."""
-        if self.optimizer is None:
-            trained: Any = model if model is not None else self.model
-            decayed = set(self.get_decay_parameter_names(trained))
-            matrices, vectors, steps = [], [], []
-            for name, parameter in trained.named_parameters():
-                if name.endswith("log_step"):
-                    steps.append(parameter)
-                elif name in decayed:
-                    matrices.append(parameter)
-                else:
-                    vectors.append(parameter)
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            groups = [
-                {"params": matrices, "weight_decay": self.args.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-                {"params": steps, "weight_decay": 0.0, "lr": self.step_learning_rate},
-            ]
-            self.optimizer = cls(groups, **options)
-        return self.optimizer
 
     def compute_loss(
         self,

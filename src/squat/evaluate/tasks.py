@@ -26,14 +26,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a task needs beside the model; each takes what concerns it."""
+    """What a task needs beside the model; each takes what concerns it.
+
+    `batch_size`: None is what suits the task: 64 for scoring, 32 for fine-tuning.
+    """
 
     data: Sequence[Path]
     limit: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     sequence_length: int = 128
     by_source: bool = True
+    output: Path = Path("runs/glue")
+    tasks: str | None = None
+    seeds: int = 3
+    epochs: int = 3
+    learning_rate: float = 1e-4
 
+
+SCORED = 64
+"""Sequences in a forward pass where nothing is trained."""
 
 Answer = tuple[Table, dict[str, Any]]
 
@@ -43,10 +54,16 @@ def is_gguf(model: str) -> bool:
     return model.endswith(".gguf")
 
 
+def label_of(model: str) -> str:
+    """What a model is called in a table: its folder or file; of a training run's `model/`, the run."""
+    path = Path(model)
+    return path.resolve().parent.name if path.name == "model" else path.stem
+
+
 def blimp(model: str, settings: Settings) -> Answer:
     """Accuracy on minimal pairs by summed log-probability."""
     paradigms = read_minimal_pairs(*settings.data, limit=settings.limit)
-    result = evaluate_minimal_pairs(_scorer(model, settings.batch_size), paradigms)
+    result = evaluate_minimal_pairs(_scorer(model, settings.batch_size or SCORED), paradigms)
     return minimal_pairs_table({model: result}), result.to_dict()
 
 
@@ -69,7 +86,7 @@ def perplexity_of_text(model: str, settings: Settings) -> Answer:
         vocabulary = loaded.config.vocab_size
     check_tokenizer(tokenizer, vocabulary)
     tokens = tokenize_corpus(settings.data[0], tokenizer, by_source=settings.by_source)
-    result = perplexity(loaded, tokens, settings.sequence_length, settings.batch_size)
+    result = perplexity(loaded, tokens, settings.sequence_length, settings.batch_size or SCORED)
     return perplexity_table({model: result}), result.to_dict()
 
 
@@ -83,9 +100,40 @@ def _tokenizer_of(engine: Engine) -> PreTrainedTokenizerFast:
     )
 
 
+def glue(model: str, settings: Settings) -> Answer:
+    """(Super)GLUE by fine-tuning; the table holds every model evaluated into the same folder."""
+    from squat.evaluate.fine_tuning import (
+        TASKS as ALL,
+    )
+    from squat.evaluate.fine_tuning import (
+        FineTuning,
+        evaluate_fine_tuned,
+        fine_tuning_table,
+        results_of_all,
+    )
+
+    if len(settings.data) != 1:
+        raise DataError(f"--data: glue is one folder; {len(settings.data)} were given")
+    if is_gguf(model):
+        raise ConfigError(f"{model}: a file cannot be fine-tuned; name the checkpoint's folder")
+    recipe = FineTuning(
+        settings.epochs,
+        settings.batch_size or FineTuning.batch_size,
+        settings.learning_rate,
+        settings.sequence_length,
+        limit=settings.limit,
+    )
+    tasks = list(ALL) if settings.tasks is None else settings.tasks.split(",")
+    result = evaluate_fine_tuned(
+        model, label_of(model), settings.data[0], settings.output, tasks, settings.seeds, recipe
+    )
+    return fine_tuning_table(results_of_all(settings.output)), result
+
+
 TASKS: dict[str, Callable[[str, Settings], Answer]] = {
     "blimp": blimp,
     "perplexity": perplexity_of_text,
+    "glue": glue,
 }
 
 
