@@ -197,3 +197,16 @@ def test_a_real_quantized_model_learns_sentiment(tmp_path):
     recipe = FineTuning(epochs=1, learning_rate=3e-4, max_length=48, limit=1500)
     scores = fine_tune(str(tmp_path / "w4a8"), "sst2", real_data() / "glue", recipe, seed=0)
     assert scores["scores"]["SST-2"]["accuracy"] > 0.6
+
+
+def test_on_the_command_line(shell, model, data, tmp_path):
+    common = ("--task", "glue", "--data", data, "--output", tmp_path / "out", "--epochs", 1)
+    few = ("--limit", 8, "--seeds", 1, "--sequence-length", 16)
+    printed = shell.succeed("eval", model, *common, *few, "--tasks", "cola,boolq", "--json", "-")
+    assert set(json.loads(printed)["columns"]) == {"CoLA", "BoolQ"}
+    assert "'glu' does not exist" in shell.refuse("eval", model, *common, "--tasks", "cola,glu")
+    assert "no training file" in shell.refuse("eval", model, *common, *few, "--tasks", "rte")
+    assert "another recipe" in shell.refuse("eval", model, *common, "--tasks", "cola")
+    assert "cannot be fine-tuned" in shell.refuse("eval", "a.gguf", *common)
+    short = ("--sequence-length", 4, "--output", tmp_path / "other")
+    assert "below 8" in shell.refuse("eval", model, *common, *short)

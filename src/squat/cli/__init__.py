@@ -122,11 +122,9 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(help="blimp: pairs per paradigm; glue: examples per file.", min=1)
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Sequences per forward pass [default: 64; glue: 32]", min=1)
-    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences scored at once.", min=1)] = 64,
     sequence_length: Annotated[
-        int, typer.Option(help="perplexity: tokens per window; glue: the most per input.", min=8)
+        int, typer.Option(help="perplexity: tokens per window; glue: the most per input.")
     ] = 128,
     by_source: Annotated[
         bool, typer.Option(help="perplexity: clean BabyLM's files by source.")
@@ -137,6 +135,9 @@ def evaluate(
     seeds: Annotated[int, typer.Option(help="glue: runs per task.", min=1)] = 3,
     epochs: Annotated[int, typer.Option(help="glue: of fine-tuning.", min=1)] = 3,
     learning_rate: Annotated[float, typer.Option(help="glue: of fine-tuning.", min=0)] = 1e-4,
+    train_batch_size: Annotated[
+        int, typer.Option(help="glue: examples per training step.", min=1)
+    ] = 32,
     output: Annotated[
         Path, typer.Option(help="glue: folder of results; models in one folder share a table.")
     ] = Path("runs/glue"),
@@ -145,9 +146,9 @@ def evaluate(
 
     glue fine-tunes once per task and seed; run again, it goes on where it stopped.
     """
-    from squat.evaluate.tasks import Settings, run_task
+    from squat.evaluate.tasks import FineTuningSettings, run_task
 
-    settings = Settings(
+    settings = FineTuningSettings(
         data,
         limit,
         batch_size,
@@ -158,6 +159,7 @@ def evaluate(
         seeds,
         epochs,
         learning_rate,
+        train_batch_size,
     )
     table, result = run_task(task, model, settings)
     text = _json(result)

@@ -90,6 +90,9 @@ class FineTuning:
     limit: int | None = None
 
 
+_SHORTEST = 8
+"""Tokens that an input is allowed at least."""
+
 Example = dict[str, Any]
 
 
@@ -321,6 +324,8 @@ def evaluate_fine_tuned(
     for task in tasks:
         if task not in TASKS:
             raise ConfigError(f"--tasks: {task!r} does not exist; choose from {', '.join(TASKS)}")
+    if recipe.max_length < _SHORTEST:
+        raise ConfigError(f"--sequence-length: {recipe.max_length} is below {_SHORTEST}")
     _claim(output, recipe)
     folder = output / label
     for task in tasks:

@@ -26,25 +26,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a task needs beside the model; each takes what concerns it.
-
-    `batch_size`: None is what suits the task: 64 for scoring, 32 for fine-tuning.
-    """
+    """What a task needs beside the model; each takes what concerns it."""
 
     data: Sequence[Path]
     limit: int | None = None
-    batch_size: int | None = None
+    batch_size: int = 64
     sequence_length: int = 128
     by_source: bool = True
+
+
+@dataclass(frozen=True)
+class FineTuningSettings(Settings):
+    """What fine-tuning needs besides."""
+
     output: Path = Path("runs/glue")
     tasks: str | None = None
     seeds: int = 3
     epochs: int = 3
     learning_rate: float = 1e-4
+    train_batch_size: int = 32
 
-
-SCORED = 64
-"""Sequences in a forward pass where nothing is trained."""
 
 Answer = tuple[Table, dict[str, Any]]
 
@@ -63,7 +64,7 @@ def label_of(model: str) -> str:
 def blimp(model: str, settings: Settings) -> Answer:
     """Accuracy on minimal pairs by summed log-probability."""
     paradigms = read_minimal_pairs(*settings.data, limit=settings.limit)
-    result = evaluate_minimal_pairs(_scorer(model, settings.batch_size or SCORED), paradigms)
+    result = evaluate_minimal_pairs(_scorer(model, settings.batch_size), paradigms)
     return minimal_pairs_table({model: result}), result.to_dict()
 
 
@@ -86,7 +87,7 @@ def perplexity_of_text(model: str, settings: Settings) -> Answer:
         vocabulary = loaded.config.vocab_size
     check_tokenizer(tokenizer, vocabulary)
     tokens = tokenize_corpus(settings.data[0], tokenizer, by_source=settings.by_source)
-    result = perplexity(loaded, tokens, settings.sequence_length, settings.batch_size or SCORED)
+    result = perplexity(loaded, tokens, settings.sequence_length, settings.batch_size)
     return perplexity_table({model: result}), result.to_dict()
 
 
@@ -102,32 +103,26 @@ def _tokenizer_of(engine: Engine) -> PreTrainedTokenizerFast:
 
 def glue(model: str, settings: Settings) -> Answer:
     """(Super)GLUE by fine-tuning; the table holds every model evaluated into the same folder."""
-    from squat.evaluate.fine_tuning import (
-        TASKS as ALL,
-    )
-    from squat.evaluate.fine_tuning import (
-        FineTuning,
-        evaluate_fine_tuned,
-        fine_tuning_table,
-        results_of_all,
-    )
+    from squat.evaluate import fine_tuning
 
     if len(settings.data) != 1:
         raise DataError(f"--data: glue is one folder; {len(settings.data)} were given")
+    assert isinstance(settings, FineTuningSettings)
     if is_gguf(model):
         raise ConfigError(f"{model}: a file cannot be fine-tuned; name the checkpoint's folder")
-    recipe = FineTuning(
+    recipe = fine_tuning.FineTuning(
         settings.epochs,
-        settings.batch_size or FineTuning.batch_size,
+        settings.train_batch_size,
         settings.learning_rate,
         settings.sequence_length,
         limit=settings.limit,
     )
-    tasks = list(ALL) if settings.tasks is None else settings.tasks.split(",")
-    result = evaluate_fine_tuned(
+    tasks = list(fine_tuning.TASKS) if settings.tasks is None else settings.tasks.split(",")
+    result = fine_tuning.evaluate_fine_tuned(
         model, label_of(model), settings.data[0], settings.output, tasks, settings.seeds, recipe
     )
-    return fine_tuning_table(results_of_all(settings.output)), result
+    results = fine_tuning.results_of_all(settings.output)
+    return fine_tuning.fine_tuning_table(results), result
 
 
 TASKS: dict[str, Callable[[str, Settings], Answer]] = {
