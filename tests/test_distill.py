@@ -13,6 +13,7 @@ from squat.distill import LossConfig, SquatTrainer
 from squat.distill.losses import distillation, distribution, entropy
 from squat.errors import CheckpointError, ConfigError
 from squat.quantize import SquatConfig, quantize
+from squat.quantize.quantizers import QUANTIZERS
 
 
 def test_distillation_is_the_formula_per_token():
@@ -106,6 +107,22 @@ def test_training_moves_towards_the_teacher_and_logs_every_term(tmp_path, bf16):
     total = last["kl"]
     total += config.entropy * last["entropy"] + config.distribution * last["distribution"]
     assert last["loss"] == pytest.approx(total, abs=2e-2)
+
+
+@pytest.mark.parametrize("policy", ["threshold", "topk"])
+@pytest.mark.parametrize("method", QUANTIZERS)
+def test_every_method_trains_with_every_policy(tmp_path, method, policy):
+    config = SquatConfig(method=method, policy=policy)
+    run = trainer(tmp_path, steps=16, config=config, loss=LossConfig(gamma=1))
+    before = weights(run.model)
+    run.train()
+    logs = [entry["kl"] for entry in run.state.log_history if "loss" in entry]
+    assert min(logs[-3:]) < logs[0]
+    after = weights(run.model)
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    if "pact" in method:  # a clip that clips nothing learns nothing
+        still = {name for name in still if not name.endswith("log_step")}
+    assert not {name for name in still if not name.endswith("threshold")}
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):

@@ -58,6 +58,9 @@ CONFIGS = {
     "w4a8": SquatConfig(activation_bits=8, embedding_bits=4),
     "w8a8": SquatConfig(weight_bits=8, activation_bits=8),
     "mlp_mid at 8": SquatConfig(site_bits={"mlp_mid": 8, "k": 4}),
+    "minmax": SquatConfig(method="minmax"),
+    "pact": SquatConfig(method="pact"),
+    "nipq": SquatConfig(method="nipq", activation_bits=4),
 }
 
 
@@ -115,6 +118,7 @@ def test_real_models_on_real_text_too(name, config, tmp_path):
         (SquatConfig(weight_bits=32), "weight_bits is 32"),
         (SquatConfig(embedding_bits=32), "embedding_bits is 32"),
         (SquatConfig(activation_bits=6), "'6' bits cannot be deployed"),
+        (SquatConfig(method="pact-one-sided"), "unsigned"),
         (None, "not quantized"),
     ],
 )

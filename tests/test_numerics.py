@@ -18,7 +18,14 @@ from squat.quantize.numerics import (
     representable_step,
     step_from_log,
 )
-from squat.quantize.quantizers import LearnedStepQuantizer
+from squat.quantize.quantizers import (
+    QUANTIZERS,
+    DorefaQuantizer,
+    LearnedStepQuantizer,
+    MinMaxQuantizer,
+    NoiseQuantizer,
+    PactQuantizer,
+)
 
 finite = st.floats(-1e4, 1e4, width=32)
 values = st.lists(finite, min_size=1, max_size=40).map(lambda v: torch.tensor(v))
@@ -134,3 +141,133 @@ def test_bf16_stays_bf16_and_the_arithmetic_is_float32():
         quantized = fake_quantize(x, step, -128, 127)
     assert quantized.dtype == torch.bfloat16
     assert torch.equal(quantized, fake_quantize(x.float(), step, -128, 127).bfloat16())
+
+
+def classes_of(name):
+    """The quantizers of a method, for a weight and for activations, of 4 and of 8 bits."""
+    row = QUANTIZERS[name]
+    return [
+        kind(bits, signed)
+        for bits in (4, 8)
+        for kind, signed in ((row.weights, True), (row.activations, not row.one_sided))
+    ]
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@given(x=values, sample=values)
+def test_every_method_evaluates_to_codes_times_an_fp16_step(name, x, sample):
+    for quantizer in classes_of(name):
+        quantizer.initialize(sample, "mse")
+        step = quantizer.eval().step
+        codes = quantizer.codes(x).float()
+        assert torch.equal(step.half().float(), step)
+        assert quantizer.qmin <= codes.min()
+        assert codes.max() <= quantizer.qmax
+        assert torch.equal(quantizer(x), codes * step)
+
+
+@pytest.mark.parametrize("name", [n for n in QUANTIZERS if "nipq" not in n])
+def test_methods_that_round_do_so_while_training(name):
+    x = torch.randn(300)
+    for quantizer in classes_of(name):
+        quantizer.initialize(x, "mse")
+        trained = quantizer.train()(x)
+        assert torch.equal(trained, quantizer.eval()(x))
+
+
+@pytest.mark.parametrize("kind", [MinMaxQuantizer, DorefaQuantizer])
+def test_the_min_max_step_clips_nothing_and_follows_the_tensor(kind):
+    torch.manual_seed(0)
+    x = torch.randn(1000)
+    quantizer = kind(4)
+    quantizer.initialize(x, "mse")
+    target = x.tanh() if kind is DorefaQuantizer else x
+    assert quantizer.step.item() == pytest.approx(target.abs().max().item() / 7, rel=1e-3)
+    assert quantizer.codes(x).abs().max() == 7
+    for _ in range(200):
+        quantizer(3 * x)
+    expected = quantizer.transform(3 * x).abs().max().item() / 7
+    assert quantizer.step.item() == pytest.approx(expected, rel=1e-2)
+    frozen = quantizer.eval().step
+    quantizer(100 * x)
+    assert torch.equal(quantizer.step, frozen)
+    assert not any(p.requires_grad for p in quantizer.parameters())
+
+
+def test_a_min_max_step_of_one_width_sees_the_tokens_of_that_width_only():
+    quantizer = MinMaxQuantizer(4)
+    quantizer.initialize(torch.ones(1), "mse")
+    x = torch.tensor([[7.0], [700.0]])
+    for _ in range(300):
+        quantizer.step_for(x, torch.tensor([[True], [False]]))
+    assert quantizer.step.item() == pytest.approx(1, rel=1e-3)
+    quantizer.step_for(x, torch.tensor([[False], [False]]))
+    assert quantizer.step.item() == pytest.approx(1, rel=1e-3)
+
+
+def test_dorefas_weights_are_tanh_scaled_by_their_largest():
+    w = torch.tensor([-2.0, -0.5, 0.0, 0.1, 1.0])
+    quantizer = DorefaQuantizer(4)
+    quantizer.initialize(w, "mse")
+    normalised = w.tanh() / w.tanh().abs().max()
+    assert quantizer.codes(w).tolist() == (normalised * 7).round().tolist()
+
+
+@given(values, steps, st.booleans())
+def test_pacts_clip_learns_from_what_it_clips_and_nothing_else(x, step, signed):
+    x.requires_grad_()
+    step = step.clone().requires_grad_()
+    qmin, qmax = code_range(4, signed)
+    PactQuantizer(4).quantize(x, step, qmin, qmax).sum().backward()
+    below, above = x < qmin * step, x > qmax * step
+    inside = (x > qmin * step) & (x < qmax * step)
+    assert (x.grad[below | above] == 0).all()
+    assert (x.grad[inside] == 1).all()
+    edge = ~(below | above | inside)  # what lies on the clip itself may count or not
+    expected = (qmin * below.sum() + qmax * above.sum()).item()
+    assert abs(step.grad.item() - expected) <= 8 * edge.sum() + 1e-3 * abs(expected)
+
+
+@given(values, steps, st.booleans())
+def test_nipqs_noise_is_that_of_rounding_and_stays_inside_of_the_clip(x, step, signed):
+    qmin, qmax = code_range(4, signed)
+    noisy = NoiseQuantizer(4).train().quantize(x, step, qmin, qmax)
+    scaled = x * step.reciprocal()
+    clipped = (scaled <= qmin) | (scaled >= qmax)
+    assert torch.equal(noisy[clipped], (scaled.clamp(qmin, qmax) * step)[clipped])
+    rounding = step.item() / 2 * (1 + 1e-5) + 1e-30
+    assert ((noisy - x)[~clipped].abs() <= rounding + x[~clipped].abs() * 1e-6).all()
+
+
+def test_nipqs_noise_has_the_distribution_of_the_rounding_error_but_not_its_places():
+    torch.manual_seed(0)
+    x, step = torch.rand(50_000) ** 3 * 3, torch.ones(1)
+    noise = NoiseQuantizer(4).train().quantize(x, step, -8, 7) - x
+    error = x.round() - x
+    quantiles = torch.linspace(0.05, 0.95, 19)
+    torch.testing.assert_close(
+        noise.quantile(quantiles), error.quantile(quantiles), atol=0.02, rtol=0
+    )
+    assert torch.corrcoef(torch.stack([noise, error]))[0, 1].abs() < 0.02
+
+
+def test_nipqs_gradients_are_those_of_noise_and_clipping():
+    torch.manual_seed(0)
+    x = (torch.randn(200) * 4).requires_grad_()
+    step = torch.full((1,), 0.5, requires_grad=True)
+    noisy = NoiseQuantizer(4).train().quantize(x, step, -8, 7)
+    noisy.sum().backward()
+    inside = (x > -4) & (x < 3.5)
+    assert torch.equal(x.grad, inside.float())
+    noise = (noisy - x) / step
+    expected = noise[inside].sum() - 8 * (x <= -4).sum() + 7 * (x >= 3.5).sum()
+    torch.testing.assert_close(step.grad[0], expected)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_every_method_keeps_bf16(name):
+    x = torch.randn(64).bfloat16()
+    for quantizer in classes_of(name):
+        quantizer.initialize(x, "mse")
+        assert quantizer(x).dtype == torch.bfloat16
+        assert quantizer.eval()(x).dtype == torch.bfloat16

@@ -14,6 +14,7 @@ from squat.quantize import SquatConfig, quantize
 from squat.quantize.attention import AttentionSites
 from squat.quantize.config import SITES
 from squat.quantize.modules import QuantizedLinear, QuantizedWeight, SiteQuantizer
+from squat.quantize.quantizers import QUANTIZERS
 
 CONFIGS = {
     "w8a8": SquatConfig(weight_bits=8, activation_bits=8),
@@ -22,6 +23,7 @@ CONFIGS = {
     "4:8": SquatConfig(),
     "4:8 topk": SquatConfig(policy="topk"),
     "4:8 but mlp_mid 8": SquatConfig(site_bits={"mlp_mid": 8}),
+    **{name: SquatConfig(method=name) for name in QUANTIZERS if name != "lsq"},
 }
 
 

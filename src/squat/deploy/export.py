@@ -20,6 +20,7 @@ from squat.errors import CheckpointError
 from squat.quantize.config import FLOAT, SITES, SquatConfig
 from squat.quantize.convert import architecture_of
 from squat.quantize.modules import QuantizedWeight, SiteQuantizer
+from squat.quantize.quantizers import method_of
 from squat.quantize.tokens import ThresholdPolicy
 
 
@@ -130,6 +131,11 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
     ):
         if bits == FLOAT:
             raise CheckpointError(f"{name}: {field} is {FLOAT}, float; the engine has 4 and 8 bits")
+    if method_of(config.method).one_sided:
+        raise CheckpointError(
+            f"{name}: method {config.method!r} has unsigned activations, which the engine has not; "
+            f"it is there to compare with; train with {config.method.removesuffix('-one-sided')}"
+        )
     shape = model.config.get_text_config()
     for field, values in layout.only.items():
         if (value := getattr(shape, field)) not in values:

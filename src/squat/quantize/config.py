@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from squat.errors import ConfigError
-from squat.quantize.quantizers import INITIAL_STEPS, quantizer_class
+from squat.quantize.quantizers import INITIAL_STEPS, method_of
 from squat.quantize.tokens import IMPORTANCE, POLICIES
 
 ADAPTIVE: Final = "4:8"
@@ -103,7 +103,7 @@ class SquatConfig(QuantizationConfigMixin):
         for site, bits in self.site_bits.items():
             _check_row("site_bits", site, SITES)
             _check_bits(f"site_bits.{site}", bits, adaptive=SITES[site].follows is not None)
-        quantizer_class(self.method)
+        method_of(self.method)
         _check_row("init", self.init, INITIAL_STEPS)
         _check_row("policy", self.policy, POLICIES)
         _check_row("importance", self.importance, IMPORTANCE)

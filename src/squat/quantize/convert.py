@@ -21,7 +21,7 @@ from squat.quantize.attention import IMPLEMENTATION, AttentionSites, TokenState
 from squat.quantize.config import FLOAT, SquatConfig
 from squat.quantize.exact import ExactLayerNorm, ExactRMSNorm, ExactRotary, exact_activation
 from squat.quantize.modules import QUANTIZED, QuantizedWeight, SiteQuantizer
-from squat.quantize.quantizers import quantizer_class
+from squat.quantize.quantizers import method_of
 from squat.quantize.tokens import POLICIES, ThresholdPolicy
 
 
@@ -142,7 +142,7 @@ def _convert_weight(model: nn.Module, name: str, bits: int, method: str) -> None
     quantized = QUANTIZED.get(type(module))
     if quantized is None:
         raise ConfigError(f"{name}: a {type(module).__name__} cannot be quantized")
-    model.set_submodule(name, quantized.wrap(module, quantizer_class(method)(bits)))
+    model.set_submodule(name, quantized.wrap(module, method_of(method).weights(bits)))
 
 
 def _convert_attention(

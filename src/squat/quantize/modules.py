@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from typing_extensions import Self
 
 from squat.quantize.config import ADAPTIVE, FLOAT, SITES, Bits
-from squat.quantize.numerics import exact_product, fake_quantize, subsample
-from squat.quantize.quantizers import LearnedStepQuantizer, quantizer_class
+from squat.quantize.numerics import exact_product, subsample
+from squat.quantize.quantizers import LearnedStepQuantizer, method_of
 
 WIDE, NARROW = 8, 4
 """The two widths of a token-adaptive site."""
@@ -75,7 +75,7 @@ class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
         """Token ids [...] to vectors [..., hidden size]."""
         # With one step per table, quantizing the rows that were looked up gives the same codes as
         # looking up rows of the quantized table, for a fraction of the work.
-        return self.weight_quantizer(super().forward(input))
+        return self.weight_quantizer(super().forward(input), whole=self.weight)
 
 
 QUANTIZED: dict[type[nn.Module], type[QuantizedWeight]] = {
@@ -103,8 +103,9 @@ class SiteQuantizer(nn.Module):
             widths: tuple[int, ...] = (WIDE, NARROW)
         else:
             widths = () if bits == FLOAT else (bits,)
-        make = quantizer_class(method)
-        self.by_width = nn.ModuleDict({str(b): make(b, SITES[site].signed) for b in widths})
+        row = method_of(method)
+        signed = SITES[site].signed and not row.one_sided
+        self.by_width = nn.ModuleDict({str(b): row.activations(b, signed) for b in widths})
         self.collecting = False
         self.sample: dict[str, list[Tensor]] = {}
 
@@ -134,10 +135,10 @@ class SiteQuantizer(nn.Module):
         )
         at_wide, at_narrow = self.quantizer(WIDE), self.quantizer(NARROW)
         # Both widths in one pass: every token brings its own step and range.
-        step = torch.where(wide, at_wide.learned_step(x.numel()), at_narrow.learned_step(x.numel()))
+        step = torch.where(wide, at_wide.step_for(x, wide), at_narrow.step_for(x, ~wide))
         qmin = torch.where(wide, at_wide.qmin, at_narrow.qmin)
         qmax = torch.where(wide, at_wide.qmax, at_narrow.qmax)
-        return fake_quantize(x, step, qmin, qmax)
+        return at_wide.quantize(x, step, qmin, qmax)
 
     def start_collecting(self, keep: bool = True) -> None:
         """From now on pass tensors through and keep a sample of them, or nothing at all."""

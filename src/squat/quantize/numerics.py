@@ -112,6 +112,21 @@ def fake_quantize(x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
     return _FakeQuantize.apply(x, step, qmin, qmax)
 
 
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, instead: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
+def straight_through(value: Tensor, instead: Tensor) -> Tensor:
+    """`value`, exactly; its gradient goes to `instead`, of the same shape and dtype."""
+    return _StraightThrough.apply(value, instead)
+
+
 def exact_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b without rounding until the end: what an integer product, scaled once, gives.
 
@@ -139,6 +154,11 @@ def lsq_step(x: Tensor, qmax: int) -> Tensor:
     return (2.0 * x.float().abs().mean() / math.sqrt(qmax)).reshape(1)
 
 
+def max_step(x: Tensor, qmax: int) -> Tensor:
+    """The smallest step that clips nothing, max|x| / qmax: shape [1]."""
+    return (x.float().abs().amax() / qmax).clamp_min(MIN_STEP).reshape(1)
+
+
 def mse_step(x: Tensor, qmin: int, qmax: int, candidates: int = 100) -> Tensor:
     """The step of least mean squared error, searched on a geometric grid: shape [1].
 
@@ -147,9 +167,8 @@ def mse_step(x: Tensor, qmin: int, qmax: int, candidates: int = 100) -> Tensor:
     is searched.
     """
     x = subsample(x.float())
-    largest = (x.abs().max() / qmax).clamp_min(MIN_STEP)
     steps = representable_step(
-        largest * torch.logspace(0, -math.log10(200.0), candidates, device=x.device)
+        max_step(x, qmax) * torch.logspace(0, -math.log10(200.0), candidates, device=x.device)
     )
     errors = torch.stack(
         [(quantize_codes(x, step, qmin, qmax).mul_(step) - x).square_().mean() for step in steps]

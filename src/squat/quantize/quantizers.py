@@ -1,41 +1,60 @@
 """Quantizers: the modules that own a step size.
 
-A quantizer turns a tensor into the nearest values of an integer lattice and learns the lattice's one
-step. Methods differ in how they find the step and what gradient they give it; each is a small class and
-one row of `QUANTIZERS`. Whether a tensor is a weight or an activation makes no difference to them.
+A quantizer turns a tensor into values of an integer lattice, `code * step`, with one step for the whole
+tensor. Methods differ in where the step comes from, in what stands in for rounding while training, and in
+what gradient the step gets; each is a small class, and a row of `QUANTIZERS` says which class a method uses
+for weights and which for activations.
+
+| class | step | training | gradient of the step |
+|---|---|---|---|
+| LearnedStepQuantizer (LSQ) | learned | rounds | of rounding and clipping |
+| MinMaxQuantizer | the largest magnitude | rounds | none |
+| DorefaQuantizer | the largest tanh of a magnitude | rounds tanh(x) | none |
+| PactQuantizer | learned clip | rounds | of clipping alone |
+| NoiseQuantizer (NIPQ) | learned clip | adds noise | of the noise and clipping |
+
+In eval mode all of them round in the same way, so that all of them export and run in the engine.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from squat.errors import ConfigError
 from squat.quantize.numerics import (
+    Bound,
     code_range,
     fake_quantize,
     lsq_step,
+    max_step,
     mse_step,
     quantize_codes,
+    representable_step,
     step_from_log,
+    straight_through,
 )
 
 INITIAL_STEPS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "lsq": lambda x, qmin, qmax: lsq_step(x, qmax),
     "mse": mse_step,
 }
-"""How a step size starts: from a sample of the tensor, the smallest and the largest code."""
+"""How a learned step starts: from a sample of the tensor, the smallest and the largest code."""
 
 
 class LearnedStepQuantizer(nn.Module):
-    """LSQ: symmetric, one learned step per tensor (paper eq. 1-7; Esser et al. 2020).
+    """LSQ: symmetric, one learned step per tensor (paper eq. 1-7; Esser et al. 2020). Other methods depart
+    from it.
 
     `log_step` has shape [1]. It is meaningless (NaN) until `initialize` has seen data or a checkpoint
     has been loaded.
     """
+
+    log_step: Tensor
 
     def __init__(self, bits: int, signed: bool = True) -> None:
         super().__init__()
@@ -51,35 +70,159 @@ class LearnedStepQuantizer(nn.Module):
     @torch.no_grad()
     def initialize(self, sample: Tensor, method: str) -> None:
         """Set the step from a sample of the tensor by a row of `INITIAL_STEPS`."""
-        step = INITIAL_STEPS[method](sample.detach(), self.qmin, self.qmax)
-        self.log_step.copy_(step.clamp_min(2.0**-14).double().log())
+        self._start_at(INITIAL_STEPS[method](sample.detach(), self.qmin, self.qmax))
 
-    def learned_step(self, numel: int) -> Tensor:
-        """The step [1] with its LSQ gradient, for a tensor of `numel` elements."""
-        return step_from_log(self.log_step, numel, self.qmax)
+    def _start_at(self, step: Tensor) -> None:
+        self.log_step.copy_(representable_step(step).double().log())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x on the lattice; same shape and dtype."""
-        return fake_quantize(x, self.learned_step(x.numel()), self.qmin, self.qmax)
+    def transform(self, x: Tensor) -> Tensor:
+        """What is quantized in place of x; same shape."""
+        return x
+
+    def step_for(self, x: Tensor, part: Tensor | None = None) -> Tensor:
+        """The step [1] for a pass over x, with its gradient.
+
+        Args:
+            x: the whole tensor that has this step.
+            part: bool, broadcasts against x: the elements that this quantizer is for; None: all.
+        """
+        return step_from_log(self.log_step, x.numel(), self.qmax)
+
+    def quantize(self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
+        """x on the lattice, or what stands in for it while training; arguments as `fake_quantize`."""
+        return fake_quantize(x, step, qmin, qmax)
+
+    def forward(self, x: Tensor, whole: Tensor | None = None) -> Tensor:
+        """x on the lattice; same shape and dtype.
+
+        Args:
+            x: the tensor, or some rows of it.
+            whole: the tensor, where x is some rows of it.
+        """
+        step = self.step_for(x if whole is None else whole)
+        return self.quantize(self.transform(x), step, self.qmin, self.qmax).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of x: int8, or uint8 for an unsigned quantizer."""
         dtype = torch.int8 if self.qmin < 0 else torch.uint8
-        return quantize_codes(x, self.step, self.qmin, self.qmax).to(dtype)
+        return quantize_codes(self.transform(x), self.step, self.qmin, self.qmax).to(dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"bits={self.bits}, codes=[{self.qmin}, {self.qmax}]"
 
 
-QUANTIZERS: dict[str, type[LearnedStepQuantizer]] = {"lsq": LearnedStepQuantizer}
+class MinMaxQuantizer(LearnedStepQuantizer):
+    """The step that clips nothing, max|x| / qmax (LLM-QAT, arXiv 2305.17888, with static activations).
+
+    Nothing is learned: in training mode the step follows the largest magnitude by an exponential moving
+    average, in eval mode it is frozen; it is saved with the model. (Under DDP each process follows its own
+    batches, and the first one's step is saved.)
+    """
+
+    momentum = 0.95
+
+    def __init__(self, bits: int, signed: bool = True) -> None:
+        super().__init__(bits, signed)
+        self.log_step.requires_grad_(False)
+
+    @torch.no_grad()
+    def initialize(self, sample: Tensor, method: str) -> None:
+        """Set the step that clips nothing of a sample; `method` is for steps that are learned."""
+        self._start_at(self._largest(sample))
+
+    def _largest(self, x: Tensor) -> Tensor:
+        return max_step(self.transform(x.detach().float()), self.qmax)
+
+    def step_for(self, x: Tensor, part: Tensor | None = None) -> Tensor:
+        """The step [1], after it has moved towards that of x in training mode."""
+        if self.training:
+            self._follow(x, part)
+        return self.step
+
+    @torch.no_grad()
+    def _follow(self, x: Tensor, part: Tensor | None) -> None:
+        largest = self._largest(x if part is None else x * part)
+        moved = self.momentum * self.log_step + (1 - self.momentum) * largest.log()
+        if part is not None:  # in a batch without tokens of its width it stays
+            moved = torch.where(part.any(), moved, self.log_step)
+        self.log_step.copy_(moved)
+
+
+class DorefaQuantizer(MinMaxQuantizer):
+    """DoReFa's weights: tanh(w), scaled by its largest magnitude (arXiv 1606.06160, eq. 9).
+
+    Two departures. The scale stays in the step, max|tanh w| / qmax, where DoReFa leaves weights in [-1, 1]
+    for a batch normalisation to scale: these models have none. And the lattice has a zero, as an integer
+    product without zero points needs it, where DoReFa's consists of half-integers.
+    """
+
+    def transform(self, x: Tensor) -> Tensor:
+        """tanh(x), through float64: the same code from every machine's tanh."""
+        return x.double().tanh().float()
+
+
+class PactQuantizer(LearnedStepQuantizer):
+    """PACT: a learned clip, which learns from the elements that it clips (arXiv 1805.06085, eq. 1-3).
+
+    The clip alpha is qmax * step. The published one cuts off negative values; this one has both signs
+    unless `signed` is False.
+    """
+
+    def quantize(self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
+        """x on the lattice; the gradient is that of clipping."""
+        clipped = torch.clamp(x.float(), qmin * step, qmax * step)
+        value = quantize_codes(x.detach(), step.detach(), qmin, qmax).mul_(step.detach())
+        return straight_through(value, clipped).to(x.dtype)
+
+
+class NoiseQuantizer(LearnedStepQuantizer):
+    """NIPQ: while training, noise in place of rounding, inside a learned clip (arXiv 2206.00820, section 4).
+
+    The noise is drawn from the rounding errors that the tensor itself would have, at random places, as the
+    authors' code does by a histogram. In eval mode it rounds. Widths are given, not learned.
+    """
+
+    def quantize(self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
+        """x with noise inside of the clip, the clip outside of it."""
+        if not self.training:
+            return super().quantize(x, step, qmin, qmax)
+        wide = x.float()
+        with torch.no_grad():
+            scaled = wide * step.reciprocal()
+            errors = (scaled.round() - scaled).flatten()
+            places = torch.randint(errors.numel(), (errors.numel(),), device=x.device)
+            noise = errors[places].view_as(x)
+        noisy = torch.where(scaled > qmin, wide + noise * step, qmin * step)
+        return torch.where(scaled < qmax, noisy, qmax * step).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's classes; `one_sided` activations are clipped to [0, alpha] and have unsigned codes."""
+
+    weights: type[LearnedStepQuantizer]
+    activations: type[LearnedStepQuantizer]
+    one_sided: bool = False
+
+
+QUANTIZERS: dict[str, Method] = {
+    "lsq": Method(LearnedStepQuantizer, LearnedStepQuantizer),
+    "minmax": Method(MinMaxQuantizer, MinMaxQuantizer),
+    "pact": Method(DorefaQuantizer, PactQuantizer),
+    "nipq": Method(NoiseQuantizer, NoiseQuantizer),
+    # As the authors' code compares them: every negative activation is lost. The engine has no unsigned
+    # activations, and the exporter refuses them.
+    "pact-one-sided": Method(DorefaQuantizer, PactQuantizer, one_sided=True),
+    "nipq-one-sided": Method(NoiseQuantizer, NoiseQuantizer, one_sided=True),
+}
 """The registry of methods: a new one is a class and a row."""
 
 
-def quantizer_class(method: str) -> type[LearnedStepQuantizer]:
-    """The class of a method; an unknown name raises ConfigError."""
+def method_of(name: str) -> Method:
+    """The row of a method; an unknown name raises ConfigError."""
     try:
-        return QUANTIZERS[method]
+        return QUANTIZERS[name]
     except KeyError:
         known = ", ".join(QUANTIZERS)
-        raise ConfigError(f"method: {method!r} is no quantizer; choose one of {known}") from None
+        raise ConfigError(f"method: {name!r} is no quantizer; choose one of {known}") from None
