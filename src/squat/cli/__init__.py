@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from squat.errors import SquatError
 
@@ -162,17 +163,7 @@ def evaluate(
         train_batch_size,
     )
     table, result = run_task(task, model, settings)
-    text = _json(result)
-    if json is None:
-        console.print(table)
-    elif str(json) == "-":
-        print(text)
-    else:
-        from squat.data.files import writing
-
-        console.print(table)
-        with writing(json) as out:
-            out.write(text.encode())
+    _report(table, result, json)
 
 
 @app.command()
@@ -232,6 +223,51 @@ def parity(
 
 
 @app.command()
+def bench(
+    model: Annotated[Path | None, typer.Argument(help="A .gguf file; or give --shape.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights of this shape: llama-58m, gpt2-97m, ...")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="0: one for each CPU; repeatable.  [default: 1]")
+    ] = None,
+    activations: Annotated[
+        list[str] | None,
+        typer.Option(help="a8, a4, or 4:8=SHARE of tokens with 8 bits; repeatable.  [default: a8]"),
+    ] = None,
+    weight_bits: Annotated[
+        int | None, typer.Option(help="4 or 8, of the layers.  [default: 4]")
+    ] = None,
+    head_bits: Annotated[
+        int | None, typer.Option(help="4 or 8, of head and embeddings.  [default: 8]")
+    ] = None,
+    isa: Annotated[str | None, typer.Option(help="Pin an instruction set; see squat info.")] = None,
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 128,
+    generate: Annotated[int, typer.Option(help="Tokens to decode.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Measurements; the median counts.")] = 9,
+    json: Annotated[Path | None, typer.Option(help="Write the result here; - for stdout.")] = None,
+) -> None:
+    """Measure the engine's speed, on a model file or on random weights of a shape."""
+    from squat.bench import Settings, measurements_table, run
+
+    measured = run(
+        Settings(
+            shape=shape,
+            model=model,
+            threads=threads or [1],
+            activations=tuple(activations or ()),
+            weight_bits=weight_bits,
+            head_bits=head_bits,
+            isa=isa,
+            prompt=prompt,
+            generate=generate,
+            rounds=rounds,
+        )
+    )
+    _report(measurements_table(measured), [m.as_json() for m in measured], json)
+
+
+@app.command()
 def info() -> None:
     """What this installation and this machine can do."""
     from squat.info import info_table
@@ -239,7 +275,17 @@ def info() -> None:
     console.print(info_table())
 
 
-def _json(value: object) -> str:
-    import json
+def _report(table: Table, result: object, file: Path | None) -> None:
+    """Print the table and write the result as JSON, or print only that where `file` is "-"."""
+    from json import dumps
 
-    return json.dumps(value, indent=2)
+    text = dumps(result, indent=2)
+    if str(file) == "-":
+        print(text)
+        return
+    console.print(table)
+    if file is not None:
+        from squat.data.files import writing
+
+        with writing(file) as out:
+            out.write(text.encode())
