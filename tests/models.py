@@ -18,6 +18,22 @@ TINY = {
 }
 """Name -> what departs from the common shape; the name up to a dash is the model_type."""
 
+ARCHITECTURES = {
+    **TINY,
+    "mistral": {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": None},
+    "mistral-window": {"num_key_value_heads": 2, "sliding_window": 7},
+    "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen2-window": {
+        "num_key_value_heads": 1,
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+    },
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
+    "smollm3": {"num_key_value_heads": 2, "no_rope_layers": [1, 0, 1]},
+}
+"""The same for every row of the site table; TINY has one of each of the engine's graphs."""
+
 
 def tiny_model(name="llama", seed=0, **overrides):
     """A random model that is sharp enough for its logits to differ: [vocab 97, 3 layers, 4 heads]."""
@@ -34,7 +50,9 @@ def tiny_model(name="llama", seed=0, **overrides):
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    config = AutoConfig.for_model(name.split("-")[0], **{**shape, **TINY[name], **overrides})
+    config = AutoConfig.for_model(
+        name.split("-")[0], **{**shape, **ARCHITECTURES[name], **overrides}
+    )
     return AutoModelForCausalLM.from_config(config).eval()
 
 

@@ -150,6 +150,44 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("reentrant", "loss"), [(False, None), (True, LossConfig(entropy=0, distribution=0))]
+)
+def test_gradient_checkpointing_changes_nothing(tmp_path, reentrant, loss):
+    """A layer that is computed twice decides the same widths twice, and its threshold moves once."""
+
+    def one_step(folder, **options):
+        run = trainer(tmp_path / folder, steps=1, loss=loss, **options)
+        gradients = {}
+        for name, parameter in run.model.named_parameters():
+            parameter.register_post_accumulate_grad_hook(
+                lambda p, name=name: gradients.__setitem__(name, p.grad.clone())
+            )
+        return run.train().training_loss, gradients, weights(run.model)
+
+    value, gradients, after = one_step("plain")
+    value2, gradients2, after2 = one_step(
+        "checkpointed",
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": reentrant},
+    )
+    assert value2 == value
+    assert gradients2.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.equal(gradients2[name], gradient), name
+    assert all(torch.equal(after2[name], tensor) for name, tensor in after.items())
+
+
+def test_checkpointing_that_hides_the_attention_maps_is_refused(tmp_path):
+    run = trainer(
+        tmp_path,
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": True},
+    )
+    with pytest.raises(ConfigError, match="use_reentrant"):
+        run.train()
+
+
 def test_teachers_are_averaged(tmp_path):
     run = trainer(tmp_path, teachers=[tiny_model(seed=1), tiny_model(seed=2)])
     ids = some_ids()

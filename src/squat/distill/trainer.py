@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from squat.distill.losses import LossConfig, cross_entropy, distillation, distribution, entropy
 from squat.errors import CheckpointError, ConfigError
 from squat.quantize.attention import TokenState
+from squat.quantize.tokens import follow_importance
 
 
 class SequentialTrainer(Trainer):
@@ -48,7 +49,7 @@ class SequentialTrainer(Trainer):
 
 
 class StepSizeTrainer(Trainer):
-    """A Trainer of quantized models: their step sizes have a learning rate of their own.
+    """A Trainer of quantized models: step sizes have a learning rate of their own, token thresholds follow.
 
     `step_learning_rate` is that of the logarithms of the step sizes: how far a step can move, as a ratio,
     in one update. It follows the same schedule as the weights'.
@@ -77,6 +78,12 @@ class StepSizeTrainer(Trainer):
             ]
             self.optimizer = cls(groups, **options)
         return self.optimizer
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward pass of a micro-batch; then the token thresholds follow it."""
+        loss = super().training_step(model, *args, **kwargs)
+        follow_importance(model)
+        return loss
 
 
 class SquatTrainer(SequentialTrainer, StepSizeTrainer):
@@ -155,6 +162,11 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         self.token_state.record = False
         taps = [tap for _, tap in sorted(self.token_state.taps.items())]
         self.token_state.taps.clear()
+        if taps and torch.is_grad_enabled() and not any(tap.probs.requires_grad for tap in taps):
+            raise ConfigError(
+                "use_reentrant: reentrant checkpointing hides the attention maps from their losses; set "
+                "it to False in activation_checkpointing_kwargs, or loss.entropy and loss.distribution to 0"
+            )
 
         targets = labels[:, 1:].flatten()
         logits = outputs.logits[:, :-1].flatten(0, 1)

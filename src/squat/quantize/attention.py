@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import eager_mask
 
 from squat.errors import ConfigError
@@ -101,14 +101,14 @@ class AttentionSites(nn.Module):
         if past == 0:
             return None, None
         memory = self._memory()
-        if memory is None or memory.get_seq_length() != past:
+        known = None if memory is None else memory.keys
+        if memory is None or known is None or known.shape[2] != past:
             raise ConfigError(
                 f"activation_bits: token-adaptive bits need a cache that grows with the text (DynamicCache); "
                 f"this one holds {past} past tokens whose widths are not known"
             )
-        assert memory.keys is not None
         assert memory.values is not None
-        return memory.keys[:, 0, :, 0], memory.values[:, 0, :, 0]
+        return known[:, 0, :, 0], memory.values[:, 0, :, 0]
 
     def remember(self, k_wide: Tensor, v_wide: Tensor) -> None:
         """Keep the new tokens' widths, bool [batch, tokens], beside their keys and values."""
@@ -119,12 +119,24 @@ class AttentionSites(nn.Module):
     def _memory(self) -> DynamicLayer | None:
         if self.cache is None:
             return None
-        index = self.layers + self.layer
-        while len(self.cache.layers) <= index:
-            self.cache.layers.append(DynamicLayer())
-        memory = self.cache.layers[index]
+        index, layers = self.layers + self.layer, self.cache.layers
+        while len(layers) <= index:
+            remembers_for = (
+                len(layers) - self.layers
+            )  # negative: a layer of the model, yet to be filled
+            layers.append(
+                _forgets_like(layers[remembers_for]) if remembers_for >= 0 else DynamicLayer()
+            )
+        memory = layers[index]
         assert isinstance(memory, DynamicLayer)
         return memory
+
+
+def _forgets_like(layer: Any) -> DynamicLayer:
+    """An empty cache layer that keeps as many past tokens as `layer` does."""
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        return DynamicSlidingWindowLayer(layer.sliding_window)
+    return DynamicLayer()
 
 
 def _repeat_heads(x: Tensor, groups: int) -> Tensor:
@@ -187,10 +199,9 @@ def squat_attention(
     new_v = None
     if squat.policy is not None:
         visible = (attention_mask == 0)[:, 0].expand(batch, -1, -1)  # [batch, tokens, keys]
-        first = (
-            visible[:, -1].int().argmax(dim=-1)
-        )  # behind left padding, the first key that is real
-        to_first = probs.detach().gather(3, first[:, None, None, None].expand(-1, heads, tokens, 1))
+        # The first key that a token sees: behind left padding or in a sliding window not key 0.
+        first = visible.int().argmax(dim=-1)[:, None, :, None]
+        to_first = probs.detach().gather(3, first.expand(-1, heads, -1, -1))
         importance = IMPORTANCE[squat.importance](to_first.squeeze(3), visible.sum(dim=-1))
         state.real = visible.any(dim=1)[:, -tokens:]
         new_v = squat.policy(importance, state.real)

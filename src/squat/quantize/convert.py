@@ -9,7 +9,7 @@ attention goes through `squat_attention`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from squat.quantize.config import FLOAT, SquatConfig
 from squat.quantize.exact import ExactLayerNorm, ExactRMSNorm, ExactRotary, exact_activation
 from squat.quantize.modules import QUANTIZED, QuantizedWeight, SiteQuantizer
 from squat.quantize.quantizers import method_of
-from squat.quantize.tokens import POLICIES, ThresholdPolicy
+from squat.quantize.tokens import POLICIES, ThresholdPolicy, follow_importance
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,19 @@ _GPT2 = Architecture(
     model_exact={"transformer.ln_f": ExactLayerNorm},
 )
 
-ARCHITECTURES: dict[str, Architecture] = {"llama": _LLAMA, "gpt2": _GPT2}
+_QWEN3 = replace(
+    _LLAMA,
+    exact={**_LLAMA.exact, "self_attn.q_norm": ExactRMSNorm, "self_attn.k_norm": ExactRMSNorm},
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "smollm3": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _QWEN3,
+    "gpt2": _GPT2,
+}
 """By transformers' `model_type`."""
 
 
@@ -251,6 +263,7 @@ def calibrate(model: PreTrainedModel, config: SquatConfig, batches: Iterable[Ten
         policy.train()  # lets the thresholds move
     for batch in batches if policies else ():
         model(input_ids=batch, use_cache=False)
+        follow_importance(model)
     model.eval()
     for site in sites:
         site.start_collecting()  # anew: only now each width sees the tokens that will have it

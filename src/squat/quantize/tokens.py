@@ -72,8 +72,10 @@ class TopKPolicy(nn.Module):
 class ThresholdPolicy(nn.Module):
     """Causal: a token gets 8 bits if its importance reaches the layer's threshold.
 
-    In training mode the threshold follows the (1 - ratio) quantile of the importance by an exponential
-    moving average; in eval mode it is frozen. It is saved with the model.
+    In training mode a forward pass remembers what it saw, and `follow` then moves the threshold towards
+    the (1 - ratio) quantile of it: an exponential moving average. In between the threshold stands still, so
+    that gradient checkpointing, which computes a layer twice, decides twice the same. In eval mode the
+    threshold is frozen. It is saved with the model.
     """
 
     momentum = 0.95
@@ -83,26 +85,36 @@ class ThresholdPolicy(nn.Module):
         self.ratio = ratio
         self.threshold: Tensor
         self.register_buffer("threshold", torch.full((1,), torch.nan))
+        self.seen: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def observe(self, importance: Tensor, real: Tensor) -> None:
-        """Move the threshold towards this batch's quantile; the first batch sets it."""
-        # Sorted with one sentinel behind, and indexed by a tensor: no shape here depends on the data,
-        # so that torch.compile sees one graph.
-        sentinel = importance.new_full((1,), torch.inf)
-        ordered = importance.masked_fill(~real, torch.inf).flatten().sort().values
-        narrow = (real.sum() * (1 - self.ratio)).round().long()
-        quantile = torch.cat([ordered, sentinel]).index_select(0, narrow.reshape(1))
+    def follow(self) -> None:
+        """Move the threshold towards the quantile of the last batch seen; the first one sets it."""
+        if self.seen is None:
+            return
+        importance, real = self.seen
+        self.seen = None
+        ordered = importance[real].sort().values
+        narrow = round(len(ordered) * (1 - self.ratio))
         if self.ratio == 1:
-            quantile = -sentinel
+            quantile = ordered.new_tensor(-torch.inf)
+        else:
+            quantile = ordered[narrow] if narrow < len(ordered) else ordered.new_tensor(torch.inf)
         moved = self.momentum * self.threshold + (1 - self.momentum) * quantile
         self.threshold.copy_(torch.where(self.threshold.isfinite(), moved, quantile))
 
     def forward(self, importance: Tensor, real: Tensor) -> Tensor:
         """Whether each token gets 8 bits: bool [batch, tokens]; arguments as in TopKPolicy."""
         if self.training:
-            self.observe(importance, real)
+            self.seen = importance.detach(), real
         return importance >= self.threshold
+
+
+def follow_importance(model: nn.Module) -> None:
+    """After a training step's backward pass: let every threshold of a model follow what it saw."""
+    for module in model.modules():
+        if isinstance(module, ThresholdPolicy):
+            module.follow()
 
 
 POLICIES: dict[str, type[TopKPolicy] | type[ThresholdPolicy]] = {
