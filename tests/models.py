@@ -20,7 +20,7 @@ TINY = {
 
 ARCHITECTURES = {
     **TINY,
-    "mistral": {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": None},
+    "mistral": {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": 64},
     "mistral-window": {"num_key_value_heads": 2, "sliding_window": 7},
     "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen2-window": {

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models import TINY, real_data, real_model, some_ids, tiny_model
+from models import ARCHITECTURES, TINY, real_data, real_model, some_ids, tiny_model
 from squat.data import train_tokenizer
 from squat.deploy.export import describe, export, tokenizer_json
 from squat.deploy.parity import compare
@@ -82,6 +82,22 @@ def test_the_engine_computes_the_same_bits(name, config, tokenizer, tmp_path):
     assert (parity.differing, parity.largest) == (0, 0.0)
     with torch.no_grad():
         assert np.array_equal(Engine(file).logits(ids[0].tolist()), model(ids[:1]).logits[0])
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in TINY])
+def test_other_architectures_compute_the_same_bits_or_are_refused(name, tokenizer, tmp_path):
+    model = tiny_model(name, vocab_size=len(tokenizer))
+    quantize(model, calibration=[some_ids(8, 32)]).eval()
+    file, text = tmp_path / "model.gguf", tokenizer_json(tokenizer)
+    if name not in ("mistral", "qwen2"):
+        refused = "sliding_window is 7" if "window" in name else f"{name!r} has no graph.*llama"
+        with pytest.raises(CheckpointError, match=refused):
+            export(model, text, "tiny", file)
+        return
+    export(model, text, "tiny", file)
+    parity = compare(model, text, str(file), some_ids(3, 60).tolist())
+    assert parity.holds
+    assert (parity.differing, parity.largest) == (0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])

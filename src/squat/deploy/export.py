@@ -40,51 +40,57 @@ class Layout:
     epsilon: str = "rms_norm_eps"
 
 
+_LLAMA = Layout(
+    architecture="llama",
+    layer={
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    },
+    model={
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+    },
+    only={"hidden_act": ("silu", "swish")},
+)
+
+_GPT2 = Layout(
+    architecture="gpt2",
+    layer={
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "mlp.c_fc": "ffn_up",
+        "mlp.c_proj": "ffn_down",
+        "ln_1": "attn_norm",
+        "ln_2": "ffn_norm",
+    },
+    model={
+        "transformer.wte": "token_embd",
+        "transformer.wpe": "position_embd",
+        "transformer.ln_f": "output_norm",
+        "lm_head": "output",
+    },
+    only={
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    epsilon="layer_norm_epsilon",
+)
+
 LAYOUTS: dict[str, Layout] = {
-    "llama": Layout(
-        architecture="llama",
-        layer={
-            "self_attn.q_proj": "attn_q",
-            "self_attn.k_proj": "attn_k",
-            "self_attn.v_proj": "attn_v",
-            "self_attn.o_proj": "attn_output",
-            "mlp.gate_proj": "ffn_gate",
-            "mlp.up_proj": "ffn_up",
-            "mlp.down_proj": "ffn_down",
-            "input_layernorm": "attn_norm",
-            "post_attention_layernorm": "ffn_norm",
-        },
-        model={
-            "model.embed_tokens": "token_embd",
-            "model.norm": "output_norm",
-            "lm_head": "output",
-        },
-        only={"hidden_act": ("silu", "swish")},
-    ),
-    "gpt2": Layout(
-        architecture="gpt2",
-        layer={
-            "attn.c_attn": "attn_qkv",
-            "attn.c_proj": "attn_output",
-            "mlp.c_fc": "ffn_up",
-            "mlp.c_proj": "ffn_down",
-            "ln_1": "attn_norm",
-            "ln_2": "ffn_norm",
-        },
-        model={
-            "transformer.wte": "token_embd",
-            "transformer.wpe": "position_embd",
-            "transformer.ln_f": "output_norm",
-            "lm_head": "output",
-        },
-        only={
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-            "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,),
-            "add_cross_attention": (False,),
-        },
-        epsilon="layer_norm_epsilon",
-    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "gpt2": _GPT2,
 }
 """By transformers' `model_type`."""
 
@@ -120,29 +126,8 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
             f"{name}: model_type {model.config.model_type!r} has no graph in the engine; there is "
             f"one for {', '.join(LAYOUTS)}"
         )
-    if config.token_adaptive and config.policy != "threshold":
-        raise CheckpointError(
-            f"{name}: policy {config.policy!r} looks at tokens that are yet to come and cannot be "
-            "deployed; train with policy threshold"
-        )
-    for field, bits in (
-        ("weight_bits", config.weight_bits),
-        ("embedding_bits", config.embedding_bits),
-    ):
-        if bits == FLOAT:
-            raise CheckpointError(f"{name}: {field} is {FLOAT}, float; the engine has 4 and 8 bits")
-    if method_of(config.method).one_sided:
-        raise CheckpointError(
-            f"{name}: method {config.method!r} has unsigned activations, which the engine has not; "
-            f"it is there to compare with; train with {config.method.removesuffix('-one-sided')}"
-        )
     shape = model.config.get_text_config()
-    for field, values in layout.only.items():
-        if (value := getattr(shape, field)) not in values:
-            raise CheckpointError(
-                f"{name}: {field} is {value!r}, which the engine cannot compute; it can with "
-                f"{' or '.join(map(repr, values))}"
-            )
+    _check_deployable(name, shape, config, layout)
     layers = model.get_submodule(architecture_of(model.config.model_type).layers)
     matrices: dict[str, CodeMatrix] = {}
     floats: dict[str, NDArray[np.float32]] = {}
@@ -177,6 +162,39 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
         eos_token_id=shape.eos_token_id,
         pad_token_id=shape.pad_token_id,
     )
+
+
+def _check_deployable(name: str, shape: Any, config: SquatConfig, layout: Layout) -> None:
+    """Raises CheckpointError for whatever the engine cannot compute as the model does."""
+    if config.token_adaptive and config.policy != "threshold":
+        raise CheckpointError(
+            f"{name}: policy {config.policy!r} looks at tokens that are yet to come and cannot be "
+            "deployed; train with policy threshold"
+        )
+    for field, bits in (
+        ("weight_bits", config.weight_bits),
+        ("embedding_bits", config.embedding_bits),
+    ):
+        if bits == FLOAT:
+            raise CheckpointError(f"{name}: {field} is {FLOAT}, float; the engine has 4 and 8 bits")
+    if method_of(config.method).one_sided:
+        raise CheckpointError(
+            f"{name}: method {config.method!r} has unsigned activations, which the engine has not; "
+            f"it is there to compare with; train with {config.method.removesuffix('-one-sided')}"
+        )
+    for field, values in layout.only.items():
+        if (value := getattr(shape, field)) not in values:
+            raise CheckpointError(
+                f"{name}: {field} is {value!r}, which the engine cannot compute; it can with "
+                f"{' or '.join(map(repr, values))}"
+            )
+    window = getattr(shape, "sliding_window", None)
+    if window is not None and window < shape.max_position_embeddings:
+        raise CheckpointError(
+            f"{name}: sliding_window is {window}, less than max_position_embeddings "
+            f"({shape.max_position_embeddings}); the engine attends to the whole context: lower "
+            f"max_position_embeddings to {window} to deploy the model for such texts"
+        )
 
 
 def _add(
