@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lm_eval_tasks import lm_eval_scores
 from squat.errors import CheckpointError, DataError
 from squat.evaluate import (
     MinimalPairsResult,
@@ -355,43 +356,13 @@ def test_blimp_has_the_papers_fields():
 # --- The same numbers as lm-eval -----------------------------------------------------------------
 
 
-def lm_eval_scores(model, tokenizer, files, folder, monkeypatch):
-    """lm-eval's own blimp tasks on local files: task -> ([good, bad] scores a pair, accuracy)."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    lm_eval = pytest.importorskip("lm_eval")
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    template = Path(lm_eval.__file__).parent / "tasks/blimp/_template_yaml"
-    for file in files:
-        task = {
-            "include": str(template),
-            "task": f"local_{file.stem}",
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"train": str(file)}, "cache_dir": str(folder)},
-        }
-        (folder / f"{file.stem}.yaml").write_text(json.dumps(task))
-    evaluated = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16),
-        tasks=[f"local_{file.stem}" for file in files],
-        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-        bootstrap_iters=0,
-    )
-    found = {}
-    for file in files:
-        samples = evaluated["samples"][f"local_{file.stem}"]
-        scores = [
-            [score for ((score, _),) in sample["resps"]]
-            for sample in sorted(samples, key=lambda sample: sample["doc_id"])
-        ]
-        found[file.stem] = scores, evaluated["results"][f"local_{file.stem}"]["acc,none"]
-    return found
-
-
 def assert_same_as_lm_eval(model, tokenizer, folder, monkeypatch):
     files = sorted(folder.glob("*.jsonl"))
-    theirs = lm_eval_scores(model, tokenizer, files, folder, monkeypatch)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    lm = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    theirs = lm_eval_scores(lm, files, folder)
     scorer = HuggingFaceScorer(model, tokenizer)
     paradigms = read_minimal_pairs(folder)
     for paradigm, ours in zip(

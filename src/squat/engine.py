@@ -166,7 +166,7 @@ class Engine:
     @overload
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         max_new_tokens: int = ...,
         *,
         temperature: float = ...,
@@ -181,7 +181,7 @@ class Engine:
     @overload
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         max_new_tokens: int = ...,
         *,
         temperature: float = ...,
@@ -195,7 +195,7 @@ class Engine:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         max_new_tokens: int = 64,
         *,
         temperature: float = 0.0,
@@ -211,7 +211,7 @@ class Engine:
         It ends with the end-of-sequence token, `max_new_tokens`, or a full context.
 
         Args:
-            prompt: the text to continue.
+            prompt: the text to continue; or its token ids, which are then taken as they are.
             max_new_tokens: the most tokens to generate.
             temperature: 0 takes the most probable token; the filters below then say nothing.
             top_k: keep the k most probable tokens; 0: all.
@@ -232,7 +232,7 @@ class Engine:
         sampler = _native.Sampler(
             self.info.vocab_size, repetition_penalty, temperature, top_k, top_p, min_p, seed
         )
-        ids = self.tokenize(prompt)
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else _tokens(prompt).tolist()
         if not ids:
             raise EngineError("prompt: is empty, and the model has no <s> to begin with")
         if len(ids) > self.info.context:

@@ -166,6 +166,21 @@ def evaluate(
     _report(table, result, json)
 
 
+@app.command(
+    name="lm-eval",
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def lm_eval(context: typer.Context) -> None:
+    """lm-evaluation-harness with Squat's models: lm-eval --model squat --model_args path=..."""
+    from squat.evaluate.tasks import run_lm_eval
+
+    run_lm_eval(context.args)
+
+
 @app.command()
 def generate(
     model: Model,

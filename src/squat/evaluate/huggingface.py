@@ -12,10 +12,11 @@ of float32 sums: noise, but one that may carry a value over a rounding boundary 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from squat.errors import DataError
@@ -63,13 +64,39 @@ class HuggingFaceScorer:
         return log_probabilities(self.model, sequences, self.batch_size, "Scoring texts")
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of the tokens of one sequence, each predicted from those before it.
+
+    log_probabilities: nats, float64 [length - 1]; greedy: bool [length - 1], whether the token is the
+    most probable one.
+    """
+
+    log_probabilities: NDArray[np.float64]
+    greedy: NDArray[np.bool_]
+
+
 def log_probabilities(
     model: PreTrainedModel,
     sequences: Sequence[ArrayLike],
     batch_size: int,
     description: str,
 ) -> list[float]:
-    """Sum of ln p(ids[t] | ids[:t]) over t >= 1, for each sequence of token ids.
+    """Sum of ln p(ids[t] | ids[:t]) over t >= 1, for each sequence of token ids: nats.
+
+    Arguments, order and errors are those of `predict`.
+    """
+    predictions = predict(model, sequences, batch_size, description)
+    return [float(prediction.log_probabilities.sum()) for prediction in predictions]
+
+
+def predict(
+    model: PreTrainedModel,
+    sequences: Sequence[ArrayLike],
+    batch_size: int,
+    description: str,
+) -> list[Prediction]:
+    """How each sequence of token ids is predicted, in the order given.
 
     Args:
         model: any causal language model; put in eval mode for the time of the call.
@@ -79,13 +106,13 @@ def log_probabilities(
         description: what the progress bar says.
 
     Returns:
-        nats, in the order of `sequences`: log-softmax in float32, summed in float64.
+        The log-softmax is in float32.
 
     Raises:
         DataError: a sequence longer than the model's context, or an id outside its vocabulary.
     """
     arrays = [np.asarray(sequence) for sequence in sequences]
-    totals = np.zeros(len(arrays))
+    predictions = [Prediction(np.zeros(0), np.zeros(0, bool))] * len(arrays)
     # longest first: a batch that does not fit in memory or in the context fails at once
     order = sorted(
         (i for i, ids in enumerate(arrays) if len(ids) > 1), key=lambda i: -len(arrays[i])
@@ -95,11 +122,13 @@ def log_probabilities(
     # training
     with evaluating(model), torch.no_grad(), progress(batches, description) as steps:
         for batch in steps:
-            totals[batch] = _batch_log_probabilities(model, [arrays[i] for i in batch])
-    return totals.tolist()
+            answers = _predict_batch(model, [arrays[i] for i in batch])
+            for index, answer in zip(batch, answers, strict=True):
+                predictions[index] = answer
+    return predictions
 
 
-def _batch_log_probabilities(model: PreTrainedModel, sequences: list[np.ndarray]) -> np.ndarray:
+def _predict_batch(model: PreTrainedModel, sequences: list[np.ndarray]) -> list[Prediction]:
     """The same for sequences that go through the model together."""
     lengths = np.array([len(ids) for ids in sequences])
     padded = np.zeros((len(sequences), lengths.max()), dtype=np.int64)
@@ -112,7 +141,12 @@ def _batch_log_probabilities(model: PreTrainedModel, sequences: list[np.ndarray]
     fed = fed.to(model.device)
     logits = model(input_ids=ids[:, :-1], attention_mask=fed.long(), use_cache=False).logits.float()
     predicted = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
-    return predicted.double().masked_fill(~fed, 0).sum(-1).cpu().numpy()
+    values = predicted.double().cpu().numpy()
+    greedy = (logits.argmax(-1) == ids[:, 1:]).cpu().numpy()
+    return [
+        Prediction(v[: length - 1], g[: length - 1])
+        for v, g, length in zip(values, greedy, lengths, strict=True)
+    ]
 
 
 def _check(model: PreTrainedModel, padded: np.ndarray) -> None:

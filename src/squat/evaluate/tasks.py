@@ -132,6 +132,23 @@ TASKS: dict[str, Callable[[str, Settings], Answer]] = {
 }
 
 
+def run_lm_eval(arguments: Sequence[str]) -> None:
+    """lm-eval's command line, with Squat's models on its list.
+
+    Raises:
+        ConfigError: lm-eval is not installed.
+    """
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "lm-eval: is not installed; install it with pip install 'squat[lm-eval]'"
+        ) from error
+    from squat.evaluate.harness import run
+
+    run(arguments)
+
+
 def run_task(task: str, model: str, settings: Settings) -> Answer:
     """The table to show and the numbers to keep.
 
