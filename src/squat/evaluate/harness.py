@@ -54,10 +54,10 @@ class _Checkpoint:
 
         from squat.checkpoints import load_model, load_tokenizer
 
-        self.model: Any = load_model(path)
+        model: Any = load_model(path)
         # lm-eval says "cuda:0" unless told otherwise, whether there is one or not.
-        if device is not None and torch.accelerator.is_available():
-            self.model = self.model.to(device)
+        accelerated = device is not None and torch.accelerator.is_available()
+        self.model = model.to(device) if accelerated else model
         self.tokenizer = load_tokenizer(path)
         self.batch_size = batch_size
         self.context = int(self.model.config.max_position_embeddings)
@@ -69,7 +69,7 @@ class _Checkpoint:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Answer]:
         from squat.evaluate.huggingface import predict
