@@ -27,7 +27,7 @@ from squat.errors import ConfigError
 from squat.quantize.exact import softmax as exact_softmax
 from squat.quantize.modules import SiteQuantizer
 from squat.quantize.numerics import exact_product
-from squat.quantize.tokens import IMPORTANCE, ThresholdPolicy, TopKPolicy
+from squat.quantize.tokens import IMPORTANCE, Arrival, ThresholdPolicy, TopKPolicy
 
 IMPLEMENTATION = "squat"
 """The name under which the function is registered: `attn_implementation="squat"`."""
@@ -193,16 +193,21 @@ def squat_attention(
     product, softmax = (
         (torch.matmul, _softmax) if module.training else (exact_product, exact_softmax)
     )
-    scores = product(query, _repeat_heads(key, groups).transpose(2, 3))
-    probs = softmax(scores.float() * scaling + attention_mask)
+    scores = product(query, _repeat_heads(key, groups).transpose(2, 3)).float() * scaling
+    probs = softmax(scores + attention_mask)
 
     new_v = None
     if squat.policy is not None:
         visible = (attention_mask == 0)[:, 0].expand(batch, -1, -1)  # [batch, tokens, keys]
-        # The first key that a token sees: behind left padding or in a sliding window not key 0.
-        first = visible.int().argmax(dim=-1)[:, None, :, None]
-        to_first = probs.detach().gather(3, first.expand(-1, heads, -1, -1))
-        importance = IMPORTANCE[squat.importance](to_first.squeeze(3), visible.sum(dim=-1))
+        arrival = Arrival(
+            probs.detach(),
+            scores.detach(),
+            value[:, :, -tokens:].detach(),
+            # The first key that a token sees: behind left padding or in a sliding window not key 0.
+            visible.int().argmax(dim=-1),
+            visible.sum(dim=-1),
+        )
+        importance = IMPORTANCE[squat.importance](arrival)
         state.real = visible.any(dim=1)[:, -tokens:]
         new_v = squat.policy(importance, state.real)
         state.wide[squat.layer] = new_v

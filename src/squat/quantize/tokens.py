@@ -13,35 +13,86 @@ then gives the most important fraction `ratio` of the tokens 8 bits and the othe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-Importance = Callable[[Tensor, Tensor], Tensor]
 
+@dataclass(frozen=True)
+class Arrival:
+    """What a layer knows of its new tokens when it decides their widths, and what importance may look at.
 
-def first_token(attention: Tensor, visible: Tensor) -> Tensor:
-    """The published importance: the attention probability to the first token, averaged over heads.
-
-    Args:
-        attention: [batch, heads, tokens], each token's attention to the first one.
-        visible: [batch, tokens], the number of keys that each token sees.
+    probs: [batch, heads, tokens, keys], the softmax before its quantization; scores: the same before mask
+    and softmax.
+    value: [batch, key heads, tokens, head size], the tokens' own values before their quantization.
+    first: [batch, tokens], the first key that each token sees.
+    visible: [batch, tokens], the number of keys that each token sees; its position is one less.
     """
-    return attention.mean(dim=1)
+
+    probs: Tensor
+    scores: Tensor
+    value: Tensor
+    first: Tensor
+    visible: Tensor
+
+    def to_first(self, attention: Tensor) -> Tensor:
+        """Of [batch, heads, tokens, keys] what is for the first key, averaged over heads: [batch, tokens]."""
+        index = self.first[:, None, :, None].expand(*attention.shape[:3], 1)
+        return attention.gather(3, index).squeeze(3).mean(dim=1)
 
 
-def relative_first_token(attention: Tensor, visible: Tensor) -> Tensor:
+Importance = Callable[[Arrival], Tensor]
+"""Of an arrival, each token's importance [batch, tokens]: of what came before the token, and of itself."""
+
+
+def first_token(arrival: Arrival) -> Tensor:
+    """The published importance: the attention probability to the first token, averaged over heads."""
+    return arrival.to_first(arrival.probs)
+
+
+def relative_first_token(arrival: Arrival) -> Tensor:
     """Attention to the first token relative to uniform attention, 1 / visible.
 
     The published importance falls with the position whatever the token says; this one can be compared
     across positions, as a fixed threshold must.
     """
-    return first_token(attention, visible) * visible
+    return first_token(arrival) * arrival.visible
+
+
+def first_token_score(arrival: Arrival) -> Tensor:
+    """The authors' code: the score q * k / sqrt(d) of the first token, before the softmax."""
+    return arrival.to_first(arrival.scores)
+
+
+def value_peak(arrival: Arrival) -> Tensor:
+    """The outlier of the token's own value: its largest square relative to its mean square.
+
+    An outlier is what a few codes cannot hold beside everything else. Attention is not asked.
+    """
+    value = arrival.value.float().transpose(1, 2).flatten(2)
+    mean_square = value.double().square().mean(dim=-1).float()
+    return value.abs().amax(dim=-1).square() / (mean_square + 1e-30)
+
+
+def scattered(arrival: Arrival) -> Tensor:
+    """A control: tokens at arbitrary places, the same in every text. Multiples of the golden ratio, mod 1,
+    spread any share of the tokens evenly."""
+    return (arrival.visible - 1) * 0.6180339887498949 % 1.0
+
+
+def earliest(arrival: Arrival) -> Tensor:
+    """A control: the first tokens of the text."""
+    return -arrival.visible.float()
 
 
 IMPORTANCE: dict[str, Importance] = {
     "first_token": first_token,
     "relative_first_token": relative_first_token,
+    "first_token_score": first_token_score,
+    "value_peak": value_peak,
+    "scattered": scattered,
+    "earliest": earliest,
 }
 
 
