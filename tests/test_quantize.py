@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models import TINY, real_data, real_model, some_ids, tiny_model
@@ -15,6 +17,7 @@ from squat.quantize.attention import AttentionSites
 from squat.quantize.config import SITES
 from squat.quantize.modules import QuantizedLinear, QuantizedWeight, SiteQuantizer
 from squat.quantize.quantizers import QUANTIZERS
+from squat.quantize.tokens import IMPORTANCE, Arrival
 
 CONFIGS = {
     "w8a8": SquatConfig(weight_bits=8, activation_bits=8),
@@ -109,7 +112,10 @@ def test_a_tied_head_shares_tensor_and_step():
     assert untied.lm_head.weight is not untied.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("config", [SquatConfig(), SquatConfig(activation_bits=4)])
+@pytest.mark.parametrize(
+    "config",
+    [*(SquatConfig(importance=name) for name in IMPORTANCE), SquatConfig(activation_bits=4)],
+)
 def test_a_later_token_never_changes_an_earlier_logit(config):
     model, ids = quantized(config=config), some_ids()
     changed = ids.clone()
@@ -120,9 +126,10 @@ def test_a_later_token_never_changes_an_earlier_logit(config):
 
 
 @pytest.mark.parametrize("chunks", [[1] * 24, [7, 7, 7, 3], [23, 1]])
+@pytest.mark.parametrize("importance", IMPORTANCE)
 @pytest.mark.parametrize("name", TINY)
-def test_with_a_cache_tokens_get_the_widths_that_they_get_in_one_piece(name, chunks):
-    model, ids = quantized(name), some_ids()
+def test_with_a_cache_tokens_get_the_widths_that_they_get_in_one_piece(name, importance, chunks):
+    model, ids = quantized(name, SquatConfig(importance=importance)), some_ids()
     whole = logits(model, ids)
     wide = {layer: w.clone() for layer, w in model.token_state.wide.items()}
     assert 0.2 < torch.cat(list(wide.values())).float().mean() < 0.8
@@ -166,7 +173,10 @@ def test_a_cache_that_does_not_know_the_widths_is_refused():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("config", [SquatConfig(), SquatConfig(policy="topk")])
+@pytest.mark.parametrize(
+    "config",
+    [*(SquatConfig(importance=name) for name in IMPORTANCE), SquatConfig(policy="topk")],
+)
 def test_padding_changes_nothing(side, config):
     model, ids = quantized(config=config), some_ids(1, 12)
     pad = torch.zeros(1, 5, dtype=torch.long)
@@ -180,6 +190,34 @@ def test_padding_changes_nothing(side, config):
     got = logits(model, padded, attention_mask=mask, position_ids=positions)[:, real]
     assert model.token_state.real is None or model.token_state.real.sum() == 12
     torch.testing.assert_close(got, logits(model, ids), atol=1e-4, rtol=1e-4)
+
+
+def test_importance_is_what_its_name_says():
+    """One sequence of three tokens, two heads; the first token is behind one of padding."""
+    scores = torch.randn(1, 2, 3, 4)
+    value = torch.tensor([[[3.0, 4.0], [0.0, 5.0], [1.0, -1.0]]])[:, None]
+    arrival = Arrival(
+        scores.softmax(-1), scores, value, torch.tensor([1]), torch.tensor([[1, 2, 3]])
+    )
+    expected = {
+        "first_token": scores.softmax(-1)[..., 1].mean(1),
+        "relative_first_token": scores.softmax(-1)[..., 1].mean(1) * torch.tensor([1, 2, 3]),
+        "first_token_score": scores[..., 1].mean(1),
+        "value_peak": torch.tensor([[16 / 12.5, 2.0, 1.0]]),
+        "scattered": torch.tensor([[0.0, 0.618034, 0.236068]]),
+        "earliest": torch.tensor([[-1.0, -2.0, -3.0]]),
+    }
+    assert expected.keys() == IMPORTANCE.keys()
+    for name, importance in IMPORTANCE.items():
+        torch.testing.assert_close(importance(arrival), expected[name])
+
+
+@given(st.integers(1, 500), st.floats(0, 1))
+def test_scattered_tokens_make_any_share_of_a_text(tokens, share):
+    visible = torch.arange(1, tokens + 1)[None]
+    nothing = torch.zeros(0)
+    chosen = IMPORTANCE["scattered"](Arrival(nothing, nothing, nothing, nothing, visible)) >= share
+    assert abs(chosen.sum().item() - (1 - share) * tokens) < 5
 
 
 def test_top_k_gives_each_sequence_its_own_share():
