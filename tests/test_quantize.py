@@ -197,7 +197,7 @@ def test_importance_is_what_its_name_says():
     scores = torch.randn(1, 2, 3, 4)
     value = torch.tensor([[[3.0, 4.0], [0.0, 5.0], [1.0, -1.0]]])[:, None]
     arrival = Arrival(
-        scores.softmax(-1), scores, value, torch.tensor([1]), torch.tensor([[1, 2, 3]])
+        scores.softmax(-1), scores, value, torch.tensor([[1, 1, 1]]), torch.tensor([[1, 2, 3]])
     )
     expected = {
         "first_token": scores.softmax(-1)[..., 1].mean(1),
