@@ -1,4 +1,4 @@
-"""On real text, a token's bits are the same in one piece, in chunks, in decoding, in a batch and in a beam."""
+"""On real text a token has the same bits in one piece, in chunks, in decoding, in batches and in beams."""
 
 import pytest
 import torch
