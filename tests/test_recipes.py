@@ -82,6 +82,8 @@ def test_every_recipe_of_the_project_is_valid(file, tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     for split in ("train", "dev"):
         (tmp_path / f"babylm/{split}/children_stories.{split}").touch()
+    monkeypatch.chdir(tmp_path)  # where a recipe that starts from another one's model finds it
+    (tmp_path / "runs/babylm-gpt2/pretrain/model").mkdir(parents=True)
     models = tmp_path.parent / "models"
     for name in ("babylm-6m", "stories260k"):
         (models / name).mkdir(parents=True, exist_ok=True)
