@@ -12,10 +12,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +26,7 @@ from squat.deploy.export import export, tokenizer_json
 from squat.engine import Engine
 from squat.evaluate import evaluate_minimal_pairs, perplexity, read_minimal_pairs
 from squat.evaluate.huggingface import HuggingFaceScorer
+from squat.evaluate.speed import tokens_per_second
 from squat.generation import continue_text
 from squat.quantize import SquatConfig, quantize
 from squat.recipes import (
@@ -106,17 +105,11 @@ def _speeds(
 ) -> dict[str, tuple[float, float]]:
     """Tokens per second of prefill and of decoding, on the same tokens; medians of five runs."""
     ids = tokenize_corpus(corpus / "dev", tokenizer, corpus.parent / "cache")[:128].tolist()
-    runs = {
-        "PyTorch, full precision": lambda: _time_pytorch(full, ids),
-        "PyTorch, fake-quantized": lambda: _time_pytorch(student, ids),
-        "Squat engine": lambda: _time_engine(engine, ids),
+    return {
+        "PyTorch, full precision": tokens_per_second(full, ids),
+        "PyTorch, fake-quantized": tokens_per_second(student, ids),
+        "Squat engine": tokens_per_second(engine, ids),
     }
-    speeds = {}
-    for name, run in runs.items():
-        run()  # warm up
-        prefill, decode = np.median([run() for _ in range(5)], axis=0)
-        speeds[name] = (64 / prefill, 64 / decode)
-    return speeds
 
 
 def _speed_table(speeds: dict[str, tuple[float, float]]) -> Table:
@@ -126,26 +119,6 @@ def _speed_table(speeds: dict[str, tuple[float, float]]) -> Table:
     for name, (prefill, decode) in speeds.items():
         table.add_row(name, f"{prefill:,.0f}", f"{decode:,.0f}")
     return table
-
-
-@torch.no_grad()
-def _time_pytorch(model: PreTrainedModel, ids: list[int]) -> tuple[float, float]:
-    """Seconds for prefill and for decoding."""
-    start = perf_counter()
-    cache = model(torch.tensor([ids[:64]]), use_cache=True, logits_to_keep=1).past_key_values
-    middle = perf_counter()
-    for token in ids[64:]:
-        model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
-    return middle - start, perf_counter() - middle
-
-
-def _time_engine(engine: Engine, ids: list[int]) -> tuple[float, float]:
-    start = perf_counter()
-    engine.prefill(ids[:64])
-    middle = perf_counter()
-    for token in ids[64:]:
-        engine.decode(token)
-    return middle - start, perf_counter() - middle
 
 
 def _pretrain_recipe(folder: Path, corpus: Path) -> PretrainRecipe:

@@ -119,13 +119,19 @@ def quantize_without_training(
     """
     model, tokenizer = load_model(name), load_tokenizer(name)
     check_tokenizer(tokenizer, model.config.vocab_size)
-    calibration = None
-    if text is not None:
-        tokens = tokenize_corpus(text, tokenizer, by_source=by_source)
-        length = min(128, model.config.max_position_embeddings)
-        dataset = PackedDataset(tokens, length, CALIBRATION_SEQUENCES, seed=0)
-        calibration = [_calibration_batch(dataset)]
+    calibration = calibration_batches(model, tokenizer, text, by_source)
     save_model(quantize(model, config, calibration), tokenizer, output)
+
+
+def calibration_batches(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: Path | None, by_source: bool
+) -> list[torch.Tensor] | None:
+    """What `quantize` calibrates on: windows of a text; None, its default, without one."""
+    if text is None:
+        return None
+    tokens = tokenize_corpus(text, tokenizer, by_source=by_source)
+    length = min(128, model.config.max_position_embeddings)
+    return [_calibration_batch(PackedDataset(tokens, length, CALIBRATION_SEQUENCES, seed=0))]
 
 
 def _calibration_batch(dataset: PackedDataset) -> torch.Tensor:

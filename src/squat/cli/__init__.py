@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from squat.cli.studies import studies
 from squat.errors import SquatError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(studies)
 console = Console()
 
 Recipe = Annotated[Path, typer.Argument(help="A YAML file; see the folder recipes/.")]

@@ -79,7 +79,7 @@ def perplexity_of_text(model: str, settings: Settings) -> Answer:
         from squat.engine import Engine
 
         loaded = Engine(model)
-        tokenizer, vocabulary = _tokenizer_of(loaded), loaded.info.vocab_size
+        tokenizer, vocabulary = engine_tokenizer(loaded), loaded.info.vocab_size
     else:
         from squat.checkpoints import load_model, load_tokenizer
 
@@ -91,7 +91,8 @@ def perplexity_of_text(model: str, settings: Settings) -> Answer:
     return perplexity_table({model: result}), result.to_dict()
 
 
-def _tokenizer_of(engine: Engine) -> PreTrainedTokenizerFast:
+def engine_tokenizer(engine: Engine) -> PreTrainedTokenizerFast:
+    """The tokenizer inside a .gguf file, as one of transformers."""
     from transformers import PreTrainedTokenizerFast
 
     bos = engine.info.bos_token

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 _INK, _ACCENT, _SOFT = "#22303c", "#d9542b", "#9fb3c8"
-_TERMS = ("loss", "ce", "kl", "entropy", "distribution", "wide_share")
+LOSS_TERMS = ("loss", "ce", "kl", "entropy", "distribution", "wide_share")
 
 
 def loss_figure(log: Sequence[Mapping[str, Any]]) -> Figure:
@@ -17,7 +17,7 @@ def loss_figure(log: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         log: entries with `step` and any of the terms of `squat.distill.losses`.
     """
-    shown = [term for term in _TERMS if any(term in entry for entry in log)]
+    shown = [term for term in LOSS_TERMS if any(term in entry for entry in log)]
     figure = Figure(figsize=(2.6 * len(shown), 2.6), layout="constrained")
     for axes, term in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         points = [(entry["step"], float(entry[term])) for entry in log if term in entry]
