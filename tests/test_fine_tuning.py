@@ -18,12 +18,12 @@ from squat.evaluate.fine_tuning import (
     encode,
     evaluate_fine_tuned,
     fine_tune,
-    fine_tuning_table,
     read_examples,
-    results_of_all,
     training_file,
+    write_fine_tuning,
 )
 from squat.quantize import SquatConfig, quantize
+from squat.report.sections import read_section
 
 WORDS = ["dog", "cat", "sees", "hears", "good", "old", "tree", "house", "runs"]
 QUICK = FineTuning(epochs=2, batch_size=8, learning_rate=1e-3, max_length=24, precision="fp32")
@@ -116,11 +116,13 @@ def test_what_is_done_is_not_done_again_and_models_share_a_table(model, data, tm
         (both["columns"]["CoLA"]["mean"] + both["columns"]["BoolQ"]["mean"]) / 2
     )
     evaluate_fine_tuned(model, "second", data, output, ["cola"], seeds=1, recipe=quick)
-    table = fine_tuning_table(results_of_all(output))
-    assert [column.header for column in table.columns][1:3] == ["CoLA", "BoolQ"]
-    assert list(table.columns[0].cells) == ["most frequent label", "first", "second"]
-    assert list(table.columns[3].cells)[2] == ""  # no average of an incomplete row
-    assert "boolq.train_from_elsewhere.jsonl" in table.caption
+    table = write_fine_tuning(output, "squat eval ...")
+    assert table.head == ["model", "CoLA", "BoolQ", "average", "CoLA (MCC)"]
+    assert [row[0] for row in table.rows] == ["most frequent label", "first", "second"]
+    assert table.rows[2][3] == ""  # no average of an incomplete row
+    section = read_section(output)
+    assert section.tables == [table]
+    assert "boolq.train_from_elsewhere.jsonl" in section.text
     with pytest.raises(ConfigError, match="another recipe"):
         evaluate_fine_tuned(model, "first", data, output, ["cola"], 1, QUICK)
     with pytest.raises(ConfigError, match="is a result of"):

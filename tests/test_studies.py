@@ -12,6 +12,7 @@ from squat.checkpoints import load_model, load_tokenizer, save_model
 from squat.deploy.export import export, tokenizer_json
 from squat.evaluate.observation import entropy_bits, observe
 from squat.evaluate.sensitivity import groups_of, only, sensitivity
+from squat.evaluate.tasks import label_of
 from squat.quantize import SquatConfig, quantize
 from squat.report.sections import read_section
 
@@ -191,3 +192,17 @@ def test_attention(shell, tmp_path, model, quantized, corpus):
     assert numbers["adaptive"]["wide_share"] is not None
     assert "--layer: 7" in shell.refuse("attention", model, *data, "--layer", 7)
     assert "--text: is empty" in shell.refuse("attention", model, *data, "--text", "")
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("models/babylm-6m", "babylm-6m"),
+        ("a/w4a4.gguf", "w4a4"),
+        ("runs/w4a4/model", "w4a4"),
+        ("runs/w4a4/model.gguf", "w4a4"),
+        ("runs/lsq/seed-1/model", "lsq-seed-1"),
+    ],
+)
+def test_models_are_called_by_what_tells_them_apart(path, label):
+    assert label_of(path) == label

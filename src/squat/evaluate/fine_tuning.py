@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -44,6 +43,7 @@ from squat.data.files import writing
 from squat.data.progress import progress
 from squat.distill.trainer import StepSizeTrainer
 from squat.errors import ConfigError, DataError
+from squat.report.sections import Table, write_section
 
 
 @dataclass(frozen=True)
@@ -418,25 +418,34 @@ def fine_tuning_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     """The paper's Table III: one row a model, one column a task, in %; the average over its columns."""
     found = {column for result in results.values() for column in result["columns"]}
     columns = [c for task in TASKS.values() for c in task.measured_on if c in found]
-    table = Table(title="Fine-tuning on (Super)GLUE, %")
-    table.add_column("model")
-    for heading in (*columns, "average", "CoLA (MCC)"):
-        table.add_column(heading, justify="right")
     majority = {c: r["columns"][c]["majority"] for r in results.values() for c in r["columns"]}
-    table.add_row("most frequent label", *_cells(majority, columns), "0.0", style="dim")
+    rows = [["most frequent label", *_cells(majority, columns), "0.0"]]
     for name, result in results.items():
         means = {column: entry["mean"] for column, entry in result["columns"].items()}
         deviations = {c: e["deviation"] for c, e in result["columns"].items()}
         cola = result["columns"].get("CoLA")
         cells = _cells(means, columns, deviations)
-        table.add_row(name, *cells, "" if cola is None else f"{100 * cola['mcc']:.1f}")
-    notes = sorted(
-        f"{task}: {train['file']}"
-        for task, train in {t: v for r in results.values() for t, v in r["train"].items()}.items()
-        if train["file"] != f"{task}.train.jsonl"
+        rows.append([name, *cells, "" if cola is None else f"{100 * cola['mcc']:.1f}"])
+    head = ["model", *columns, "average", "CoLA (MCC)"]
+    return Table("Fine-tuning on (Super)GLUE, %", head, rows)
+
+
+def write_fine_tuning(output: Path, command: str) -> Table:
+    """The table of all models in `output`, which becomes a section of a report."""
+    results = results_of_all(output)
+    table = fine_tuning_table(results)
+    recipe = json.loads((output / "recipe.json").read_text())
+    about = (
+        f"The same recipe for every model ({', '.join(f'{k} {v}' for k, v in recipe.items())}); quantizers "
+        "active and trained along. Accuracy, F1 where it says so; ± is the deviation over seeds; the first "
+        "row always gives the validation file's most frequent label."
     )
-    if notes:
-        table.caption = f"Not the official training data: {', '.join(notes)}"
+    trained_on = {
+        task: train["file"] for r in results.values() for task, train in r["train"].items()
+    }
+    if others := [f for task, f in sorted(trained_on.items()) if f != f"{task}.train.jsonl"]:
+        about += f" Not the official training data: {', '.join(others)}."
+    write_section(output, "Fine-tuning", command, about, [table], {}, results)
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,12 @@ def is_gguf(model: str) -> bool:
 
 
 def label_of(model: str) -> str:
-    """What a model is called in a table: its folder or file; of a training run's `model/`, the run."""
+    """What a model is called in a table: its folder or file; of a run's `model/` or file, the run."""
     path = Path(model)
-    return path.resolve().parent.name if path.name == "model" else path.stem
+    if path.stem != "model":
+        return path.stem
+    run = path.resolve().parent
+    return f"{run.parent.name}-{run.name}" if run.name.startswith("seed-") else run.name
 
 
 def blimp(model: str, settings: Settings) -> Answer:
@@ -122,8 +126,10 @@ def glue(model: str, settings: Settings) -> Answer:
     result = fine_tuning.evaluate_fine_tuned(
         model, label_of(model), settings.data[0], settings.output, tasks, settings.seeds, recipe
     )
-    results = fine_tuning.results_of_all(settings.output)
-    return fine_tuning.fine_tuning_table(results), result
+    words = ["squat", "eval", model, "--task", "glue", "--data", str(settings.data[0])]
+    words += ["--tasks", ",".join(tasks), "--seeds", str(settings.seeds), "--output"]
+    command = shlex.join([*words, str(settings.output)])
+    return fine_tuning.write_fine_tuning(settings.output, command).to_rich(), result
 
 
 TASKS: dict[str, Callable[[str, Settings], Answer]] = {
