@@ -31,8 +31,8 @@ def sensitivity_figure(effects: Sequence[Effect], title: str) -> Figure:
         bars = axes.barh(names, values, color=[colours[effect.kind] for effect in effects])
         axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=3, fontsize=7, color=INK)
         axes.margins(x=0.15)
+        axes.locator_params(axis="x", nbins=5)
         tidy(axes, label)
-        axes.tick_params(axis="x", labelsize=7)
     left.invert_yaxis()
     patches = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
     right.legend(handles=patches, fontsize=8, frameon=False, loc="lower right")
