@@ -217,8 +217,10 @@ const float* Session::normalize(const Norm& norm, const float* x, float* out) co
 }
 
 template <class Row>
-Session::Input Session::quantize_rows(const Site& site, int layer, const uint8_t* by_token,
-                                      int first, int count, int size, Row&& row) {
+Session::Input Session::quantize_rows(Step step_of_graph, const Site& site, int layer,
+                                      const uint8_t* by_token, int first, int count, int size,
+                                      Row&& row) {
+  const Profile::Timer timer(profile_, step_of_graph);
   const uint8_t* widths = site_widths(site, by_token);
   Input input;
   input.codes = codes_ + static_cast<size_t>(first) * static_cast<size_t>(size);
@@ -238,8 +240,15 @@ Session::Input Session::quantize_rows(const Site& site, int layer, const uint8_t
   return input;
 }
 
-void Session::multiply(const Input& input, const Weights* weights, size_t matrices, float* out,
-                       size_t stride) {
+void Session::multiply(Step step_of_graph, const Input& input, const Weights* weights,
+                       size_t matrices, float* out, size_t stride) {
+  int64_t weight_count = 0, weight_bits = 0;
+  for (size_t i = 0; i < matrices; i++) {
+    const int64_t size = int64_t{weights[i].matrix.rows} * weights[i].matrix.inner;
+    weight_count += size;
+    weight_bits += size * weights[i].bits;
+  }
+  const Profile::Timer timer(profile_, step_of_graph, weight_count * input.rows, weight_bits / 8);
   kernels::ActivationRows rows;
   rows.codes = input.codes;
   rows.stride = static_cast<size_t>(input.inner);
@@ -292,9 +301,9 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
   for (int l = 0; l < m.n_layer; l++) {
     const Layer& layer = m.layers[static_cast<size_t>(l)];
     chunk.current = token_widths_[l % 2];
-    const Input attn_in = quantize_rows(m.sites.attn_in, l, chunk.previous, 0, count, m.n_embd,
+    const Input attn_in = quantize_rows(Step::kAttnIn, m.sites.attn_in, l, chunk.previous, 0, count, m.n_embd,
                                         next_input(layer.attn_norm));
-    multiply(attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,
+    multiply(Step::kQkv, attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,
              static_cast<size_t>(m.n_embd_qkv()));
     first = false;
     // After the last attention, only the tokens whose logits are wanted go on.
@@ -305,14 +314,14 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
 
     const size_t n_q = static_cast<size_t>(m.n_embd_q());
     const Input attn_out =
-        quantize_rows(m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
+        quantize_rows(Step::kAttnOut, m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
                       [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
     float* delta = delta_ + static_cast<size_t>(from) * n_embd;
-    multiply(attn_out, &layer.attn_out, 1, delta, n_embd);
+    multiply(Step::kOutput, attn_out, &layer.attn_out, 1, delta, n_embd);
 
-    const Input mlp_in = quantize_rows(m.sites.mlp_in, l, chunk.current, from, rows, m.n_embd,
+    const Input mlp_in = quantize_rows(Step::kMlpIn, m.sites.mlp_in, l, chunk.current, from, rows, m.n_embd,
                                        next_input(layer.mlp_norm));
-    multiply(mlp_in, layer.mlp_in.data(), layer.mlp_in.size(),
+    multiply(Step::kGateUp, mlp_in, layer.mlp_in.data(), layer.mlp_in.size(),
              mlp_ + static_cast<size_t>(from) * mlp_stride, mlp_stride);
 
     const auto activate = [&](int i, float*) {
@@ -325,8 +334,8 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
       return row;
     };
     const Input mlp_mid =
-        quantize_rows(m.sites.mlp_mid, l, chunk.current, from, rows, m.n_ff, activate);
-    multiply(mlp_mid, &layer.mlp_mid, 1, delta, n_embd);
+        quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, chunk.current, from, rows, m.n_ff, activate);
+    multiply(Step::kDown, mlp_mid, &layer.mlp_mid, 1, delta, n_embd);
     chunk.previous = chunk.current;
   }
   threads_.parallel_for(count - wanted, [&](int begin, int end, int) {
@@ -340,6 +349,7 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
 }
 
 void Session::embed(const int32_t* tokens, const Chunk& chunk) {
+  const Profile::Timer timer(profile_, Step::kEmbedding);
   const Model& m = model_;
   const size_t n_embd = static_cast<size_t>(m.n_embd), pairs = m.rope_frequencies.size();
   const auto dequantize = [&](const CodeTensor& table, int row, int8_t* codes, float* out) {
@@ -375,10 +385,10 @@ void Session::head(int first, int count, float* logits) {
   if (count == 0) return;
   const size_t n_embd = static_cast<size_t>(model_.n_embd);
   const Input input = quantize_rows(
-      model_.sites.head_in, 0, nullptr, first, count, model_.n_embd, [&](int i, float* buffer) {
+      Step::kHeadIn, model_.sites.head_in, 0, nullptr, first, count, model_.n_embd, [&](int i, float* buffer) {
         return normalize(model_.out_norm, residual_ + static_cast<size_t>(i) * n_embd, buffer);
       });
-  multiply(input, &model_.head, 1, logits, static_cast<size_t>(model_.n_vocab));
+  multiply(Step::kHead, input, &model_.head, 1, logits, static_cast<size_t>(model_.n_vocab));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -400,8 +410,17 @@ void Session::for_heads(const Chunk& chunk, Body&& body) {
 // Probabilities for all heads first, since a token's importance, and with it the width of its
 // value, is an average over heads.
 void Session::attend(const Chunk& chunk, int layer) {
-  for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
-  decide_widths(chunk, layer);
+  const Model& m = model_;
+  // A token sees on average this many keys.
+  const int64_t pairs = int64_t{chunk.count} * (2 * chunk.position + chunk.count + 1) / 2;
+  const int64_t macs = pairs * m.n_embd_q();
+  const int64_t bytes = int64_t{chunk.keys()} * m.n_embd_kv();
+  {
+    const Profile::Timer timer(profile_, Step::kScores, macs, bytes);
+    for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
+    decide_widths(chunk, layer);
+  }
+  const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
   for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
 }
 

@@ -20,6 +20,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "model.h"
+#include "profile.h"
 #include "thread_pool.h"
 
 namespace squat {
@@ -49,6 +50,9 @@ class Session {
   // Since the session was made: how many tokens each layer has made wide, and how many there were.
   const std::vector<uint64_t>& wide_counts() const { return wide_counts_; }
   uint64_t token_count() const { return token_count_; }
+
+  Profile& profile() { return profile_; }
+  const Profile& profile() const { return profile_; }
 
  private:
   // The positions of a layer's wide tokens, ascending from the front, and of its narrow ones, from
@@ -115,10 +119,10 @@ class Session {
   // Quantizes rows first .. first+count-1 of a float tensor into codes_; row(i, buffer) returns row
   // i, which it may make in the buffer.
   template <class Row>
-  Input quantize_rows(const Site& site, int layer, const uint8_t* by_token, int first, int count,
+  Input quantize_rows(Step step, const Site& site, int layer, const uint8_t* by_token, int first, int count,
                       int size, Row&& row);
   // The products of an input with matrices, side by side in `out`.
-  void multiply(const Input& input, const Weights* weights, size_t matrices, float* out,
+  void multiply(Step step, const Input& input, const Weights* weights, size_t matrices, float* out,
                 size_t stride);
   const float* normalize(const Norm& norm, const float* x, float* out) const;
 
@@ -141,6 +145,7 @@ class Session {
   int length_ = 0;
   std::vector<uint64_t> wide_counts_;
   uint64_t token_count_ = 0;
+  Profile profile_;
 
   std::vector<TokenOrder> orders_;  // by layer; empty if no site is 4:8
   std::vector<HeadPools> pools_;    // [layer][key head]

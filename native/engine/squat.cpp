@@ -157,6 +157,26 @@ squat_status squat_wide_counts(const squat_engine* engine, uint64_t* wide, size_
   });
 }
 
+squat_status squat_set_profiling(squat_engine* engine, int on) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    engine->engine.session().profile().restart(on != 0);
+  });
+}
+
+squat_status squat_profile(const squat_engine* engine, squat_profile_entry* entries,
+                           size_t capacity, size_t* n) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(n != nullptr, "n: is NULL");
+    *n = squat::kSteps;
+    require_capacity("entries", capacity, *n);
+    require(entries != nullptr, "entries: is NULL");
+    const squat_profile_entry* counted = engine->engine.session().profile().entries();
+    std::copy(counted, counted + *n, entries);
+  });
+}
+
 squat_status squat_tokenize(squat_engine* engine, const char* text, size_t size, int32_t* tokens,
                             size_t capacity, size_t* n) {
   return guard([&] {

@@ -111,6 +111,26 @@ SQUAT_API squat_status squat_score(squat_engine* engine, const int32_t* tokens, 
 SQUAT_API squat_status squat_wide_counts(const squat_engine* engine, uint64_t* wide, size_t n_layer,
                                          uint64_t* tokens);
 
+/* ---- Profile --------------------------------------------------------------------------------- */
+
+/* One step of the graph, added up over all evaluations since profiling was switched on. */
+typedef struct squat_profile_entry {
+  const char* step; /* its name, such as "q, k, v" */
+  double seconds;   /* of the calling thread, waiting for others included */
+  uint64_t macs;    /* integer multiply-accumulates */
+  uint64_t bytes;   /* packed weights, keys and values read */
+  uint64_t calls;
+} squat_profile_entry;
+
+/* Switches profiling on (1) or off (0) and clears what was counted. It costs less than a
+ * microsecond a step. */
+SQUAT_API squat_status squat_set_profiling(squat_engine* engine, int on);
+
+/* Copies what was counted, in the order of computation. *n receives the number of steps; when it
+ * exceeds `capacity` nothing is written and the status is SQUAT_ERROR_ARGUMENT. */
+SQUAT_API squat_status squat_profile(const squat_engine* engine, squat_profile_entry* entries,
+                                     size_t capacity, size_t* n);
+
 /* ---- Text ------------------------------------------------------------------------------------ */
 
 /* Splits `size` bytes of UTF-8 text into tokens, with the model's beginning-of-sequence token first

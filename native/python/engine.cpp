@@ -110,6 +110,27 @@ class Engine {
     return {wide, tokens};
   }
 
+  void set_profiling(bool on) {
+    run([&] { return squat_set_profiling(engine_.get(), on); });
+  }
+
+  nb::list profile() {
+    std::vector<squat_profile_entry> entries(64);
+    size_t n = 0;
+    run([&] { return squat_profile(engine_.get(), entries.data(), entries.size(), &n); });
+    nb::list out;
+    for (size_t i = 0; i < n; ++i) {
+      nb::dict row;
+      row["step"] = entries[i].step;
+      row["seconds"] = entries[i].seconds;
+      row["macs"] = entries[i].macs;
+      row["bytes"] = entries[i].bytes;
+      row["calls"] = entries[i].calls;
+      out.append(row);
+    }
+    return out;
+  }
+
   std::vector<int32_t> tokenize(const nb::bytes& text) {
     std::vector<int32_t> tokens(text.size() + 2);
     size_t n = 0;
@@ -215,6 +236,8 @@ void bind_engine(nb::module_& module) {
       .def("length", &Engine::length)
       .def("rewind", &Engine::rewind, nb::arg("length"))
       .def("wide_counts", &Engine::wide_counts)
+      .def("set_profiling", &Engine::set_profiling, nb::arg("on"))
+      .def("profile", &Engine::profile)
       .def("tokenize", &Engine::tokenize, nb::arg("text"))
       .def("detokenize", &Engine::detokenize, nb::arg("tokens"));
   nb::class_<Sampler>(module, "Sampler")
