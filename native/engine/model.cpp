@@ -365,7 +365,7 @@ class Loader {
       return arena.used();
     };
     model_.weight_bytes = lay_out(Arena());
-    model_.weight_memory = Memory(model_.weight_bytes);
+    model_.weight_memory = Memory(model_.weight_bytes, Memory::Pages::kHuge);
     lay_out(Arena(model_.weight_memory));
 
     // Room for every thread's row of codes, so that the threads need not allocate.
