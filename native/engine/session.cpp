@@ -63,7 +63,6 @@ size_t Session::lay_out(Arena arena) {
   const int widest = std::max({m.n_embd, m.n_ff, m.n_embd_q()});
 
   residual_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
-  delta_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
   codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(widest));
   qkv_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_qkv()));
   attention_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_q()));
@@ -241,7 +240,7 @@ Session::Input Session::quantize_rows(Step step_of_graph, const Site& site, int 
 }
 
 void Session::multiply(Step step_of_graph, const Input& input, const Weights* weights,
-                       size_t matrices, float* out, size_t stride) {
+                       size_t matrices, float* out, size_t stride, Add add) {
   int64_t weight_count = 0, weight_bits = 0;
   for (size_t i = 0; i < matrices; i++) {
     const int64_t size = int64_t{weights[i].matrix.rows} * weights[i].matrix.inner;
@@ -266,7 +265,9 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
       const Weights& w = weights[i];
       if (w.bits == bits) {
         const float* bias = w.bias.empty() ? nullptr : w.bias.data();
-        products[count++] = {&w.matrix, kernels::Output::scaled(to, stride, w.step, bias)};
+        kernels::Product& product = products[count++];
+        product = {&w.matrix, kernels::Output::scaled(to, stride, w.step, bias)};
+        product.out.add = add == Add::kYes;
         columns += w.matrix.rows;
       }
       to += w.matrix.rows;
@@ -287,14 +288,9 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
   const size_t n_embd = static_cast<size_t>(m.n_embd), n_ff = static_cast<size_t>(m.n_ff);
   const bool gated = m.architecture == Architecture::kLlama;
   const size_t mlp_stride = gated ? 2 * n_ff : n_ff;
-  bool first = true;  // nothing is waiting to be added to the residual
-  // The residual's row i, after what the last product adds to it, normalized.
-  const auto next_input = [&](const Norm& norm) {
-    return [&, pending = !first](int i, float* buffer) {
-      float* row = residual_ + static_cast<size_t>(i) * n_embd;
-      if (pending) ops_.add(delta_ + static_cast<size_t>(i) * n_embd, m.n_embd, row);
-      return normalize(norm, row, buffer);
-    };
+  const auto residual = [&](int i) { return residual_ + static_cast<size_t>(i) * n_embd; };
+  const auto normalized = [&](const Norm& norm) {
+    return [&](int i, float* buffer) { return normalize(norm, residual(i), buffer); };
   };
 
   embed(tokens, chunk);
@@ -302,10 +298,9 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     const Layer& layer = m.layers[static_cast<size_t>(l)];
     chunk.current = token_widths_[l % 2];
     const Input attn_in = quantize_rows(Step::kAttnIn, m.sites.attn_in, l, chunk.previous, 0, count, m.n_embd,
-                                        next_input(layer.attn_norm));
+                                        normalized(layer.attn_norm));
     multiply(Step::kQkv, attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,
              static_cast<size_t>(m.n_embd_qkv()));
-    first = false;
     // After the last attention, only the tokens whose logits are wanted go on.
     const int from = l + 1 < m.n_layer ? 0 : wanted;
     chunk.wanted = from;
@@ -316,11 +311,10 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     const Input attn_out =
         quantize_rows(Step::kAttnOut, m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
                       [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
-    float* delta = delta_ + static_cast<size_t>(from) * n_embd;
-    multiply(Step::kOutput, attn_out, &layer.attn_out, 1, delta, n_embd);
+    multiply(Step::kOutput, attn_out, &layer.attn_out, 1, residual(from), n_embd, Add::kYes);
 
     const Input mlp_in = quantize_rows(Step::kMlpIn, m.sites.mlp_in, l, chunk.current, from, rows, m.n_embd,
-                                       next_input(layer.mlp_norm));
+                                       normalized(layer.mlp_norm));
     multiply(Step::kGateUp, mlp_in, layer.mlp_in.data(), layer.mlp_in.size(),
              mlp_ + static_cast<size_t>(from) * mlp_stride, mlp_stride);
 
@@ -335,15 +329,9 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     };
     const Input mlp_mid =
         quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, chunk.current, from, rows, m.n_ff, activate);
-    multiply(Step::kDown, mlp_mid, &layer.mlp_mid, 1, delta, n_embd);
+    multiply(Step::kDown, mlp_mid, &layer.mlp_mid, 1, residual(from), n_embd, Add::kYes);
     chunk.previous = chunk.current;
   }
-  threads_.parallel_for(count - wanted, [&](int begin, int end, int) {
-    for (int i = wanted + begin; i < wanted + end; i++) {
-      const size_t row = static_cast<size_t>(i) * n_embd;
-      ops_.add(delta_ + row, m.n_embd, residual_ + row);
-    }
-  });
   length_ += count;
   token_count_ += static_cast<uint64_t>(count);
 }

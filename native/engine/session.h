@@ -121,9 +121,10 @@ class Session {
   template <class Row>
   Input quantize_rows(Step step, const Site& site, int layer, const uint8_t* by_token, int first, int count,
                       int size, Row&& row);
-  // The products of an input with matrices, side by side in `out`.
+  // The products of an input with matrices, side by side in `out` or added to it.
+  enum class Add { kNo, kYes };
   void multiply(Step step, const Input& input, const Weights* weights, size_t matrices, float* out,
-                size_t stride);
+                size_t stride, Add add = Add::kNo);
   const float* normalize(const Norm& norm, const float* x, float* out) const;
 
   // The widths of the chunk's tokens at a site; null: 8 bits.
@@ -153,7 +154,6 @@ class Session {
 
   // Of the chunk in flight; row i belongs to its token i.
   float* residual_;
-  float* delta_;      // what the last product adds to the residual
   int8_t* codes_;     // the quantized input of the next product
   float* qkv_;        // [token][q heads, k heads, v heads][head_dim]
   float* attention_;  // [token][q heads][head_dim]

@@ -133,9 +133,9 @@ void quantize_any(const float* x, int n, float inverse_step, int low, int high, 
 
 }  // namespace
 
-void matmul_a8_w8_6x16x2_avx2(const MatmulCall& call) { for_each_tile<A8W8>(call); }
-void matmul_a8_w4_6x16x4_avx2(const MatmulCall& call) { for_each_tile<W4<4>>(call); }
-void matmul_a4_w4_6x16x4_avx2(const MatmulCall& call) { for_each_tile<W4<64>>(call); }
+void matmul_a8_w8_6x16x2_avx2(const MatmulCall& call) { for_each_tile<InMemory<A8W8>>(call); }
+void matmul_a8_w4_6x16x4_avx2(const MatmulCall& call) { for_each_tile<InMemory<W4<4>>>(call); }
+void matmul_a4_w4_6x16x4_avx2(const MatmulCall& call) { for_each_tile<InMemory<W4<64>>>(call); }
 
 void quantize_avx2(const float* x, int n, float inverse_step, int low, int high, int8_t* codes) {
   quantize_any(x, n, inverse_step, low, high, reinterpret_cast<uint8_t*>(codes));

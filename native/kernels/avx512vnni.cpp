@@ -19,6 +19,17 @@ struct Zmm {
   static Type high(Type v) { return low(_mm512_srli_epi16(v, 4)); }
   static Type dot(Type acc, Type u, Type s) { return _mm512_dpbusd_epi32(acc, u, s); }
   static Type add(Type a, Type b) { return _mm512_add_epi32(a, b); }
+  static Type splat(int32_t x) { return _mm512_set1_epi32(x); }
+  static Type subtract(Type a, Type b) { return _mm512_sub_epi32(a, b); }
+  static Type times128(Type v) { return _mm512_slli_epi32(v, 7); }
+
+  using FloatType = __m512;
+  static FloatType splat(float x) { return _mm512_set1_ps(x); }
+  static FloatType load(const float* from) { return _mm512_loadu_ps(from); }
+  static FloatType to_float(Type v) { return _mm512_cvtepi32_ps(v); }
+  static FloatType multiply(FloatType a, FloatType b) { return _mm512_mul_ps(a, b); }
+  static FloatType add(FloatType a, FloatType b) { return _mm512_add_ps(a, b); }
+  static void write(float* to, FloatType v) { _mm512_storeu_ps(to, v); }
 };
 
 // Rounds in the default mode, ties to even; comparing with itself finds NaN.

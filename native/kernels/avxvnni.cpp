@@ -22,6 +22,17 @@ struct Ymm {
   static Type high(Type v) { return low(_mm256_srli_epi16(v, 4)); }
   static Type dot(Type acc, Type u, Type s) { return _mm256_dpbusd_avx_epi32(acc, u, s); }
   static Type add(Type a, Type b) { return _mm256_add_epi32(a, b); }
+  static Type splat(int32_t x) { return _mm256_set1_epi32(x); }
+  static Type subtract(Type a, Type b) { return _mm256_sub_epi32(a, b); }
+  static Type times128(Type v) { return _mm256_slli_epi32(v, 7); }
+
+  using FloatType = __m256;
+  static FloatType splat(float x) { return _mm256_set1_ps(x); }
+  static FloatType load(const float* from) { return _mm256_loadu_ps(from); }
+  static FloatType to_float(Type v) { return _mm256_cvtepi32_ps(v); }
+  static FloatType multiply(FloatType a, FloatType b) { return _mm256_mul_ps(a, b); }
+  static FloatType add(FloatType a, FloatType b) { return _mm256_add_ps(a, b); }
+  static void write(float* to, FloatType v) { _mm256_storeu_ps(to, v); }
 };
 
 }  // namespace

@@ -19,7 +19,8 @@
 // Nothing here allocates, starts threads or keeps state: buffers and the thread pool are the
 // caller's, and different threads may compute at the same time. Every ISA gives the same bits:
 // integers are exact, and a float result is `float(acc) * (step_activation * step_weight) + bias`,
-// each operation rounded on its own, whatever M, N, the chunk size or the number of threads.
+// and where it is added to something that plus the result, each operation rounded on its own,
+// whatever M, N, the chunk size or the number of threads.
 //
 // Sizes are trusted (M, N >= 0, 1 <= K <= kMaxInner): check what comes from a file before it gets
 // here. Codes must fit their width: -8..7 or -128..127.
@@ -218,13 +219,15 @@ Prepared prepare(const Choice& choice, int weight_bits, const ProbabilityRows& r
 // ---------------------------------------------------------------------------------------------
 // Products
 
-// Where results go: M x N, row i = token i. Either int32 accumulators or scaled floats.
+// Where results go: M x N, row i = token i. Either int32 accumulators or scaled floats, which may be
+// added to what is there (a residual stream).
 struct Output {
   int32_t* accumulators = nullptr;
   float* values = nullptr;
   size_t stride = 0;            // elements from a row to the next
   float step = 1.0f;            // step of the weights
   const float* bias = nullptr;  // N, or nullptr
+  bool add = false;             // values += result
 
   static Output exact(int32_t* accumulators, size_t stride) {
     Output out;

@@ -67,53 +67,59 @@ SQUAT_INLINE void unroll(Body body) {
 inline int smaller(int a, int b) { return a < b ? a : b; }
 inline int larger(int a, int b) { return a < b ? b : a; }
 
-// Writes one row of a tile: `acc` holds the sums of the codes as the kernel multiplied them, which
-// is corrected by `offset` for the offset of the weights.
-SQUAT_INLINE void write_exact(int32_t* __restrict to, const int32_t* __restrict acc, int32_t offset,
-                              int count) {
-  for (int i = 0; i < count; ++i) to[i] = acc[i] - offset;
-}
+// Where the sums of a tile go: rows `row` .. of the call, `count` columns from `column` on.
+struct Place {
+  int row, column, count;
+};
 
-// The same for probabilities, which are held as code - 128.
-SQUAT_INLINE void write_probable(int32_t* __restrict to, const int32_t* __restrict acc,
-                                 int32_t offset, const int32_t* sums, int count) {
-  for (int i = 0; i < count; ++i) to[i] = acc[i] - offset + 128 * sums[i];
+// One row of results from its sums `acc`, which are corrected by `offset` for the offset of the
+// weights; probabilities are held as code - 128, which the sums of the columns correct.
+SQUAT_INLINE void write_exact(int32_t* __restrict to, const int32_t* __restrict acc, int32_t offset,
+                              const int32_t* column_sums, int count) {
+  for (int i = 0; i < count; ++i) to[i] = acc[i] - offset;
+  if (column_sums == nullptr) return;
+  for (int i = 0; i < count; ++i) to[i] += 128 * column_sums[i];
 }
 
 SQUAT_INLINE void write_scaled(float* __restrict to, const int32_t* __restrict acc, int32_t offset,
-                               float step, int count) {
-  for (int i = 0; i < count; ++i) to[i] = static_cast<float>(acc[i] - offset) * step;
+                               float step, const float* bias, bool add, int count) {
+  for (int i = 0; i < count; ++i) {
+    float value = static_cast<float>(acc[i] - offset) * step;
+    if (bias != nullptr) value += bias[i];
+    to[i] = add ? to[i] + value : value;
+  }
 }
 
-SQUAT_INLINE void write_biased(float* __restrict to, const int32_t* __restrict acc, int32_t offset,
-                               float step, const float* bias, int count) {
-  for (int i = 0; i < count; ++i) to[i] = static_cast<float>(acc[i] - offset) * step + bias[i];
-}
-
-// `count` is a constant wherever this is inlined for a whole panel, so that the loops become a few
-// vector instructions.
-SQUAT_INLINE void write_row(const MatmulCall& call, const int32_t* acc, int row, int column,
-                            int count, int zero) {
+// Writes a tile of `rows` x N sums that lie in memory.
+template <int N>
+SQUAT_INLINE void write_tile(const MatmulCall& call, const int32_t* acc, int rows, Place at,
+                             int zero) {
   const Output& out = call.out;
-  const int32_t offset = zero * call.sums[row];
-  const size_t start = static_cast<size_t>(call.order[row]) * out.stride + column;
-  if (out.accumulators != nullptr) {
-    int32_t* to = out.accumulators + start;
-    if (call.column_sums != nullptr) {
-      write_probable(to, acc, offset, call.column_sums + column, count);
+  for (int i = 0; i < rows; ++i, acc += N) {
+    const int row = at.row + i;
+    const int32_t offset = zero * call.sums[row];
+    const size_t start = static_cast<size_t>(call.order[row]) * out.stride + at.column;
+    if (out.accumulators != nullptr) {
+      const int32_t* sums = call.column_sums == nullptr ? nullptr : call.column_sums + at.column;
+      write_exact(out.accumulators + start, acc, offset, sums, at.count);
     } else {
-      write_exact(to, acc, offset, count);
+      const float* bias = out.bias == nullptr ? nullptr : out.bias + at.column;
+      write_scaled(out.values + start, acc, offset, call.steps[row] * out.step, bias, out.add,
+                   at.count);
     }
-    return;
-  }
-  float* to = out.values + start;
-  const float step = call.steps[row] * out.step;
-  if (out.bias != nullptr) {
-    write_biased(to, acc, offset, step, out.bias + column, count);
-  } else {
-    write_scaled(to, acc, offset, step, count);
   }
 }
+
+// Makes of a Micro whose tile() leaves M x kN sums in memory one that writes them where they go.
+template <class Micro>
+struct InMemory : Micro {
+  template <int M>
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, Place at) {
+    alignas(64) int32_t acc[M * Micro::kN];
+    Micro::template tile<M>(call, a, w, acc);
+    write_tile<Micro::kN>(call, acc, M, at, Micro::kZero);
+  }
+};
 
 // Activations that a pass over the weights takes along: well within the second-level cache, and all
 // of a prefill of 128 tokens with an inner dimension of 1024.
@@ -122,15 +128,13 @@ constexpr size_t kBlockBytes = 160 << 10;
 // Runs a micro-kernel over all panels and tiles of a call. A Micro names its tile (kM, kN), the
 // offset of its weights (kZero), and has
 //   template <int M> static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w,
-//                                     int32_t* acc)
-// for tiles of 1 .. kM rows, which leaves M x kN sums in `acc`. A panel stays in the first-level
-// cache while a block of rows passes by it, and that block in the second-level cache while all
-// panels do.
+//                                     Place at)
+// for tiles of 1 .. kM rows. A panel stays in the first-level cache while a block of rows passes by
+// it, and that block in the second-level cache while all panels do.
 template <class Micro, int... Rows>
 inline void for_each_tile(const MatmulCall& call, Numbers<Rows...>) {
-  using Tile = void (*)(const MatmulCall&, const uint8_t*, const uint8_t*, int32_t*);
+  using Tile = void (*)(const MatmulCall&, const uint8_t*, const uint8_t*, Place);
   static constexpr Tile kTiles[] = {Micro::template tile<Rows + 1>...};
-  alignas(64) int32_t acc[Micro::kM * Micro::kN];
   const int tiles = static_cast<int>(kBlockBytes / (call.row_bytes * Micro::kM + 1));
   const int block = larger(1, tiles) * Micro::kM;
   for (int begin = 0; begin < call.row_count; begin += block) {
@@ -141,15 +145,7 @@ inline void for_each_tile(const MatmulCall& call, Numbers<Rows...>) {
       const int count = smaller(Micro::kN, call.columns - column);
       for (int first = begin; first < end; first += Micro::kM) {
         const int rows = smaller(Micro::kM, end - first);
-        kTiles[rows - 1](call, call.rows + first * call.row_bytes, w, acc);
-        for (int i = 0; i < rows; ++i) {
-          const int32_t* sums = acc + i * Micro::kN;
-          if (count == Micro::kN) {
-            write_row(call, sums, first + i, column, Micro::kN, Micro::kZero);
-          } else {
-            write_row(call, sums, first + i, column, count, Micro::kZero);
-          }
-        }
+        kTiles[rows - 1](call, call.rows + first * call.row_bytes, w, {first, column, count});
       }
     }
   }

@@ -203,10 +203,10 @@ void quantize_any(const float* x, int n, float inverse_step, int low, int high, 
 
 }  // namespace
 
-void matmul_a8_w8_4x4x16_neon(const MatmulCall& call) { for_each_tile<A8W8>(call); }
-void matmul_a8_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<W4<A8W4>>(call); }
-void matmul_a4_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<W4<A4W4>>(call); }
-void matmul_a4_w4_8x16x1_neon(const MatmulCall& call) { for_each_tile<Concatenated>(call); }
+void matmul_a8_w8_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<A8W8>>(call); }
+void matmul_a8_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<W4<A8W4>>>(call); }
+void matmul_a4_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<W4<A4W4>>>(call); }
+void matmul_a4_w4_8x16x1_neon(const MatmulCall& call) { for_each_tile<InMemory<Concatenated>>(call); }
 
 void quantize_neon(const float* x, int n, float inverse_step, int low, int high, int8_t* codes) {
   quantize_any(x, n, inverse_step, low, high, reinterpret_cast<uint8_t*>(codes));

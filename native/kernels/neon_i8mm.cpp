@@ -94,7 +94,7 @@ struct W4 {
 
 }  // namespace
 
-void matmul_a8_w8_8x8x8_i8mm(const MatmulCall& call) { for_each_tile<W8>(call); }
-void matmul_a8_w4_8x8x8_i8mm(const MatmulCall& call) { for_each_tile<W4>(call); }
+void matmul_a8_w8_8x8x8_i8mm(const MatmulCall& call) { for_each_tile<InMemory<W8>>(call); }
+void matmul_a8_w4_8x8x8_i8mm(const MatmulCall& call) { for_each_tile<InMemory<W4>>(call); }
 
 }  // namespace squat::kernels

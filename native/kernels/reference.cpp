@@ -40,8 +40,8 @@ struct A8W4 {
 
 }  // namespace
 
-void matmul_a8_w8_1x1x1_reference(const MatmulCall& call) { for_each_tile<A8W8>(call); }
-void matmul_a8_w4_1x1x1_reference(const MatmulCall& call) { for_each_tile<A8W4>(call); }
+void matmul_a8_w8_1x1x1_reference(const MatmulCall& call) { for_each_tile<InMemory<A8W8>>(call); }
+void matmul_a8_w4_1x1x1_reference(const MatmulCall& call) { for_each_tile<InMemory<A8W4>>(call); }
 
 namespace {
 

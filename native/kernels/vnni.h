@@ -6,7 +6,9 @@
 // One vector holds four codes of k for each of kLanes weight rows; a tile is M tokens times two
 // such vectors, each token's four codes broadcast to all lanes.
 //
-// `Vector` is what sums.h asks for, and load(p), low(v) and high(v) nibbles, add(a, b).
+// `Vector` is what sums.h asks for, and load(p), low(v) and high(v) nibbles, add(a, b), and for
+// results: splat(int32), subtract(a, b), times128(v), and as floats FloatType, splat(float),
+// load(const float*), to_float(v), multiply(a, b), add(a, b), write(float*, v).
 #pragma once
 
 #include "sums.h"
@@ -28,11 +30,66 @@ SQUAT_INLINE void add_sums(Sums<Vector, M>& to, const Sums<Vector, M>& from) {
   to.right = Vector::add(to.right, from.right);
 }
 
+// Writes two vectors of one row: the same arithmetic as write_tile(), in registers.
+template <class Vector>
+SQUAT_INLINE void write_row(const MatmulCall& call, typename Vector::Type left,
+                            typename Vector::Type right, int row, int column, int zero) {
+  using Type = typename Vector::Type;
+  constexpr int kLanes = Vector::kLanes;
+  const Output& out = call.out;
+  const Type offset = Vector::splat(zero * call.sums[row]);
+  Type sums[2] = {Vector::subtract(left, offset), Vector::subtract(right, offset)};
+  const size_t start = static_cast<size_t>(call.order[row]) * out.stride + column;
+  if (out.accumulators != nullptr) {
+    unroll<2>([&](auto i) SQUAT_LAMBDA {
+      if (call.column_sums != nullptr) {
+        const Type of_column = Vector::load(call.column_sums + column + i * kLanes);
+        sums[i] = Vector::add(sums[i], Vector::times128(of_column));
+      }
+      Vector::write(out.accumulators + start + i * kLanes, sums[i]);
+    });
+    return;
+  }
+  const auto step = Vector::splat(call.steps[row] * out.step);
+  unroll<2>([&](auto i) SQUAT_LAMBDA {
+    auto value = Vector::multiply(Vector::to_float(sums[i]), step);
+    if (out.bias != nullptr) {
+      value = Vector::add(value, Vector::load(out.bias + column + i * kLanes));
+    }
+    float* to = out.values + start + i * kLanes;
+    if (out.add) value = Vector::add(Vector::load(to), value);
+    Vector::write(to, value);
+  });
+}
+
+template <class Vector>
+SQUAT_INLINE void write_rows(const MatmulCall&, const Sums<Vector, 0>&, Place, int) {}
+
+template <class Vector, int M>
+SQUAT_INLINE void write_rows(const MatmulCall& call, const Sums<Vector, M>& sums, Place at,
+                             int zero) {
+  write_rows(call, sums.above, at, zero);
+  write_row<Vector>(call, sums.left, sums.right, at.row + M - 1, at.column, zero);
+}
+
+// Whole panels go to their place from the registers, the last panel's rest through memory.
+template <class Vector, int M>
+SQUAT_INLINE void finish(const MatmulCall& call, const Sums<Vector, M>& sums, Place at, int zero) {
+  constexpr int kN = 2 * Vector::kLanes;
+  if (at.count == kN) {
+    write_rows(call, sums, at, zero);
+  } else {
+    alignas(64) int32_t acc[M * kN];
+    sums.write(acc);
+    write_tile<kN>(call, acc, M, at, zero);
+  }
+}
+
 template <class Vector, int MaxM>
 struct VnniW8 {
   static constexpr int kM = MaxM, kN = 2 * Vector::kLanes, kZero = 128;
   template <int M>
-  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, Place at) {
     constexpr int kVector = 4 * Vector::kLanes;
     Sums<Vector, M> even;
     int group = 0;
@@ -52,7 +109,7 @@ struct VnniW8 {
       w += call.group_stride;
       a += 4 * M;
     }
-    even.write(acc);
+    finish(call, even, at, kZero);
   }
 };
 
@@ -60,7 +117,7 @@ template <class Vector, int MaxM>
 struct VnniW4 {
   static constexpr int kM = MaxM, kN = 2 * Vector::kLanes, kZero = 8;
   template <int M>
-  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, Place at) {
     constexpr int kVector = 4 * Vector::kLanes;
     Sums<Vector, M> even;
     Sums<Vector, two_sets(M, MaxM) ? M : 0> odd;
@@ -76,7 +133,7 @@ struct VnniW4 {
       a += 8 * M;
     }
     if constexpr (two_sets(M, MaxM)) add_sums(even, odd);
-    even.write(acc);
+    finish(call, even, at, kZero);
   }
 };
 
