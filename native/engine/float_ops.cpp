@@ -1,4 +1,5 @@
 // float_ops.h for the instruction set that the compiler assumes anyway (x86: SSE2, ARM: NEON).
+#define SQUAT_FLOAT_LANES 8
 #include "float_ops.inc"
 
 #include "cpu.h"
@@ -6,13 +7,13 @@
 namespace squat {
 
 #if defined(__x86_64__)
-extern const FloatOps kFloatOpsAvx2;
+extern const FloatOps kFloatOpsAvx2, kFloatOpsAvx512;
 #endif
 
 const FloatOps& float_ops([[maybe_unused]] uint32_t features) {
 #if defined(__x86_64__)
-  // An ISA names what it needs beyond the ones below it: AVX-512 includes AVX2.
-  if (features & (kCpuAvx2 | kCpuAvx512)) return kFloatOpsAvx2;
+  if (features & kCpuAvx512) return kFloatOpsAvx512;
+  if (features & kCpuAvx2) return kFloatOpsAvx2;
 #endif
   static constexpr FloatOps kFloatOps = SQUAT_FLOAT_OPS_TABLE;
   return kFloatOps;

@@ -16,8 +16,9 @@ struct FloatOps {
   // out = (x - mean) / sqrt(variance + epsilon) * weight + bias; out may be x.
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon, int n,
                      float* out);
-  // x = exp(x - max) / sum(exp(x - max)).
-  void (*softmax)(float* x, int n);
+  // p = exp(x - max) / sum(exp(x - max)), of which codes = rint(p * inverse_step), 0 .. 255;
+  // returns p[0]. Overwrites x. NaN becomes 0.
+  float (*softmax_codes)(float* x, int n, float inverse_step, uint8_t* codes);
   // log(sum(exp(x))).
   double (*log_sum_exp)(const float* x, int n);
   // out = gate / (1 + exp(-gate)) * up; out may be gate or up.

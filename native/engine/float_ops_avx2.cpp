@@ -1,6 +1,7 @@
 // float_ops.h for x86 CPUs with AVX2.
 #if defined(__x86_64__)
 
+#define SQUAT_FLOAT_LANES 8
 #include "float_ops.inc"
 
 namespace squat {

@@ -1,6 +1,7 @@
 // Zeroed memory in whole pages, which cost nothing until they are touched: a cache can be reserved
-// for the longest context and grow into it. What is touched from end to end anyway, such as weights,
-// is better off in huge pages: a stream through tens of megabytes then misses no translation.
+// for the longest context and grow into it. What is touched from end to end anyway, such as
+// weights, is better off in huge pages: a stream through tens of megabytes then misses no
+// translation.
 #pragma once
 
 #include <sys/mman.h>

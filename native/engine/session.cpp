@@ -297,8 +297,8 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
   for (int l = 0; l < m.n_layer; l++) {
     const Layer& layer = m.layers[static_cast<size_t>(l)];
     chunk.current = token_widths_[l % 2];
-    const Input attn_in = quantize_rows(Step::kAttnIn, m.sites.attn_in, l, chunk.previous, 0, count, m.n_embd,
-                                        normalized(layer.attn_norm));
+    const Input attn_in = quantize_rows(Step::kAttnIn, m.sites.attn_in, l, chunk.previous, 0, count,
+                                        m.n_embd, normalized(layer.attn_norm));
     multiply(Step::kQkv, attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,
              static_cast<size_t>(m.n_embd_qkv()));
     // After the last attention, only the tokens whose logits are wanted go on.
@@ -313,8 +313,8 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
                       [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
     multiply(Step::kOutput, attn_out, &layer.attn_out, 1, residual(from), n_embd, Add::kYes);
 
-    const Input mlp_in = quantize_rows(Step::kMlpIn, m.sites.mlp_in, l, chunk.current, from, rows, m.n_embd,
-                                       normalized(layer.mlp_norm));
+    const Input mlp_in = quantize_rows(Step::kMlpIn, m.sites.mlp_in, l, chunk.current, from, rows,
+                                       m.n_embd, normalized(layer.mlp_norm));
     multiply(Step::kGateUp, mlp_in, layer.mlp_in.data(), layer.mlp_in.size(),
              mlp_ + static_cast<size_t>(from) * mlp_stride, mlp_stride);
 
@@ -327,8 +327,8 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
       }
       return row;
     };
-    const Input mlp_mid =
-        quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, chunk.current, from, rows, m.n_ff, activate);
+    const Input mlp_mid = quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, chunk.current, from,
+                                        rows, m.n_ff, activate);
     multiply(Step::kDown, mlp_mid, &layer.mlp_mid, 1, residual(from), n_embd, Add::kYes);
     chunk.previous = chunk.current;
   }
@@ -373,7 +373,8 @@ void Session::head(int first, int count, float* logits) {
   if (count == 0) return;
   const size_t n_embd = static_cast<size_t>(model_.n_embd);
   const Input input = quantize_rows(
-      Step::kHeadIn, model_.sites.head_in, 0, nullptr, first, count, model_.n_embd, [&](int i, float* buffer) {
+      Step::kHeadIn, model_.sites.head_in, 0, nullptr, first, count, model_.n_embd,
+      [&](int i, float* buffer) {
         return normalize(model_.out_norm, residual_ + static_cast<size_t>(i) * n_embd, buffer);
       });
   multiply(Step::kHead, input, &model_.head, 1, logits, static_cast<size_t>(model_.n_vocab));
@@ -510,10 +511,8 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
       scores[back[-j]] = static_cast<float>(narrow[j]) * step4 * scaling;
     }
   }
-  ops_.softmax(scores, visible);
-  first_probs_[token * m.n_head + query_head] = scores[0];
-  kernels::quantize_unsigned(choice_, scores, visible, step(m.sites.probs_step, layer),
-                             probs_row(chunk, token, query_head));
+  first_probs_[token * m.n_head + query_head] = ops_.softmax_codes(
+      scores, visible, 1.0f / step(m.sites.probs_step, layer), probs_row(chunk, token, query_head));
 }
 
 void Session::decide_widths(const Chunk& chunk, int layer) {

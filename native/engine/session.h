@@ -119,8 +119,8 @@ class Session {
   // Quantizes rows first .. first+count-1 of a float tensor into codes_; row(i, buffer) returns row
   // i, which it may make in the buffer.
   template <class Row>
-  Input quantize_rows(Step step, const Site& site, int layer, const uint8_t* by_token, int first, int count,
-                      int size, Row&& row);
+  Input quantize_rows(Step step, const Site& site, int layer, const uint8_t* by_token, int first,
+                      int count, int size, Row&& row);
   // The products of an input with matrices, side by side in `out` or added to it.
   enum class Add { kNo, kYes };
   void multiply(Step step, const Input& input, const Weights* weights, size_t matrices, float* out,

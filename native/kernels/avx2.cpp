@@ -112,25 +112,6 @@ inline __m128i low_bytes(__m256i v) {
   return _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
 }
 
-void quantize_any(const float* x, int n, float inverse_step, int low, int high, uint8_t* codes) {
-  const __m256 inverse = _mm256_set1_ps(inverse_step);
-  const __m256 bottom = _mm256_set1_ps(static_cast<float>(low));
-  const __m256 top = _mm256_set1_ps(static_cast<float>(high));
-  int i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256i eight = quantize_eight(_mm256_loadu_ps(x + i), inverse, bottom, top);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(codes + i), low_bytes(eight));
-  }
-  if (i < n) {
-    float in[8] = {};
-    alignas(16) uint8_t out[16];
-    for (int j = 0; j < n - i; ++j) in[j] = x[i + j];
-    const __m256i eight = quantize_eight(_mm256_loadu_ps(in), inverse, bottom, top);
-    _mm_store_si128(reinterpret_cast<__m128i*>(out), low_bytes(eight));
-    for (int j = 0; j < n - i; ++j) codes[i + j] = out[j];
-  }
-}
-
 }  // namespace
 
 void matmul_a8_w8_6x16x2_avx2(const MatmulCall& call) { for_each_tile<InMemory<A8W8>>(call); }
@@ -138,11 +119,23 @@ void matmul_a8_w4_6x16x4_avx2(const MatmulCall& call) { for_each_tile<InMemory<W
 void matmul_a4_w4_6x16x4_avx2(const MatmulCall& call) { for_each_tile<InMemory<W4<64>>>(call); }
 
 void quantize_avx2(const float* x, int n, float inverse_step, int low, int high, int8_t* codes) {
-  quantize_any(x, n, inverse_step, low, high, reinterpret_cast<uint8_t*>(codes));
-}
-
-void quantize_unsigned_avx2(const float* x, int n, float inverse_step, uint8_t* codes) {
-  quantize_any(x, n, inverse_step, 0, 255, codes);
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(codes);
+  const __m256 inverse = _mm256_set1_ps(inverse_step);
+  const __m256 bottom = _mm256_set1_ps(static_cast<float>(low));
+  const __m256 top = _mm256_set1_ps(static_cast<float>(high));
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i eight = quantize_eight(_mm256_loadu_ps(x + i), inverse, bottom, top);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(bytes + i), low_bytes(eight));
+  }
+  if (i < n) {
+    float in[8] = {};
+    alignas(16) uint8_t out[16];
+    for (int j = 0; j < n - i; ++j) in[j] = x[i + j];
+    const __m256i eight = quantize_eight(_mm256_loadu_ps(in), inverse, bottom, top);
+    _mm_store_si128(reinterpret_cast<__m128i*>(out), low_bytes(eight));
+    for (int j = 0; j < n - i; ++j) bytes[i + j] = out[j];
+  }
 }
 
 }  // namespace squat::kernels

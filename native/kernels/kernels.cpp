@@ -65,8 +65,7 @@ const std::vector<Kernel>& table() {
 
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> rows = {
-#define SQUAT_ISA(name, features, quantizer) \
-  {#name, features, quantize_##quantizer, quantize_unsigned_##quantizer},
+#define SQUAT_ISA(name, features, quantizer) {#name, features, quantize_##quantizer},
 #define SQUAT_MATMUL(a, w, m, n, k, zero, form, isa)
 #include "kernels.inc"
 #undef SQUAT_ISA
@@ -596,10 +595,6 @@ void weighted_values(const Prepared& rows, const ValuePool& values, int32_t* out
 void quantize(const Choice& choice, const float* x, int n, float step, int bits, int8_t* codes) {
   const int high = (1 << (bits - 1)) - 1;
   choice.isa->quantize(x, n, 1.0f / step, -high - 1, high, codes);
-}
-
-void quantize_unsigned(const Choice& choice, const float* x, int n, float step, uint8_t* codes) {
-  choice.isa->quantize_unsigned(x, n, 1.0f / step, codes);
 }
 
 }  // namespace squat::kernels

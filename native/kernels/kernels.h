@@ -69,12 +69,11 @@ struct Kernel {
   void (*run)(const MatmulCall& call);
 };
 
-// One instruction set: what the CPU must have, and the functions that are not products.
+// One instruction set: what the CPU must have, and the function that is not a product.
 struct Isa {
   const char* name;
   uint32_t features;  // mask of squat::CpuFeature that the CPU must have
   void (*quantize)(const float* x, int n, float inverse_step, int low, int high, int8_t* codes);
-  void (*quantize_unsigned)(const float* x, int n, float inverse_step, uint8_t* codes);
 };
 
 const std::vector<Kernel>& table();     // every kernel compiled into this library
@@ -219,8 +218,8 @@ Prepared prepare(const Choice& choice, int weight_bits, const ProbabilityRows& r
 // ---------------------------------------------------------------------------------------------
 // Products
 
-// Where results go: M x N, row i = token i. Either int32 accumulators or scaled floats, which may be
-// added to what is there (a residual stream).
+// Where results go: M x N, row i = token i. Either int32 accumulators or scaled floats, which may
+// be added to what is there (a residual stream).
 struct Output {
   int32_t* accumulators = nullptr;
   float* values = nullptr;
@@ -273,8 +272,5 @@ void weighted_values(const Prepared& rows, const ValuePool& values, int32_t* out
 // codes[i] = clamp(rint(x[i] * (1.0f / step)), low, high) for signed codes of 4 or 8 bits, ties to
 // even, the same on every ISA. NaN becomes 0, an infinity the end of the range.
 void quantize(const Choice& choice, const float* x, int n, float step, int bits, int8_t* codes);
-
-// The same for probabilities: 0..255.
-void quantize_unsigned(const Choice& choice, const float* x, int n, float step, uint8_t* codes);
 
 }  // namespace squat::kernels

@@ -163,8 +163,7 @@ inline void for_each_tile(const MatmulCall& call) {
 namespace squat::kernels {
 #define SQUAT_ISA(name, features, quantizer)                                              \
   void quantize_##quantizer(const float* x, int n, float inverse_step, int low, int high, \
-                            int8_t* codes);                                               \
-  void quantize_unsigned_##quantizer(const float* x, int n, float inverse_step, uint8_t* codes);
+                            int8_t* codes);
 #define SQUAT_MATMUL(a, w, m, n, k, zero, form, isa) \
   void matmul_a##a##_w##w##_##m##x##n##x##k##_##isa(const MatmulCall& call);
 #include "kernels.inc"

@@ -181,7 +181,17 @@ SQUAT_INLINE int16x4_t quantize_four(float32x4_t x, float32x4_t inverse, float32
   return vmovn_s32(vcvtnq_s32_f32(clamped));
 }
 
-void quantize_any(const float* x, int n, float inverse_step, int low, int high, uint8_t* codes) {
+}  // namespace
+
+void matmul_a8_w8_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<A8W8>>(call); }
+void matmul_a8_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<W4<A8W4>>>(call); }
+void matmul_a4_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<W4<A4W4>>>(call); }
+void matmul_a4_w4_8x16x1_neon(const MatmulCall& call) {
+  for_each_tile<InMemory<Concatenated>>(call);
+}
+
+void quantize_neon(const float* x, int n, float inverse_step, int low, int high, int8_t* codes) {
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(codes);
   const float32x4_t inverse = vdupq_n_f32(inverse_step);
   const float32x4_t bottom = vdupq_n_f32(static_cast<float>(low));
   const float32x4_t top = vdupq_n_f32(static_cast<float>(high));
@@ -191,29 +201,14 @@ void quantize_any(const float* x, int n, float inverse_step, int low, int high, 
     return vreinterpret_u8_s8(vmovn_s16(vcombine_s16(left, right)));
   };
   int i = 0;
-  for (; i + 8 <= n; i += 8) vst1_u8(codes + i, eight(x + i));
+  for (; i + 8 <= n; i += 8) vst1_u8(bytes + i, eight(x + i));
   if (i < n) {
     float in[8] = {};
     uint8_t out[8];
     for (int j = 0; j < n - i; ++j) in[j] = x[i + j];
     vst1_u8(out, eight(in));
-    for (int j = 0; j < n - i; ++j) codes[i + j] = out[j];
+    for (int j = 0; j < n - i; ++j) bytes[i + j] = out[j];
   }
-}
-
-}  // namespace
-
-void matmul_a8_w8_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<A8W8>>(call); }
-void matmul_a8_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<W4<A8W4>>>(call); }
-void matmul_a4_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<W4<A4W4>>>(call); }
-void matmul_a4_w4_8x16x1_neon(const MatmulCall& call) { for_each_tile<InMemory<Concatenated>>(call); }
-
-void quantize_neon(const float* x, int n, float inverse_step, int low, int high, int8_t* codes) {
-  quantize_any(x, n, inverse_step, low, high, reinterpret_cast<uint8_t*>(codes));
-}
-
-void quantize_unsigned_neon(const float* x, int n, float inverse_step, uint8_t* codes) {
-  quantize_any(x, n, inverse_step, 0, 255, codes);
 }
 
 }  // namespace squat::kernels

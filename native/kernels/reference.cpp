@@ -63,10 +63,4 @@ void quantize_reference(const float* x, int n, float inverse_step, int low, int 
   }
 }
 
-void quantize_unsigned_reference(const float* x, int n, float inverse_step, uint8_t* codes) {
-  for (int i = 0; i < n; ++i) {
-    codes[i] = static_cast<uint8_t>(quantize_one(x[i], inverse_step, 0, 255));
-  }
-}
-
 }  // namespace squat::kernels
