@@ -3,7 +3,7 @@
 // Each function works on one row. Its arithmetic is fixed (docs/format.md, "Numbers"): float32
 // without fused multiply-add, sums in float64 in a fixed order, an exponential function of our own.
 // So a row's result depends on that row alone, not on the rows around it, and is the same on every
-// CPU.
+// CPU. A padded row has room for a multiple of 16 elements; what lies behind its n is overwritten.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct FloatOps {
   void (*add)(const float* x, int n, float* y);
   // Rotates the pairs (x[2i], x[2i+1]) by the angles whose cosines and sines are given.
   void (*rotate)(const float* cosine, const float* sine, int pairs, float* x);
-  // out = float(x) * step * scaling.
+  // out = float(x) * step * scaling; both rows are padded.
   void (*scale_scores)(const int32_t* x, float step, float scaling, int n, float* out);
   // out = step_p * (step8 * wide + step4 * narrow), rounded once; a null sum counts as zero.
   void (*combine_values)(const int32_t* wide, float step8, const int32_t* narrow, float step4,
