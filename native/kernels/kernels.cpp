@@ -175,18 +175,22 @@ const Kernel& layout_of(const Choice& choice, int weight_bits) {
 // The byte that holds two codes; only their last four bits count.
 uint8_t nibbles(int low, int high) { return static_cast<uint8_t>((low & 15) | (high & 15) << 4); }
 
-// Calls body(byte, row) for every row with the byte that holds its code of one column.
+// Calls body(byte, row) for every row with the byte that holds its code of one column. The distance
+// of two rows is a constant where it is 4, as it mostly is: that makes a short loop.
 template <class Body>
 void for_each_row(const PackedMatrix& matrix, int column, Body body) {
   const Kernel& layout = *matrix.layout;
   const int group = column / layout.k;
   uint8_t* panel =
       matrix.data + group / groups_per_byte(layout) * matrix.group_stride + column % layout.k;
-  for (int first = 0; first < matrix.rows; first += layout.n, panel += matrix.panel_stride) {
-    const int last = std::min(first + layout.n, matrix.rows);
-    uint8_t* byte = panel;
-    for (int row = first; row < last; ++row, byte += layout.k) body(*byte, row);
-  }
+  const auto walk = [&](int k) {
+    for (int first = 0; first < matrix.rows; first += layout.n, panel += matrix.panel_stride) {
+      const int last = std::min(first + layout.n, matrix.rows);
+      uint8_t* byte = panel;
+      for (int row = first; row < last; ++row, byte += k) body(*byte, row);
+    }
+  };
+  layout.k == 4 ? walk(4) : walk(layout.k);
 }
 
 // The nibble of an odd group is the high one.
@@ -226,18 +230,36 @@ PackedMatrix packed_matrix(const Choice& choice, int weight_bits, int rows, int 
 
 namespace {
 
-// Writes one row in groups of K, of which a byte holds one or two codes.
-template <int K>
+// Writes one row in groups of K codes, which a byte holds one or two of; a Word is a piece of a group.
+// In two's complement adding an offset of 8 to a nibble or of 128 to a byte flips its highest bit.
+template <int K, class Word>
 void pack_groups(const int8_t* codes, int inner, int zero, int bits, size_t group_stride,
                  uint8_t* to) {
-  const int step = bits == 4 ? 2 * K : K;
-  for (int first = 0; first < inner; first += step, to += group_stride) {
-    int8_t block[2 * K] = {};  // zeros behind the end
-    std::memcpy(block, codes + first, std::min(step, inner - first));
-    for (int i = 0; i < K; ++i) {
-      to[i] = bits == 4 ? nibbles(block[i] + zero, block[K + i] + zero)
-                        : static_cast<uint8_t>(block[i] + zero);
+  constexpr Word kOnes = static_cast<Word>(0x0101010101010101);
+  const Word flip = static_cast<Word>(kOnes * zero);
+  const auto load = [](const int8_t* from) {
+    Word word;
+    std::memcpy(&word, from, sizeof(word));
+    return word;
+  };
+  const auto pack = [&](const int8_t* block) {
+    for (size_t i = 0; i < K; i += sizeof(Word)) {
+      Word word = load(block + i) ^ flip;
+      if (bits == 4) {
+        const Word high = load(block + K + i) ^ flip;
+        word = static_cast<Word>((word & kOnes * 15) | (high & kOnes * 15) << 4);
+      }
+      std::memcpy(to + i, &word, sizeof(word));
     }
+    to += group_stride;
+  };
+  const int step = bits == 4 ? 2 * K : K;
+  int first = 0;
+  for (; first + step <= inner; first += step) pack(codes + first);
+  if (first < inner) {
+    int8_t rest[2 * K] = {};
+    std::memcpy(rest, codes + first, inner - first);
+    pack(rest);
   }
 }
 
@@ -252,15 +274,15 @@ void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes) {
   };
   switch (layout.k) {
     case 1:
-      return pack(pack_groups<1>);
+      return pack(pack_groups<1, uint8_t>);
     case 2:
-      return pack(pack_groups<2>);
+      return pack(pack_groups<2, uint16_t>);
     case 4:
-      return pack(pack_groups<4>);
+      return pack(pack_groups<4, uint32_t>);
     case 8:
-      return pack(pack_groups<8>);
+      return pack(pack_groups<8, uint64_t>);
     case 16:
-      return pack(pack_groups<16>);
+      return pack(pack_groups<16, uint64_t>);
   }
 }
 
@@ -304,13 +326,17 @@ int32_t* ValuePool::sums() const {
 
 void ValuePool::append(const int8_t* codes) {
   pack_column(matrix, matrix.inner++, codes);
-  int32_t* to = sums();
+  int32_t* __restrict to = sums();  // codes are bytes, which could be part of anything
   for (int i = 0; i < matrix.rows; ++i) to[i] += codes[i];
 }
 
 void ValuePool::truncate(int count) {
   const int zero = matrix.layout->zero;
   int32_t* to = sums();
+  if (count == 0) {
+    std::fill(to, to + matrix.rows, 0);
+    matrix.inner = 0;
+  }
   for (; matrix.inner > count; --matrix.inner) {
     const int column = matrix.inner - 1;
     if (matrix.layout->weight_bits == 8) {

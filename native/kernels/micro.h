@@ -143,9 +143,14 @@ inline void for_each_tile(const MatmulCall& call, Numbers<Rows...>) {
       const uint8_t* w = call.panels + panel * call.panel_stride;
       const int column = panel * Micro::kN;
       const int count = smaller(Micro::kN, call.columns - column);
-      for (int first = begin; first < end; first += Micro::kM) {
-        const int rows = smaller(Micro::kM, end - first);
-        kTiles[rows - 1](call, call.rows + first * call.row_bytes, w, {first, column, count});
+      int first = begin;
+      for (; first + Micro::kM <= end; first += Micro::kM) {
+        Micro::template tile<Micro::kM>(call, call.rows + first * call.row_bytes, w,
+                                        {first, column, count});
+      }
+      if (first < end) {
+        kTiles[end - first - 1](call, call.rows + first * call.row_bytes, w,
+                                {first, column, count});
       }
     }
   }
