@@ -12,12 +12,6 @@ namespace squat {
 namespace {
 
 constexpr int kChunk = 128;
-// Query tokens whose attention is computed together: enough to feed the kernels, few enough that
-// little is computed for keys that a query must not see.
-constexpr int kQueryBlock = 16;
-// Products smaller than this many multiply-adds are not worth waking another thread.
-constexpr int64_t kParallelWork = 1 << 16;
-
 // Attention probabilities of a chunk take heads * chunk * context bytes: fewer tokens at a time for
 // a very long context.
 int chunk_size(const Model& model, int context) {
@@ -25,14 +19,6 @@ int chunk_size(const Model& model, int context) {
   const int64_t fits = kMostBytes / (int64_t{model.n_head} * context);
   return static_cast<int>(std::clamp<int64_t>(fits, 1, std::min(kChunk, context)));
 }
-
-int keys_padded(int keys) { return (keys + 63) / 64 * 64; }
-
-float step(const std::vector<float>& steps, int layer) {
-  return steps.empty() ? 0.0f : steps[static_cast<size_t>(layer)];
-}
-
-bool is_wide(const uint8_t* widths, int token) { return widths == nullptr || widths[token] == 8; }
 
 }  // namespace
 
@@ -65,6 +51,9 @@ size_t Session::lay_out(Arena arena) {
   residual_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
   codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(widest));
   qkv_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_qkv()));
+  query_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_q()));
+  key_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
+  value_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
   attention_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_q()));
   mlp_ = arena.take<float>(chunk * 2 * static_cast<size_t>(m.n_ff));
   cosine_ = arena.take<float>(chunk * m.rope_frequencies.size());
@@ -82,8 +71,6 @@ size_t Session::lay_out(Arena arena) {
   const size_t rows = static_cast<size_t>(query_rows);
   for (Scratch& s : scratch_) {
     s.row = arena.take<float>(static_cast<size_t>(widest));
-    s.query_codes = arena.take<int8_t>(rows * head_dim);
-    s.token_codes = arena.take<int8_t>(head_dim);
     s.query_widths = arena.take<uint8_t>(rows);
     for (int32_t*& sums : s.sums) sums = arena.take<int32_t>(rows * std::max(keys, head_dim));
     s.scores = arena.take<float>(keys);
@@ -378,223 +365,6 @@ void Session::head(int first, int count, float* logits) {
         return normalize(model_.out_norm, residual_ + static_cast<size_t>(i) * n_embd, buffer);
       });
   multiply(Step::kHead, input, &model_.head, 1, logits, static_cast<size_t>(model_.n_vocab));
-}
-
-// ---------------------------------------------------------------------------------------------
-// Attention
-
-template <class Body>
-void Session::for_heads(const Chunk& chunk, Body&& body) {
-  const auto run = [&](int begin, int end, int thread) {
-    for (int h = begin; h < end; h++) body(h, scratch_[static_cast<size_t>(thread)]);
-  };
-  const int64_t work = int64_t{chunk.count} * chunk.keys() * model_.n_embd_q();
-  if (work < kParallelWork) {
-    run(0, model_.n_head_kv, 0);
-  } else {
-    threads_.parallel_for(model_.n_head_kv, run);
-  }
-}
-
-// Probabilities for all heads first, since a token's importance, and with it the width of its
-// value, is an average over heads.
-void Session::attend(const Chunk& chunk, int layer) {
-  const Model& m = model_;
-  // A token sees on average this many keys.
-  const int64_t pairs = int64_t{chunk.count} * (2 * chunk.position + chunk.count + 1) / 2;
-  const int64_t macs = pairs * m.n_embd_q();
-  const int64_t bytes = int64_t{chunk.keys()} * m.n_embd_kv();
-  {
-    const Profile::Timer timer(profile_, Step::kScores, macs, bytes);
-    for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
-    decide_widths(chunk, layer);
-  }
-  const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
-  for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
-}
-
-uint8_t* Session::probs_row(const Chunk& chunk, int token, int query_head) const {
-  const int group = model_.group();
-  const int row = (query_head / group * chunk.count + token) * group + query_head % group;
-  return probs_ + static_cast<size_t>(row) * static_cast<size_t>(keys_padded(chunk.keys()));
-}
-
-// Appends a head's keys, and turns its queries into quantized probabilities.
-void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scratch) {
-  const Model& m = model_;
-  const int group = m.group(), pairs = m.head_dim / 2;
-  const size_t head_dim = static_cast<size_t>(m.head_dim);
-  HeadPools& pools = pools_[static_cast<size_t>(layer * m.n_head_kv + head)];
-  const uint8_t* key_widths = site_widths(m.sites.k, chunk.previous);
-  const uint8_t* query_widths = site_widths(m.sites.q, chunk.previous);
-  const bool rotated = !m.rope_frequencies.empty();
-
-  const auto vector_of = [&](int token, int vector) {
-    return qkv_ + static_cast<size_t>(token) * static_cast<size_t>(m.n_embd_qkv()) +
-           static_cast<size_t>(vector) * head_dim;
-  };
-  const auto quantize = [&](const Site& site, bool wide, int token, float* x, int8_t* codes) {
-    if (rotated) {
-      const size_t row = static_cast<size_t>(token) * static_cast<size_t>(pairs);
-      ops_.rotate(cosine_ + row, sine_ + row, pairs, x);
-    }
-    kernels::quantize(choice_, x, m.head_dim, step(wide ? site.step8 : site.step4, layer),
-                      wide ? 8 : 4, codes);
-  };
-
-  for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
-    const int end = std::min(begin + kQueryBlock, chunk.count);
-    for (int i = begin; i < end; i++) {
-      const bool wide = is_wide(key_widths, i);
-      quantize(m.sites.k, wide, i, vector_of(i, m.n_head + head), scratch.token_codes);
-      (wide ? pools.key8 : pools.key4).append(scratch.token_codes);
-    }
-    if (end <= chunk.wanted && orders_.empty()) continue;  // nobody asks what these attend to
-
-    int rows = 0;
-    for (int i = begin; i < end; i++) {
-      for (int g = 0; g < group; g++, rows++) {
-        const bool wide = is_wide(query_widths, i);
-        scratch.query_widths[rows] = wide ? 8 : 4;
-        quantize(m.sites.q, wide, i, vector_of(i, head * group + g),
-                 scratch.query_codes + static_cast<size_t>(rows) * head_dim);
-      }
-    }
-    kernels::ActivationRows queries;
-    queries.codes = scratch.query_codes;
-    queries.stride = head_dim;
-    queries.rows = rows;
-    queries.inner = m.head_dim;
-    queries.bits = query_widths == nullptr ? nullptr : scratch.query_widths;
-    const int keys = chunk.position + end, stride = keys_padded(keys);
-    for (const int bits : {8, 4}) {
-      const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
-      if (pool.count() == 0) continue;
-      kernels::scores(kernels::prepare(choice_, bits, queries, scratch.prepared), pool,
-                      scratch.sums[bits == 4], static_cast<size_t>(stride));
-    }
-    for (int row = 0; row < rows; row++) {
-      const int token = begin + row / group;
-      attention_row(chunk, layer, token, head * group + row % group, row, stride, pools, scratch);
-      // What later tokens of the block have put into the pools is not seen.
-      uint8_t* probs = probs_row(chunk, token, head * group + row % group);
-      const int visible = chunk.position + token + 1;
-      std::memset(probs + visible, 0, static_cast<size_t>(keys - visible));
-    }
-  }
-}
-
-// One query row: products with the pools to probabilities, in the order of positions.
-void Session::attention_row(const Chunk& chunk, int layer, int token, int query_head, int row,
-                            int stride, const HeadPools& pools, Scratch& scratch) {
-  const Model& m = model_;
-  const Site &q = m.sites.q, &k = m.sites.k;
-  const int visible = chunk.position + token + 1;
-  const float scaling = static_cast<float>(1.0 / std::sqrt(static_cast<double>(m.head_dim)));
-  const float query_step = step(scratch.query_widths[row] == 8 ? q.step8 : q.step4, layer);
-  const float step8 = query_step * step(k.step8, layer);
-  const float step4 = query_step * step(k.step4, layer);
-  const size_t offset = static_cast<size_t>(row) * static_cast<size_t>(stride);
-  const int32_t *wide = scratch.sums[0] + offset, *narrow = scratch.sums[1] + offset;
-  float* scores = scratch.scores;
-  if (pools.key4.count() == 0) {
-    ops_.scale_scores(wide, step8, scaling, visible, scores);
-  } else if (pools.key8.count() == 0) {
-    ops_.scale_scores(narrow, step4, scaling, visible, scores);
-  } else {
-    const int32_t* front = orders_[static_cast<size_t>(layer - 1)].positions;
-    const int32_t* back = front + context_ - 1;
-    for (int j = 0; j < pools.key8.count(); j++) {
-      scores[front[j]] = static_cast<float>(wide[j]) * step8 * scaling;
-    }
-    for (int j = 0; j < pools.key4.count(); j++) {
-      scores[back[-j]] = static_cast<float>(narrow[j]) * step4 * scaling;
-    }
-  }
-  first_probs_[token * m.n_head + query_head] = ops_.softmax_codes(
-      scores, visible, 1.0f / step(m.sites.probs_step, layer), probs_row(chunk, token, query_head));
-}
-
-void Session::decide_widths(const Chunk& chunk, int layer) {
-  if (orders_.empty()) return;
-  TokenOrder& order = orders_[static_cast<size_t>(layer)];
-  const float threshold = model_.thresholds[static_cast<size_t>(layer)];
-  for (int i = 0; i < chunk.count; i++) {
-    const int position = chunk.position + i;
-    float sum = 0;
-    for (int h = 0; h < model_.n_head; h++) sum += first_probs_[i * model_.n_head + h];
-    float importance = sum / static_cast<float>(model_.n_head);
-    if (model_.relative_importance) importance *= static_cast<float>(position + 1);
-    const bool wide = importance >= threshold;
-    chunk.current[i] = wide ? 8 : 4;
-    const int narrow = position - order.wide;
-    order.positions[wide ? order.wide : context_ - 1 - narrow] = position;
-    order.wide += wide;
-    wide_counts_[static_cast<size_t>(layer)] += wide;
-  }
-}
-
-// Appends a head's values, and multiplies them with its probabilities.
-void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch) {
-  const Model& m = model_;
-  const Site& v = m.sites.v;
-  const int group = m.group();
-  const size_t head_dim = static_cast<size_t>(m.head_dim);
-  HeadPools& pools = pools_[static_cast<size_t>(layer * m.n_head_kv + head)];
-  const uint8_t* value_widths = site_widths(v, chunk.current);
-  const size_t stride = static_cast<size_t>(keys_padded(chunk.keys()));
-  const float step8 = step(v.step8, layer), step4 = step(v.step4, layer);
-
-  for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
-    const int end = std::min(begin + kQueryBlock, chunk.count);
-    for (int i = begin; i < end; i++) {
-      const float* value = qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) +
-                           static_cast<size_t>(m.n_head + m.n_head_kv + head) * head_dim;
-      const bool wide = is_wide(value_widths, i);
-      kernels::quantize(choice_, value, m.head_dim, wide ? step8 : step4, wide ? 8 : 4,
-                        scratch.token_codes);
-      (wide ? pools.value8 : pools.value4).append(scratch.token_codes);
-    }
-    const int from = std::max(begin, chunk.wanted);
-    if (from >= end) continue;
-
-    const int rows = (end - from) * group;
-    const uint8_t* probs = probs_row(chunk, from, head * group);
-    const bool both = pools.value8.count() > 0 && pools.value4.count() > 0;
-    for (const int bits : {8, 4}) {
-      const kernels::ValuePool& pool = bits == 8 ? pools.value8 : pools.value4;
-      if (pool.count() == 0) continue;
-      kernels::ProbabilityRows input;
-      input.codes = probs;
-      input.stride = stride;
-      input.rows = rows;
-      input.inner = pool.count();
-      if (both) {
-        uint8_t* own = scratch.probs[bits == 4];
-        const int32_t* positions = orders_[static_cast<size_t>(layer)].positions;
-        for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
-          for (int j = 0; j < pool.count(); j++) {
-            const int position = bits == 8 ? positions[j] : positions[context_ - 1 - j];
-            own[row * stride + static_cast<size_t>(j)] =
-                probs[row * stride + static_cast<size_t>(position)];
-          }
-        }
-        input.codes = own;
-      }
-      kernels::weighted_values(kernels::prepare(choice_, bits, input, scratch.prepared), pool,
-                               scratch.sums[bits == 4], head_dim);
-    }
-    for (int row = 0; row < rows; row++) {
-      const size_t offset = static_cast<size_t>(row) * head_dim;
-      const int32_t* wide = pools.value8.count() > 0 ? scratch.sums[0] + offset : nullptr;
-      const int32_t* narrow = pools.value4.count() > 0 ? scratch.sums[1] + offset : nullptr;
-      const size_t token = static_cast<size_t>(from + row / group);
-      float* out = attention_ + token * static_cast<size_t>(m.n_embd_q()) +
-                   static_cast<size_t>(head * group + row % group) * head_dim;
-      ops_.combine_values(wide, step8, narrow, step4, step(m.sites.probs_step, layer), m.head_dim,
-                          out);
-    }
-  }
 }
 
 }  // namespace squat

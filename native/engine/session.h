@@ -70,8 +70,6 @@ class Session {
   // Buffers of one thread; a query row is a query head of a token.
   struct Scratch {
     float* row;             // a row of any float tensor
-    int8_t* query_codes;    // [query rows of a block][head_dim]
-    int8_t* token_codes;    // [head_dim]
     uint8_t* query_widths;  // [query rows of a block]
     int32_t* sums[2];       // [query rows of a block][keys or head_dim], of the wide, narrow pool
     float* scores;          // [keys]
@@ -105,12 +103,39 @@ class Session {
   void forward(const int32_t* tokens, int count, int wanted);
   void embed(const int32_t* tokens, const Chunk& chunk);
   void attend(const Chunk& chunk, int layer);
+  // Quantizes vectors of q, k or v, `group` of them for each key head, of the tokens from `from`
+  // on: from the columns of qkv_ behind `column` to codes [key head][token][group][head_dim]. With
+  // `rotated`, rotates them first if the model does.
+  void quantize_vectors(const Chunk& chunk, int layer, const Site& site, const uint8_t* by_token,
+                        int column, int group, int from, bool rotated, int8_t* codes);
+  const int8_t* codes_of(const Chunk& chunk, const int8_t* codes, int group, int head,
+                         int token) const;
   void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
                      const HeadPools& pools, Scratch& scratch);
   void decide_widths(const Chunk& chunk, int layer);
   void weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void head(int first, int count, float* logits);
+
+  // Query tokens whose attention is computed together: enough to feed the kernels, few enough that
+  // little is computed for keys that a query must not see.
+  static constexpr int kQueryBlock = 16;
+  // Products smaller than this many multiply-adds are not worth waking another thread.
+  static constexpr int64_t kParallelWork = 1 << 16;
+
+  // The first token whose attention anybody asks for: with token-adaptive sites every token's
+  // counts.
+  int first_query(const Chunk& chunk) const { return orders_.empty() ? chunk.wanted : 0; }
+
+  // Rows of keys are padded to whole vectors and cache lines.
+  static int keys_padded(int keys) { return (keys + 63) / 64 * 64; }
+  // 0 where a width is never used.
+  static float step(const std::vector<float>& steps, int layer) {
+    return steps.empty() ? 0.0f : steps[static_cast<size_t>(layer)];
+  }
+  static bool is_wide(const uint8_t* widths, int token) {
+    return widths == nullptr || widths[token] == 8;
+  }
 
   // Calls body(head, scratch) for every key head.
   template <class Body>
@@ -154,8 +179,11 @@ class Session {
 
   // Of the chunk in flight; row i belongs to its token i.
   float* residual_;
-  int8_t* codes_;     // the quantized input of the next product
-  float* qkv_;        // [token][q heads, k heads, v heads][head_dim]
+  int8_t* codes_;        // the quantized input of the next product
+  float* qkv_;           // [token][q heads, k heads, v heads][head_dim]
+  int8_t* query_codes_;  // [key head][token][q head of the group][head_dim]
+  int8_t* key_codes_;    // [key head][token][head_dim]
+  int8_t* value_codes_;
   float* attention_;  // [token][q heads][head_dim]
   float* mlp_;        // [token][gate, up]; gpt2: [token][up]
   float* cosine_;     // [token][head_dim / 2]

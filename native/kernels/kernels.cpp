@@ -331,6 +331,7 @@ void ValuePool::append(const int8_t* codes) {
 }
 
 void ValuePool::truncate(int count) {
+  if (matrix.inner == count) return;
   const int zero = matrix.layout->zero;
   int32_t* to = sums();
   if (count == 0) {

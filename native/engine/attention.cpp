@@ -1,0 +1,236 @@
+// The attention of a session: scores, probabilities, the tokens' widths, weighted values.
+//
+// Tokens are rotated and quantized one after the other, as their vectors stand side by side; the
+// codes are laid out by head, and from there on heads are independent of each other. Probabilities
+// come first for all heads, since a token's importance, and with it the width of its value, is an
+// average over heads.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "session.h"
+
+namespace squat {
+
+template <class Body>
+void Session::for_heads(const Chunk& chunk, Body&& body) {
+  const auto run = [&](int begin, int end, int thread) {
+    for (int h = begin; h < end; h++) body(h, scratch_[static_cast<size_t>(thread)]);
+  };
+  const int64_t work = int64_t{chunk.count} * chunk.keys() * model_.n_embd_q();
+  if (work < kParallelWork) {
+    run(0, model_.n_head_kv, 0);
+  } else {
+    threads_.parallel_for(model_.n_head_kv, run);
+  }
+}
+
+void Session::attend(const Chunk& chunk, int layer) {
+  const Model& m = model_;
+  // A token sees on average this many keys.
+  const int64_t pairs = int64_t{chunk.count} * (2 * chunk.position + chunk.count + 1) / 2;
+  const int64_t macs = pairs * m.n_embd_q();
+  const int64_t bytes = int64_t{chunk.keys()} * m.n_embd_kv();
+  const int keys_at = m.n_embd_q(), values_at = keys_at + m.n_embd_kv();
+  {
+    const Profile::Timer timer(profile_, Step::kScores, macs, bytes);
+    quantize_vectors(chunk, layer, m.sites.k, chunk.previous, keys_at, 1, 0, true, key_codes_);
+    quantize_vectors(chunk, layer, m.sites.q, chunk.previous, 0, m.group(), first_query(chunk),
+                     true, query_codes_);
+    for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
+    decide_widths(chunk, layer);
+  }
+  const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
+  quantize_vectors(chunk, layer, m.sites.v, chunk.current, values_at, 1, 0, false, value_codes_);
+  for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
+}
+
+void Session::quantize_vectors(const Chunk& chunk, int layer, const Site& site,
+                               const uint8_t* by_token, int column, int group, int from,
+                               bool rotated, int8_t* codes) {
+  const Model& m = model_;
+  const uint8_t* widths = site_widths(site, by_token);
+  const float step8 = step(site.step8, layer), step4 = step(site.step4, layer);
+  const int pairs = rotated ? static_cast<int>(m.rope_frequencies.size()) : 0;
+  threads_.parallel_for(chunk.count - from, [&](int begin, int end, int) {
+    for (int i = from + begin; i < from + end; i++) {
+      const bool wide = is_wide(widths, i);
+      const size_t angles = static_cast<size_t>(i) * static_cast<size_t>(pairs);
+      float* x = qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + column;
+      for (int v = 0; v < m.n_head_kv * group; v++, x += m.head_dim) {
+        if (pairs > 0) ops_.rotate(cosine_ + angles, sine_ + angles, pairs, x);
+        kernels::quantize(choice_, x, m.head_dim, wide ? step8 : step4, wide ? 8 : 4,
+                          const_cast<int8_t*>(codes_of(chunk, codes, group, v / group, i)) +
+                              static_cast<size_t>(v % group) * static_cast<size_t>(m.head_dim));
+      }
+    }
+  });
+}
+
+const int8_t* Session::codes_of(const Chunk& chunk, const int8_t* codes, int group, int head,
+                                int token) const {
+  const int row = (head * chunk.count + token) * group;
+  return codes + static_cast<size_t>(row) * static_cast<size_t>(model_.head_dim);
+}
+
+uint8_t* Session::probs_row(const Chunk& chunk, int token, int query_head) const {
+  const int group = model_.group();
+  const int row = (query_head / group * chunk.count + token) * group + query_head % group;
+  return probs_ + static_cast<size_t>(row) * static_cast<size_t>(keys_padded(chunk.keys()));
+}
+
+// Appends a head's keys, and turns its queries into quantized probabilities.
+void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scratch) {
+  const Model& m = model_;
+  const int group = m.group();
+  HeadPools& pools = pools_[static_cast<size_t>(layer * m.n_head_kv + head)];
+  const uint8_t* key_widths = site_widths(m.sites.k, chunk.previous);
+  const uint8_t* query_widths = site_widths(m.sites.q, chunk.previous);
+  kernels::ActivationRows queries;
+  queries.stride = static_cast<size_t>(m.head_dim);
+  queries.inner = m.head_dim;
+  queries.bits = query_widths == nullptr ? nullptr : scratch.query_widths;
+
+  for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
+    const int end = std::min(begin + kQueryBlock, chunk.count);
+    for (int i = begin; i < end; i++) {
+      (is_wide(key_widths, i) ? pools.key8 : pools.key4)
+          .append(codes_of(chunk, key_codes_, 1, head, i));
+    }
+    const int from = std::max(begin, first_query(chunk));
+    if (from >= end) continue;
+
+    const int rows = (end - from) * group;
+    for (int row = 0; row < rows; row++) {
+      scratch.query_widths[row] = is_wide(query_widths, from + row / group) ? 8 : 4;
+    }
+    queries.codes = codes_of(chunk, query_codes_, group, head, from);
+    queries.rows = rows;
+    const int keys = chunk.position + end, stride = keys_padded(keys);
+    for (const int bits : {8, 4}) {
+      const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
+      if (pool.count() == 0) continue;
+      kernels::scores(kernels::prepare(choice_, bits, queries, scratch.prepared), pool,
+                      scratch.sums[bits == 4], static_cast<size_t>(stride));
+    }
+    for (int row = 0; row < rows; row++) {
+      const int token = from + row / group;
+      attention_row(chunk, layer, token, head * group + row % group, row, stride, pools, scratch);
+      // What later tokens of the block have put into the pools is not seen.
+      uint8_t* probs = probs_row(chunk, token, head * group + row % group);
+      const int visible = chunk.position + token + 1;
+      std::memset(probs + visible, 0, static_cast<size_t>(keys - visible));
+    }
+  }
+}
+
+// One query row: products with the pools to probabilities, in the order of positions.
+void Session::attention_row(const Chunk& chunk, int layer, int token, int query_head, int row,
+                            int stride, const HeadPools& pools, Scratch& scratch) {
+  const Model& m = model_;
+  const Site &q = m.sites.q, &k = m.sites.k;
+  const int visible = chunk.position + token + 1;
+  const float scaling = static_cast<float>(1.0 / std::sqrt(static_cast<double>(m.head_dim)));
+  const float query_step = step(scratch.query_widths[row] == 8 ? q.step8 : q.step4, layer);
+  const float step8 = query_step * step(k.step8, layer);
+  const float step4 = query_step * step(k.step4, layer);
+  const size_t offset = static_cast<size_t>(row) * static_cast<size_t>(stride);
+  const int32_t *wide = scratch.sums[0] + offset, *narrow = scratch.sums[1] + offset;
+  float* scores = scratch.scores;
+  if (pools.key4.count() == 0) {
+    ops_.scale_scores(wide, step8, scaling, visible, scores);
+  } else if (pools.key8.count() == 0) {
+    ops_.scale_scores(narrow, step4, scaling, visible, scores);
+  } else {
+    const int32_t* front = orders_[static_cast<size_t>(layer - 1)].positions;
+    const int32_t* back = front + context_ - 1;
+    for (int j = 0; j < pools.key8.count(); j++) {
+      scores[front[j]] = static_cast<float>(wide[j]) * step8 * scaling;
+    }
+    for (int j = 0; j < pools.key4.count(); j++) {
+      scores[back[-j]] = static_cast<float>(narrow[j]) * step4 * scaling;
+    }
+  }
+  first_probs_[token * m.n_head + query_head] = ops_.softmax_codes(
+      scores, visible, 1.0f / step(m.sites.probs_step, layer), probs_row(chunk, token, query_head));
+}
+
+void Session::decide_widths(const Chunk& chunk, int layer) {
+  if (orders_.empty()) return;
+  TokenOrder& order = orders_[static_cast<size_t>(layer)];
+  const float threshold = model_.thresholds[static_cast<size_t>(layer)];
+  for (int i = 0; i < chunk.count; i++) {
+    const int position = chunk.position + i;
+    float sum = 0;
+    for (int h = 0; h < model_.n_head; h++) sum += first_probs_[i * model_.n_head + h];
+    float importance = sum / static_cast<float>(model_.n_head);
+    if (model_.relative_importance) importance *= static_cast<float>(position + 1);
+    const bool wide = importance >= threshold;
+    chunk.current[i] = wide ? 8 : 4;
+    const int narrow = position - order.wide;
+    order.positions[wide ? order.wide : context_ - 1 - narrow] = position;
+    order.wide += wide;
+    wide_counts_[static_cast<size_t>(layer)] += wide;
+  }
+}
+
+// Appends a head's values, and multiplies them with its probabilities.
+void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch) {
+  const Model& m = model_;
+  const Site& v = m.sites.v;
+  const int group = m.group();
+  const size_t head_dim = static_cast<size_t>(m.head_dim);
+  HeadPools& pools = pools_[static_cast<size_t>(layer * m.n_head_kv + head)];
+  const uint8_t* value_widths = site_widths(v, chunk.current);
+  const size_t stride = static_cast<size_t>(keys_padded(chunk.keys()));
+  const float step8 = step(v.step8, layer), step4 = step(v.step4, layer);
+
+  for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
+    const int end = std::min(begin + kQueryBlock, chunk.count);
+    for (int i = begin; i < end; i++) {
+      (is_wide(value_widths, i) ? pools.value8 : pools.value4)
+          .append(codes_of(chunk, value_codes_, 1, head, i));
+    }
+    const int from = std::max(begin, chunk.wanted);
+    if (from >= end) continue;
+
+    const int rows = (end - from) * group;
+    const uint8_t* probs = probs_row(chunk, from, head * group);
+    const bool both = pools.value8.count() > 0 && pools.value4.count() > 0;
+    for (const int bits : {8, 4}) {
+      const kernels::ValuePool& pool = bits == 8 ? pools.value8 : pools.value4;
+      if (pool.count() == 0) continue;
+      kernels::ProbabilityRows input;
+      input.codes = probs;
+      input.stride = stride;
+      input.rows = rows;
+      input.inner = pool.count();
+      if (both) {
+        uint8_t* own = scratch.probs[bits == 4];
+        const int32_t* positions = orders_[static_cast<size_t>(layer)].positions;
+        for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
+          for (int j = 0; j < pool.count(); j++) {
+            const int position = bits == 8 ? positions[j] : positions[context_ - 1 - j];
+            own[row * stride + static_cast<size_t>(j)] =
+                probs[row * stride + static_cast<size_t>(position)];
+          }
+        }
+        input.codes = own;
+      }
+      kernels::weighted_values(kernels::prepare(choice_, bits, input, scratch.prepared), pool,
+                               scratch.sums[bits == 4], head_dim);
+    }
+    for (int row = 0; row < rows; row++) {
+      const size_t offset = static_cast<size_t>(row) * head_dim;
+      const int32_t* wide = pools.value8.count() > 0 ? scratch.sums[0] + offset : nullptr;
+      const int32_t* narrow = pools.value4.count() > 0 ? scratch.sums[1] + offset : nullptr;
+      const size_t token = static_cast<size_t>(from + row / group);
+      float* out = attention_ + token * static_cast<size_t>(m.n_embd_q()) +
+                   static_cast<size_t>(head * group + row % group) * head_dim;
+      ops_.combine_values(wide, step8, narrow, step4, step(m.sites.probs_step, layer), m.head_dim,
+                          out);
+    }
+  }
+}
+
+}  // namespace squat
