@@ -172,25 +172,18 @@ const Kernel& layout_of(const Choice& choice, int weight_bits) {
   return choice.matmul(8, weight_bits);
 }
 
-// The byte that holds two codes; only their last four bits count.
-uint8_t nibbles(int low, int high) { return static_cast<uint8_t>((low & 15) | (high & 15) << 4); }
-
-// Calls body(byte, row) for every row with the byte that holds its code of one column. The distance
-// of two rows is a constant where it is 4, as it mostly is: that makes a short loop.
+// Calls body(byte, row) for every row with the byte that holds its code of one column.
 template <class Body>
 void for_each_row(const PackedMatrix& matrix, int column, Body body) {
   const Kernel& layout = *matrix.layout;
   const int group = column / layout.k;
   uint8_t* panel =
       matrix.data + group / groups_per_byte(layout) * matrix.group_stride + column % layout.k;
-  const auto walk = [&](int k) {
-    for (int first = 0; first < matrix.rows; first += layout.n, panel += matrix.panel_stride) {
-      const int last = std::min(first + layout.n, matrix.rows);
-      uint8_t* byte = panel;
-      for (int row = first; row < last; ++row, byte += k) body(*byte, row);
-    }
-  };
-  layout.k == 4 ? walk(4) : walk(layout.k);
+  for (int first = 0; first < matrix.rows; first += layout.n, panel += matrix.panel_stride) {
+    const int last = std::min(first + layout.n, matrix.rows);
+    uint8_t* byte = panel;
+    for (int row = first; row < last; ++row, byte += layout.k) body(*byte, row);
+  }
 }
 
 // The nibble of an odd group is the high one.
@@ -230,8 +223,9 @@ PackedMatrix packed_matrix(const Choice& choice, int weight_bits, int rows, int 
 
 namespace {
 
-// Writes one row in groups of K codes, which a byte holds one or two of; a Word is a piece of a group.
-// In two's complement adding an offset of 8 to a nibble or of 128 to a byte flips its highest bit.
+// Writes one row in groups of K codes, which a byte holds one or two of; a Word is a piece of a
+// group. In two's complement adding an offset of 8 to a nibble or of 128 to a byte flips its
+// highest bit.
 template <int K, class Word>
 void pack_groups(const int8_t* codes, int inner, int zero, int bits, size_t group_stride,
                  uint8_t* to) {
@@ -263,41 +257,85 @@ void pack_groups(const int8_t* codes, int inner, int zero, int bits, size_t grou
   }
 }
 
+// Writes the codes of one column to `rows` groups of K codes; a Word is the piece of a group that
+// holds them, `shift` their place in it. Whole words, so that compilers make vectors of them.
+template <int K, class Word>
+void pack_lane(const int8_t* __restrict codes, int rows, int zero, int bits, int shift,
+               uint8_t* __restrict to) {
+  const Word low = static_cast<Word>((1 << bits) - 1);
+  const Word keep = static_cast<Word>(~(low << shift));
+  for (int row = 0; row < rows; ++row, to += K) {
+    Word word;
+    std::memcpy(&word, to, sizeof(word));
+    const Word code = static_cast<Word>(static_cast<Word>(codes[row] ^ zero) & low);
+    word = static_cast<Word>((word & keep) | static_cast<Word>(code << shift));
+    std::memcpy(to, &word, sizeof(word));
+  }
+}
+
+// The piece of a group of K codes that is handled at once.
+template <int K>
+struct Piece {
+  using Word = uint64_t;
+};
+template <>
+struct Piece<4> {
+  using Word = uint32_t;
+};
+template <>
+struct Piece<2> {
+  using Word = uint16_t;
+};
+template <>
+struct Piece<1> {
+  using Word = uint8_t;
+};
+
+// Calls body(Constant<K>()) for the K of a layout.
+template <class Body>
+void with_group_size(const Kernel& layout, Body body) {
+  switch (layout.k) {
+    case 1:
+      return body(Constant<1>());
+    case 2:
+      return body(Constant<2>());
+    case 4:
+      return body(Constant<4>());
+    case 8:
+      return body(Constant<8>());
+    case 16:
+      return body(Constant<16>());
+  }
+}
+
 }  // namespace
 
 void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes) {
   const Kernel& layout = *matrix.layout;
   uint8_t* to =
       matrix.data + row / layout.n * matrix.panel_stride + size_t(row % layout.n) * layout.k;
-  const auto pack = [&](auto groups) {
-    groups(codes, matrix.inner, layout.zero, layout.weight_bits, matrix.group_stride, to);
-  };
-  switch (layout.k) {
-    case 1:
-      return pack(pack_groups<1, uint8_t>);
-    case 2:
-      return pack(pack_groups<2, uint16_t>);
-    case 4:
-      return pack(pack_groups<4, uint32_t>);
-    case 8:
-      return pack(pack_groups<8, uint64_t>);
-    case 16:
-      return pack(pack_groups<16, uint64_t>);
-  }
+  with_group_size(layout, [&](auto k) {
+    pack_groups<k, typename Piece<k>::Word>(codes, matrix.inner, layout.zero, layout.weight_bits,
+                                            matrix.group_stride, to);
+  });
 }
 
 void pack_column(const PackedMatrix& matrix, int column, const int8_t* codes) {
-  const int zero = matrix.layout->zero;
-  if (matrix.layout->weight_bits == 8) {
-    for_each_row(matrix, column,
-                 [=](uint8_t& byte, int row) { byte = static_cast<uint8_t>(codes[row] + zero); });
-  } else if (in_low_nibble(matrix, column)) {
-    for_each_row(matrix, column,
-                 [=](uint8_t& byte, int row) { byte = nibbles(codes[row] + zero, byte >> 4); });
-  } else {
-    for_each_row(matrix, column,
-                 [=](uint8_t& byte, int row) { byte = nibbles(byte, codes[row] + zero); });
-  }
+  const Kernel& layout = *matrix.layout;
+  const int group = column / layout.k, lane = column % layout.k;
+  const int bits = layout.weight_bits;
+  const bool high = bits == 4 && !in_low_nibble(matrix, column);
+  uint8_t* panel = matrix.data + group / groups_per_byte(layout) * matrix.group_stride;
+  with_group_size(layout, [&](auto k) {
+    using Word = typename Piece<k>::Word;
+    constexpr int kLanes = sizeof(Word);
+    const int shift = lane % kLanes * 8 + (high ? 4 : 0);
+    uint8_t* to = panel + lane / kLanes * kLanes;
+    for (int first = 0; first < matrix.rows; first += layout.n, to += matrix.panel_stride) {
+      const int rows = std::min(layout.n, matrix.rows - first);
+      pack_lane<k, Word>(codes + first, rows, layout.zero, bits, shift, to);
+    }
+  });
 }
 
 size_t KeyPool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
