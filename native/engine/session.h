@@ -65,6 +65,15 @@ class Session {
   struct HeadPools {
     kernels::KeyPool key8, key4;
     kernels::ValuePool value8, value4;
+
+    void prefetch_keys() const {
+      if (key8.count() > 0) key8.prefetch();
+      if (key4.count() > 0) key4.prefetch();
+    }
+    void prefetch_values() const {
+      if (value8.count() > 0) value8.prefetch();
+      if (value4.count() > 0) value4.prefetch();
+    }
   };
 
   // Buffers of one thread; a query row is a query head of a token.
@@ -110,6 +119,10 @@ class Session {
                         int column, int group, int from, bool rotated, int8_t* codes);
   const int8_t* codes_of(const Chunk& chunk, const int8_t* codes, int group, int head,
                          int token) const;
+  // Decoding waits for memory more than it computes: while a head is computed the next one's keys or
+  // values are on their way.
+  void prefetch_head(const Chunk& chunk, int layer, int head,
+                     void (HeadPools::*prefetch)() const) const;
   void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
                      const HeadPools& pools, Scratch& scratch);

@@ -338,6 +338,21 @@ void pack_column(const PackedMatrix& matrix, int column, const int8_t* codes) {
   });
 }
 
+namespace {
+
+// Asks for `size` bytes, or for as many as a second-level cache takes beside other things: whatever
+// is longer than that is a stream which the CPU follows by itself.
+void prefetch_bytes(const uint8_t* from, size_t size) {
+  constexpr size_t kMost = 64 << 10, kLine = 64;
+  for (size_t at = 0; at < std::min(size, kMost); at += kLine) __builtin_prefetch(from + at);
+}
+
+}  // namespace
+
+void KeyPool::prefetch() const {
+  prefetch_bytes(matrix.data, size_t(matrix.rows / matrix.layout->n + 1) * matrix.panel_stride);
+}
+
 size_t KeyPool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
   return packed_bytes(choice, bits, capacity, head_dim, Growth::kRows);
 }
@@ -366,6 +381,12 @@ void ValuePool::append(const int8_t* codes) {
   pack_column(matrix, matrix.inner++, codes);
   int32_t* __restrict to = sums();  // codes are bytes, which could be part of anything
   for (int i = 0; i < matrix.rows; ++i) to[i] += codes[i];
+}
+
+void ValuePool::prefetch() const {
+  const uint8_t* from = reinterpret_cast<const uint8_t*>(sums());
+  const int groups = matrix.inner / (matrix.layout->k * groups_per_byte(*matrix.layout)) + 1;
+  prefetch_bytes(from, sums_bytes(matrix.rows) + groups * matrix.group_stride);
 }
 
 void ValuePool::truncate(int count) {

@@ -144,6 +144,7 @@ struct KeyPool {
   static KeyPool empty(const Choice& choice, int bits, int head_dim, uint8_t* data);
 
   int count() const { return matrix.rows; }
+  void prefetch() const;  // asks for the codes, and for where the next ones go
   void append(const int8_t* codes);  // head_dim codes; the caller knows the capacity
   void rebind(uint8_t* data) { matrix.data = data; }  // after growing the buffer
   void truncate(int count) { matrix.rows = count; }   // keeps the first `count` tokens
@@ -160,6 +161,7 @@ struct ValuePool {
   static size_t sums_bytes(int head_dim);
 
   int count() const { return matrix.inner; }
+  void prefetch() const;
   int32_t* sums() const;
   void append(const int8_t* codes);
   void rebind(uint8_t* data) { matrix.data = data + sums_bytes(matrix.rows); }
