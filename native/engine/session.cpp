@@ -35,7 +35,7 @@ Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& 
       orders_(model.thresholds.size()),
       pools_(static_cast<size_t>(model.n_layer) * static_cast<size_t>(model.n_head_kv)),
       scratch_(static_cast<size_t>(threads.size())) {
-  memory_ = Memory(lay_out(Arena()), Memory::Pages::kHuge);
+  memory_ = Memory(lay_out(Arena()));
   lay_out(Arena(memory_));
   std::memset(all_narrow_, 4, static_cast<size_t>(chunk_));
 }

@@ -119,8 +119,8 @@ class Session {
                         int column, int group, int from, bool rotated, int8_t* codes);
   const int8_t* codes_of(const Chunk& chunk, const int8_t* codes, int group, int head,
                          int token) const;
-  // Decoding waits for memory more than it computes: while a head is computed the next one's keys or
-  // values are on their way.
+  // Decoding waits for memory more than it computes: while a head is computed the next one's keys
+  // or values are on their way.
   void prefetch_head(const Chunk& chunk, int layer, int head,
                      void (HeadPools::*prefetch)() const) const;
   void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);

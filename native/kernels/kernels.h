@@ -144,7 +144,7 @@ struct KeyPool {
   static KeyPool empty(const Choice& choice, int bits, int head_dim, uint8_t* data);
 
   int count() const { return matrix.rows; }
-  void prefetch() const;  // asks for the codes, and for where the next ones go
+  void prefetch() const;             // asks for the codes, and for where the next ones go
   void append(const int8_t* codes);  // head_dim codes; the caller knows the capacity
   void rebind(uint8_t* data) { matrix.data = data; }  // after growing the buffer
   void truncate(int count) { matrix.rows = count; }   // keeps the first `count` tokens
