@@ -417,10 +417,44 @@ void test_c_interface() {
   const auto throws = [](int32_t, const char*, size_t, void*) -> int { throw 1; };
   CHECK(squat_rewind(engine, 0) == SQUAT_OK);
   CHECK(squat_generate(engine, sampler, ids, 4, 5, throws, nullptr) == SQUAT_ERROR_INTERNAL);
+  squat_profile_entry entries[64];
+  size_t steps = 0;
+  CHECK(squat_set_profiling(engine, 1) == SQUAT_OK);
+  expect_error(squat_profile(engine, entries, 1, &steps), SQUAT_ERROR_ARGUMENT, "entries");
+  CHECK(squat_profile(engine, entries, 64, &steps) == SQUAT_OK && steps > 5);
   squat_sampler_free(sampler);
   squat_free(engine);
   squat_free(nullptr);
   std::remove(path.c_str());
+}
+
+// The profile counts what was asked for while it is on, and nothing else.
+void test_profile() {
+  const Bytes file = tiny_model(ModelOptions{}).bytes();
+  Engine engine(file.data(), file.size(), "model", 1, 0);
+  const std::vector<int32_t> tokens = random_tokens(6);
+  const auto entry = [&](squat::Step step) {
+    return engine.session().profile().entries()[static_cast<size_t>(step)];
+  };
+  evaluate(engine, tokens, 6);
+  CHECK(entry(squat::Step::kHead).calls == 0);
+  engine.session().profile().restart(true);
+  evaluate(engine, tokens, 3);
+  CHECK(entry(squat::Step::kHead).calls == 2);
+  CHECK(entry(squat::Step::kHead).macs == uint64_t{6} * kVocabulary * 64);
+  CHECK(entry(squat::Step::kHead).bytes == uint64_t{2} * kVocabulary * 64);
+  CHECK(entry(squat::Step::kDown).macs == uint64_t{6} * 3 * 64 * 96);
+  // Token i sees i + 1 keys of each of four query heads of 16 elements, in three layers.
+  CHECK(entry(squat::Step::kScores).macs == uint64_t{1 + 2 + 3 + 4 + 5 + 6} * 64 * 3);
+  double seconds = 0;
+  for (size_t i = 0; i < squat::kSteps; i++) {
+    seconds += engine.session().profile().entries()[i].seconds;
+    CHECK(engine.session().profile().entries()[i].step != nullptr);
+  }
+  CHECK(seconds > 0);
+  engine.session().profile().restart(false);
+  evaluate(engine, tokens, 6);
+  CHECK(entry(squat::Step::kHead).calls == 0);
 }
 
 }  // namespace
@@ -432,6 +466,7 @@ int main() {
   test_wanted_and_score();
   test_evaluation_allocates_nothing();
   test_engines_in_threads();
+  test_profile();
   test_sampler();
   test_c_interface();
   return squat::test::report("test_engine");
