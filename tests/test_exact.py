@@ -15,7 +15,15 @@ from squat.deploy.parity import compare
 from squat.engine import Engine
 from squat.errors import CheckpointError
 from squat.quantize import SquatConfig, quantize
-from squat.quantize.exact import exponential, gelu, layer_norm, rms_norm, silu, softmax
+from squat.quantize.exact import (
+    exponential,
+    gelu,
+    inverse_root,
+    layer_norm,
+    rms_norm,
+    silu,
+    softmax,
+)
 
 
 @given(st.lists(st.floats(-64, 64, width=32), min_size=1, max_size=50))
@@ -35,6 +43,15 @@ def test_the_exact_functions_are_pytorchs_to_rounding():
     bias = torch.randn(300)
     expected = F.layer_norm(x, (300,), weight, bias, 1e-5)
     torch.testing.assert_close(layer_norm(x, weight, bias, 1e-5), expected)
+
+
+def test_roots_and_quotients_are_correctly_rounded():
+    """As IEEE 754 and every CPU's instructions have them; the float32 root of PyTorch is not."""
+    x = torch.rand(100_000, generator=torch.Generator().manual_seed(0)) * 0.01
+    expected = np.float32(1) / np.sqrt(x.numpy())
+    assert np.array_equal(inverse_root(x).numpy(), expected)
+    assert np.array_equal((x / x.flip(0)).numpy(), x.numpy() / x.numpy()[::-1])
+    assert np.array_equal(x.reciprocal().numpy(), np.float32(1) / x.numpy())
 
 
 def test_a_masked_key_gets_no_probability():

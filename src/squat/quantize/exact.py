@@ -54,10 +54,19 @@ def silu(x: Tensor) -> Tensor:
     return x / (1.0 + exponential(-x))
 
 
+def inverse_root(x: Tensor) -> Tensor:
+    """1 / sqrt(x), each of the two operations rounded correctly.
+
+    PyTorch's own float32 square root is not (MKL's is off by a last bit for one number in six), so it is
+    taken in float64, where the error is too small to change the float32 that it is rounded to.
+    """
+    return 1.0 / x.double().sqrt().float()
+
+
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """weight * (x / sqrt(mean(x^2) + epsilon)); the mean in float64."""
     mean_square = x.double().square().mean(dim=-1, keepdim=True).float()
-    return weight * (x * (1.0 / (mean_square + epsilon).sqrt()))
+    return weight * (x * inverse_root(mean_square + epsilon))
 
 
 class ExactRMSNorm(nn.Module):
@@ -89,7 +98,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     wide = x.double()
     mean = wide.mean(dim=-1, keepdim=True)
     variance = (wide - mean).square().mean(dim=-1, keepdim=True).float()
-    return (x - mean.float()) * (1.0 / (variance + epsilon).sqrt()) * weight + bias
+    return (x - mean.float()) * inverse_root(variance + epsilon) * weight + bias
 
 
 class ExactLayerNorm(nn.LayerNorm):
