@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -49,8 +50,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """Write model and tokenizer to `folder`, which appears complete or not at all.
+
+    `weights`: the state of a model that is sharded over processes; by default it is the model's own.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to.
@@ -58,7 +66,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
 
     def write(partial: Path) -> None:
         with _quiet():
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
 
     write_folder(folder, write)

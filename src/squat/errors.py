@@ -23,3 +23,7 @@ class CheckpointError(SquatError):
 
 class EngineError(SquatError):
     """The C++ engine refused a file, an input or a setting."""
+
+
+class UnfinishedError(SquatError):
+    """Training stopped as it was asked to, with a checkpoint; running it again goes on."""

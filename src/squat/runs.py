@@ -6,7 +6,8 @@ loss term, a figure of it, and in the end the model:
     recipe.json  checkpoints/  log.json  loss.png  model/
 
 Starting a run again resumes it at its last complete checkpoint, with the results that an uninterrupted
-run would have had; a run that has its model is done.
+run would have had; a run that has its model is done. Under torchrun or accelerate launch each process runs
+this; a recipe's batch size is then that of one process.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
 
+from squat import replicas
 from squat.checkpoints import load_model, load_tokenizer, save_model
 from squat.data import (
     PackedDataset,
@@ -40,7 +45,7 @@ from squat.data import (
 from squat.data.files import writing
 from squat.data.packed import Tokens
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
-from squat.errors import ConfigError
+from squat.errors import ConfigError, UnfinishedError
 from squat.quantize import SquatConfig, quantize
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
 from squat.report.figures import loss_figure
@@ -48,12 +53,18 @@ from squat.report.figures import loss_figure
 CALIBRATION_SEQUENCES = 32
 
 
-def pretrain(recipe: PretrainRecipe) -> Path:
+def pretrain(recipe: PretrainRecipe, max_minutes: float | None = None) -> Path:
     """Train a full-precision model from scratch; returns the folder of the model.
 
+    Args:
+        recipe: what to train.
+        max_minutes: save a checkpoint and stop when so much time has passed.
+
     Raises:
+        UnfinishedError: time was up; the same call goes on from there.
         SquatError: the recipe, the data or the disk does not allow it.
     """
+    stop = _StopAfter(max_minutes)
     folder = Path(recipe.output)
     if _is_done(folder, recipe):
         return folder / "model"
@@ -68,18 +79,24 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     set_seed(recipe.training.seed)
     model = _new_model(recipe, tokenizer)
     tokens = tokenize_corpus(data.train, tokenizer, data.cache, data.by_source)
-    dataset = _dataset(tokens, data, recipe.training)
-    args = _arguments(folder, recipe.training, dataset)
-    trainer = SequentialTrainer(model=model, args=args, train_dataset=dataset)
+    args = _arguments(folder, recipe.training)
+    dataset = _dataset(tokens, data, recipe.training, args.world_size)
+    trainer = SequentialTrainer(model=model, args=args, train_dataset=dataset, callbacks=[stop])
     return _run(trainer, tokenizer, folder)
 
 
-def train(recipe: TrainRecipe) -> Path:
+def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
     """Quantization-aware training of an existing model; returns the folder of the model.
 
+    Args:
+        recipe: what to train.
+        max_minutes: save a checkpoint and stop when so much time has passed.
+
     Raises:
+        UnfinishedError: time was up; the same call goes on from there.
         SquatError: the recipe, the data, a model or the disk does not allow it.
     """
+    stop = _StopAfter(max_minutes)
     folder = Path(recipe.output)
     if _is_done(folder, recipe):
         return folder / "model"
@@ -89,15 +106,17 @@ def train(recipe: TrainRecipe) -> Path:
     check_tokenizer(tokenizer, model.config.vocab_size)
     set_seed(recipe.training.seed)
     tokens = _training_tokens(recipe.data, model, tokenizer, recipe.training.seed)
-    dataset = _dataset(tokens, recipe.data, recipe.training)
+    args = _arguments(folder, recipe.training)
+    dataset = _dataset(tokens, recipe.data, recipe.training, args.world_size)
     quantize(model, recipe.quantize, calibration=[_calibration_batch(dataset)])
     trainer = SquatTrainer(
         model=model,
         teachers=teachers,
-        args=_arguments(folder, recipe.training, dataset),
+        args=args,
         train_dataset=dataset,
         loss=recipe.loss,
         step_learning_rate=recipe.training.step_learning_rate,
+        callbacks=[stop],
     )
     return _run(trainer, tokenizer, folder)
 
@@ -193,8 +212,8 @@ def _training_tokens(
     return tokenize_corpus(data.train, tokenizer, data.cache, data.by_source)
 
 
-def _dataset(tokens: Tokens, data: Data, training: Training) -> PackedDataset:
-    per_step = training.batch_size * training.accumulate
+def _dataset(tokens: Tokens, data: Data, training: Training, processes: int) -> PackedDataset:
+    per_step = training.batch_size * training.accumulate * processes
     if training.steps is not None:
         samples = training.steps * per_step
     else:
@@ -204,7 +223,7 @@ def _dataset(tokens: Tokens, data: Data, training: Training) -> PackedDataset:
     return PackedDataset(tokens, data.sequence_length, samples, training.seed)
 
 
-def _arguments(folder: Path, training: Training, dataset: PackedDataset) -> TrainingArguments:
+def _arguments(folder: Path, training: Training) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=1,  # of a dataset that is as long as the run
@@ -222,17 +241,43 @@ def _arguments(folder: Path, training: Training, dataset: PackedDataset) -> Trai
         logging_steps=training.log_every,
         logging_first_step=True,
         seed=training.seed,
+        ddp_find_unused_parameters=False,
         report_to=[],
     )
+
+
+class _StopAfter(TrainerCallback):
+    """Saves a checkpoint and ends the training when time is up, for all processes at the same step."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.end is None:
+            return
+        up = torch.tensor(float(time.monotonic() > self.end), device=args.device)
+        if replicas.largest(up) > 0:
+            control.should_save = control.should_training_stop = True
 
 
 def _run(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=_last_complete_checkpoint(folder / "checkpoints"))
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    if step < steps:
+        raise UnfinishedError(
+            f"{folder}: time is up after step {step} of {steps}; run it again to go on"
+        )
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    # A sharded model is put together by all processes, and written by the first.
+    sharded = trainer.is_fsdp_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
     if trainer.is_world_process_zero():
         _write_log(folder, log, time.monotonic() - started)
-        save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder / "model")
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save_model(model, tokenizer, folder / "model", weights)
     return folder / "model"
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from squat.cli.studies import studies
-from squat.errors import SquatError
+from squat.errors import SquatError, UnfinishedError
 
 app = typer.Typer(
     help="Quantize small language models to 4 bits, keep what they know, run them on a CPU.",
@@ -27,7 +27,14 @@ app = typer.Typer(
 app.add_typer(studies)
 console = Console()
 
+UNFINISHED = 3
+"""Exit status of a training whose time was up: the same command goes on."""
+
 Recipe = Annotated[Path, typer.Argument(help="A YAML file; see the folder recipes/.")]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(help="Save a checkpoint and stop after so long, with exit status 3.", min=0),
+]
 Model = Annotated[str, typer.Argument(help="A model's folder or Hub name, or a .gguf file.")]
 
 
@@ -36,6 +43,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app()
+    except UnfinishedError as stop:
+        typer.echo(f"squat: {stop}", err=True)
+        sys.exit(UNFINISHED)
     except SquatError as error:
         typer.secho(f"squat: {error}", fg="red", err=True)
         sys.exit(2)
@@ -56,21 +66,21 @@ def demo(
 
 
 @app.command()
-def pretrain(recipe: Recipe) -> None:
+def pretrain(recipe: Recipe, max_minutes: MaxMinutes = None) -> None:
     """Train a full-precision model from scratch. Run it again to resume."""
     from squat.recipes import PretrainRecipe, read_recipe
     from squat.runs import pretrain as run
 
-    console.print(f"model: {run(read_recipe(recipe, PretrainRecipe))}")
+    console.print(f"model: {run(read_recipe(recipe, PretrainRecipe), max_minutes)}")
 
 
 @app.command()
-def train(recipe: Recipe) -> None:
+def train(recipe: Recipe, max_minutes: MaxMinutes = None) -> None:
     """Quantization-aware training of an existing model. Run it again to resume."""
     from squat.recipes import TrainRecipe, read_recipe
     from squat.runs import train as run
 
-    console.print(f"model: {run(read_recipe(recipe, TrainRecipe))}")
+    console.print(f"model: {run(read_recipe(recipe, TrainRecipe), max_minutes)}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
     L = (1 - gamma) * CE + gamma * tau^2 * KL(teacher || student)  +  r_E * L_E  +  r_D * L_D
 
 Every term is a mean over tokens, or over layers and heads: none grows with the batch or the sequence.
+Where a batch is spread over processes, every term is that of the whole batch (module `replicas`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+from squat import replicas
 
 
 class LossConfig(BaseModel):
@@ -65,10 +68,21 @@ def entropy(queries: list[Tensor], keys: list[Tensor]) -> Tensor:
     total = queries[0].new_zeros((), dtype=torch.float32)
     for query, key in zip(queries, keys, strict=True):
         groups = query.shape[1] // key.shape[1]
-        var_q = query.float().var(dim=(0, 2, 3))
-        var_k = key.float().var(dim=(0, 2, 3)).repeat_interleave(groups)
-        total = total + torch.log1p(var_q * var_k).sum()
+        total = (
+            total + torch.log1p(_variance(query) * _variance(key).repeat_interleave(groups)).sum()
+        )
     return -total.log()
+
+
+def _variance(x: Tensor) -> Tensor:
+    """The variance by head, over the whole batch: [batch, heads, tokens, head size] to [heads]."""
+    x = x.float()
+    if replicas.count() == 1:
+        return x.var(dim=(0, 2, 3))
+    mean = replicas.mean(x.mean(dim=(0, 2, 3)))
+    square = replicas.mean((x - mean[:, None, None]).square().mean(dim=(0, 2, 3)))
+    values = x[:, 0].numel() * replicas.count()
+    return square * (values / (values - 1))
 
 
 def distribution(student: list[Tensor], teacher: list[Tensor], published_sign: bool) -> Tensor:
@@ -86,5 +100,5 @@ def distribution(student: list[Tensor], teacher: list[Tensor], published_sign: b
         for s, t in zip(student, teacher, strict=True)
     ]
     if published_sign:
-        return torch.stack([c.mean(dim=0).sum() for c in cosines]).sum().log()
-    return -torch.stack([c.mean() for c in cosines]).mean().log()
+        return replicas.mean(torch.stack([c.mean(dim=0).sum() for c in cosines]).sum()).log()
+    return -replicas.mean(torch.stack([c.mean() for c in cosines]).mean()).log()

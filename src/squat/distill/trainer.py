@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from squat import replicas
 from squat.distill.losses import LossConfig, cross_entropy, distillation, distribution, entropy
 from squat.errors import CheckpointError, ConfigError
 from squat.quantize.attention import TokenState
@@ -208,13 +209,13 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         for name, value in terms.items():
             self._sums[name].append(value.detach())
         if self.token_state.wide:
-            share = self.token_state.realised_share()
-            self._sums["wide_share"].append(torch.tensor(sum(share) / len(share)))
+            self._sums["wide_share"].append(self.token_state.realised_share().mean())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every loss term, and of the realised 8-bit share, since the last log."""
         if "loss" in logs:
-            logs |= {name: torch.stack(v).mean().item() for name, v in self._sums.items()}
+            means = {name: torch.stack(values).mean() for name, values in self._sums.items()}
+            logs |= {name: replicas.mean(value).item() for name, value in means.items()}
             self._sums.clear()
         super().log(logs, start_time)
 

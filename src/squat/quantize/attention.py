@@ -66,13 +66,11 @@ class TokenState:
             return None
         return self.wide[site.layer - (site.follows == "previous")]
 
-    def realised_share(self) -> list[float]:
-        """Per layer, the fraction of real tokens that got 8 bits in the last forward pass."""
+    def realised_share(self) -> Tensor:
+        """The fraction of real tokens that got 8 bits in the last forward pass: [layers]."""
         assert self.real is not None
-        return [
-            ((wide & self.real).sum() / self.real.sum()).item()
-            for _, wide in sorted(self.wide.items())
-        ]
+        wide = torch.stack([wide for _, wide in sorted(self.wide.items())])
+        return (wide & self.real).sum(dim=(1, 2)) / self.real.sum()
 
 
 class AttentionSites(nn.Module):

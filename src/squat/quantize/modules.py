@@ -105,7 +105,10 @@ class SiteQuantizer(nn.Module):
             widths = () if bits == FLOAT else (bits,)
         row = method_of(method)
         signed = SITES[site].signed and not row.one_sided
-        self.by_width = nn.ModuleDict({str(b): row.activations(b, signed) for b in widths})
+        by_width = {str(b): row.activations(b, signed) for b in widths}
+        for quantizer in by_width.values():
+            quantizer.spread = True
+        self.by_width = nn.ModuleDict(by_width)
         self.collecting = False
         self.sample: dict[str, list[Tensor]] = {}
 

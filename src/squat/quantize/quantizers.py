@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from squat import replicas
 from squat.errors import ConfigError
 from squat.quantize.numerics import (
     Bound,
@@ -55,6 +56,8 @@ class LearnedStepQuantizer(nn.Module):
     """
 
     log_step: Tensor
+    spread = False
+    """Whether each process of several has a part of the tensor: activations, not weights."""
 
     def __init__(self, bits: int, signed: bool = True) -> None:
         super().__init__()
@@ -86,7 +89,8 @@ class LearnedStepQuantizer(nn.Module):
             x: the whole tensor that has this step.
             part: bool, broadcasts against x: the elements that this quantizer is for; None: all.
         """
-        return step_from_log(self.log_step, x.numel(), self.qmax)
+        numel = x.numel() * (replicas.count() if self.spread else 1)
+        return step_from_log(self.log_step, numel, self.qmax)
 
     def quantize(self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
         """x on the lattice, or what stands in for it while training; arguments as `fake_quantize`."""
@@ -116,8 +120,7 @@ class MinMaxQuantizer(LearnedStepQuantizer):
     """The step that clips nothing, max|x| / qmax (LLM-QAT, arXiv 2305.17888, with static activations).
 
     Nothing is learned: in training mode the step follows the largest magnitude by an exponential moving
-    average, in eval mode it is frozen; it is saved with the model. (Under DDP each process follows its own
-    batches, and the first one's step is saved.)
+    average, in eval mode it is frozen; it is saved with the model.
     """
 
     momentum = 0.95
@@ -143,9 +146,12 @@ class MinMaxQuantizer(LearnedStepQuantizer):
     @torch.no_grad()
     def _follow(self, x: Tensor, part: Tensor | None) -> None:
         largest = self._largest(x if part is None else x * part)
+        if self.spread:
+            largest = replicas.largest(largest)
         moved = self.momentum * self.log_step + (1 - self.momentum) * largest.log()
         if part is not None:  # in a batch without tokens of its width it stays
-            moved = torch.where(part.any(), moved, self.log_step)
+            seen = replicas.largest(part.any().float())
+            moved = torch.where(seen > 0, moved, self.log_step)
         self.log_step.copy_(moved)
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from squat import replicas
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -145,12 +147,15 @@ class ThresholdPolicy(nn.Module):
             return
         importance, real = self.seen
         self.seen = None
-        ordered = importance[real].sort().values
-        narrow = round(len(ordered) * (1 - self.ratio))
+        # Padding is sorted to the end; indexed by a tensor, so that no accelerator is waited for.
+        ordered = (
+            replicas.gathered(importance.masked_fill(~real, torch.inf).flatten()).sort().values
+        )
+        ordered = torch.cat([ordered, ordered.new_full((1,), torch.inf)])
+        narrow = ((ordered < torch.inf).sum() * (1 - self.ratio)).round().long()
+        quantile = ordered.index_select(0, narrow.reshape(1))
         if self.ratio == 1:
-            quantile = ordered.new_tensor(-torch.inf)
-        else:
-            quantile = ordered[narrow] if narrow < len(ordered) else ordered.new_tensor(torch.inf)
+            quantile = torch.full_like(quantile, -torch.inf)
         moved = self.momentum * self.threshold + (1 - self.momentum) * quantile
         self.threshold.copy_(torch.where(self.threshold.isfinite(), moved, quantile))
 

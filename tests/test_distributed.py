@@ -1,0 +1,69 @@
+"""Training on several processes, started as users start it: torchrun (DDP) and accelerate launch (FSDP).
+
+Real models and real text; on CPUs, through gloo.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models import real_data, real_model
+from squat.checkpoints import load_model
+
+pytestmark = pytest.mark.slow
+
+TERMS = ("ce", "kl", "entropy", "distribution")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+
+
+def recipe(folder, batch_size, **changes):
+    data = real_data()
+    content = {
+        "output": str(folder / "run"),
+        "model": real_model("stories260k"),
+        "data": {
+            "train": str(data / "babylm/train/children_stories.train"),
+            "sequence_length": 64,
+            "cache": str(folder.parent / "cache"),
+        },
+        "training": {
+            "steps": 20,
+            "batch_size": batch_size,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+            "precision": "fp32",
+            "log_every": 1,
+        },
+        **changes,
+    }
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(json.dumps(content))
+    return folder
+
+
+def run(folder, *launcher):
+    command = [sys.executable, *launcher, "-m", "squat", "train", str(folder / "recipe.yaml")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "run/log.json").read_text())["log"]
+
+
+@pytest.mark.parametrize("bits", [4, "4:8"])
+def test_two_processes_have_the_losses_of_one_on_the_same_batches(tmp_path, bits):
+    config = {"activation_bits": bits}
+    one = run(recipe(tmp_path / "one", 8, quantize=config))
+    two = run(recipe(tmp_path / "two", 4, quantize=config), *TORCHRUN)
+    assert len(one) == len(two) == 20
+    for before, after in zip(one, two, strict=True):
+        for term in TERMS:
+            assert after[term] == pytest.approx(before[term], abs=1e-4), before["step"]
+    # And the models are the same up to float sums: every step size and threshold among them.
+    states = [load_model(str(tmp_path / n / "run/model")).state_dict() for n in ("one", "two")]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=1e-3, rtol=1e-2, msg=name)
