@@ -100,6 +100,39 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(shell, tmp_path, model, co
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_training_in_stretches_ends_the_same(shell, tmp_path, model, corpus):
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    for folder in (whole, pieces):
+        folder.mkdir()
+    shell.succeed("train", recipe(whole, model, corpus))
+    file = recipe(pieces, model, corpus)
+    for step in (1, 2, 3):
+        status, _, error = shell.run("train", file, "--max-minutes", 0)
+        assert status == 3
+        assert f"time is up after step {step} of 4" in " ".join(error.split())
+    shell.succeed("train", file, "--max-minutes", 60)
+    states = [load_model(str(f / "run/model")).state_dict() for f in (whole, pieces)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_training_from_a_file_of_tokens_is_training_from_the_text(shell, tmp_path, model, corpus):
+    text, ids = tmp_path / "text", tmp_path / "ids"
+    for folder in (text, ids):
+        folder.mkdir()
+    out = shell.succeed("tokenize", corpus / "train", model, tmp_path / "tokens")
+    assert "tokens.uint16" in out.replace("\n", "")
+    data = {"train": str(tmp_path / "tokens.uint16"), "sequence_length": 16}
+    shell.succeed("train", recipe(text, model, corpus))
+    shell.succeed("train", recipe(ids, model, corpus, data=data))
+    logs = [json.loads((f / "run/log.json").read_text())["log"] for f in (text, ids)]
+    assert logs[0] == logs[1]
+
+    (tmp_path / "tokens.uint16").write_bytes(b"\xff\xff" * 100)
+    (tmp_path / "other").mkdir()
+    message = shell.refuse("train", recipe(tmp_path / "other", model, corpus, data=data))
+    assert "holds token id 65535" in message
+
+
 def test_pretraining_and_data_free_training(shell, tmp_path, corpus):
     content = {
         "output": str(tmp_path / "pretrained"),

@@ -17,7 +17,7 @@ from squat.checkpoints import load_model
 pytestmark = pytest.mark.slow
 
 TERMS = ("ce", "kl", "entropy", "distribution")
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def recipe(folder, batch_size, **changes):

@@ -83,10 +83,12 @@ def test_every_recipe_of_the_project_is_valid(file, tmp_path, monkeypatch):
     for split in ("train", "dev"):
         (tmp_path / f"babylm/{split}/children_stories.{split}").touch()
     monkeypatch.chdir(tmp_path)  # where a recipe that starts from another one's model finds it
-    (tmp_path / "runs/babylm-gpt2/pretrain/model").mkdir(parents=True)
+    for name in ("babylm-gpt2", "llama-58m", "gpt2-97m"):
+        (tmp_path / f"runs/{name}/pretrain/model").mkdir(parents=True)
     models = tmp_path.parent / "models"
     for name in ("babylm-6m", "stories260k"):
         (models / name).mkdir(parents=True, exist_ok=True)
+    (models / "babylm-tokenizer-16000.json").touch()
     if file.name == "sweep.yaml":
         read_sweep(file)
     else:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 from statistics import stdev
 
 import pytest
@@ -79,7 +80,7 @@ def test_a_sweep_trains_measures_and_tabulates_every_run(shell, tmp_path, model,
 def test_a_sweep_resumes_without_doing_anything_twice(shell, tmp_path, model, corpus, monkeypatch):
     trained, asked = [], []
     train, run_task = squat.sweeps.train, squat.sweeps.run_task
-    monkeypatch.setattr(squat.sweeps, "train", lambda r: trained.append(r.output) or train(r))
+    monkeypatch.setattr(squat.sweeps, "train", lambda r, m: trained.append(r.output) or train(r, m))
 
     def interrupted(task, model, settings):
         asked.append(task)
@@ -153,3 +154,48 @@ def test_a_wrong_sweep_is_refused_with_its_line(tmp_path, model, corpus, changes
 
 def test_a_folder_without_a_sweep_is_refused(shell, tmp_path):
     assert "sweep.yaml: cannot be read" in shell.refuse("sweep", tmp_path)
+
+
+SMALL = {
+    "llama-58m": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
+    "gpt2-97m": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_recipes_of_paper_scale_run_in_stretches(
+    shell, tmp_path, model, corpus, monkeypatch, name
+):
+    """As they stand in recipes/, with smaller models and fewer steps."""
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data / "babylm")
+    shutil.copytree(corpus / "pairs", data / "blimp")
+    (data / "blimp_supplement_sample").mkdir()
+    some = next((corpus / "pairs").glob("*.jsonl"))
+    shutil.copy(some, data / "blimp_supplement_sample/other.jsonl")
+    (tmp_path / "models").mkdir()
+    shutil.copy(model / "tokenizer.json", tmp_path / "models/babylm-tokenizer-16000.json")
+    monkeypatch.setenv("SQUAT_DATA", str(data))
+    monkeypatch.chdir(tmp_path)
+
+    short = {"epochs": None, "steps": 2, "batch_size": 4, "compile": False}
+    recipes = Path(__file__).parent.parent / "recipes" / name
+    pretraining = yaml.safe_load((recipes / "pretrain.yaml").read_text())
+    pretraining["model"] |= SMALL[name]
+    pretraining["training"] |= short
+    pretraining["data"]["cache"] = "cache"
+    sweep = yaml.safe_load((recipes / "sweep.yaml").read_text())
+    sweep["base"]["training"] |= short
+    sweep["base"]["data"]["cache"] = "cache"
+    sweep["evaluate"]["limit"] = 3
+    (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(pretraining))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+
+    assert shell.run("pretrain", "pretrain.yaml", "--max-minutes", 0)[0] == 3
+    shell.succeed("pretrain", "pretrain.yaml")
+    assert shell.run("sweep", ".", "--max-minutes", 0)[0] == 3  # after the first run's first step
+    shell.succeed("sweep", ".")
+    table = json.loads((tmp_path / f"runs/{name}/quantized/table.json").read_text())
+    assert [row["run"] for row in table["rows"]] == ["full-precision", *sweep["runs"]]
+    assert all(row["status"] == "done" for row in table["rows"])
+    assert {row["measured_in"] for row in table["rows"][1:]} == {"engine"}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -18,8 +19,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-import squat.quantize  # noqa: F401 (registers the checkpoint format with transformers)
+from squat.data.tokenizer import wrap_tokenizer
 from squat.errors import CheckpointError, SquatError
+from squat.quantize.hf import saving  # also registers the checkpoint format with transformers
 
 _PARTIAL = ".partial"
 
@@ -38,11 +40,16 @@ def load_model(name: str) -> PreTrainedModel:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a model.
+    """The fast tokenizer of a model, or of a tokenizer.json made by `squat.data.train_tokenizer`.
 
     Raises:
         CheckpointError: there is none.
     """
+    if name.endswith(".json"):
+        try:
+            return wrap_tokenizer(Tokenizer.from_file(name))
+        except Exception as error:  # the library raises nothing more special
+            raise CheckpointError(f"{name}: no tokenizer.json that can be read ({error})") from None
     with _quiet(), _readable(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -65,7 +72,7 @@ def save_model(
     """
 
     def write(partial: Path) -> None:
-        with _quiet():
+        with _quiet(), saving(model, weights):
             model.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
 

@@ -65,7 +65,9 @@ class Generate(_Section):
 class Data(_Section):
     """Where training text comes from: a corpus, or the model itself."""
 
-    train: ExistingPath | None = None
+    train: ExistingPath | None = Field(
+        None, description="a folder or file of text, or a file that squat tokenize wrote"
+    )
     generate: Generate | None = None
     by_source: bool = Field(True, description="clean BabyLM's files by source")
     sequence_length: int = Field(128, ge=2)
@@ -132,16 +134,39 @@ class PretrainRecipe(_Section):
     training: Training
 
 
+class KeptAnswers(_Section):
+    """A cache of the teachers' logits: epochs and runs after the first need not ask them.
+
+    Windows are then the same in every epoch, in another order, rather than cut anew. The attention-map loss
+    needs the first teacher's maps, which are not kept: with it, the first teacher runs in every step.
+    """
+
+    folder: NewPath
+    top: int = Field(64, gt=0, description="entries kept of each distribution, the others evenly")
+
+
 class TrainRecipe(_Section):
     """`squat train`: quantization-aware training of an existing model."""
 
     output: NewPath
     model: ModelReference = Field(description="the full-precision model to start from")
     teachers: list[ModelReference] | None = Field(None, description="default: the model itself")
+    teacher_cache: KeptAnswers | None = None
     data: Data
     quantize: SquatConfig = Field(default_factory=SquatConfig)
     loss: LossConfig = LossConfig()
     training: Distillation
+
+    @validates_model(mode="after")
+    def _cache_saves_something(self) -> TrainRecipe:
+        if self.teacher_cache and self.loss.distribution > 0 and len(self.teachers or [""]) == 1:
+            raise ValueError(
+                "teacher_cache: the attention-map loss needs the only teacher in every step, whose logits "
+                "then cost nothing; set loss.distribution to 0, or leave the cache out"
+            )
+        if self.teacher_cache and self.loss.gamma == 0:
+            raise ValueError("teacher_cache: with loss.gamma 0 no teacher's logits are asked for")
+        return self
 
     @field_validator("quantize", mode="before")
     @classmethod

@@ -41,6 +41,6 @@ def gathered(x: Tensor) -> Tensor:
     """The processes' x, one after the other: [n] to [processes * n]."""
     if count() == 1:
         return x
-    everything = x.new_empty(count() * x.numel())
-    dist.all_gather_into_tensor(everything, x.contiguous())
-    return everything
+    parts = [torch.empty_like(x) for _ in range(count())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

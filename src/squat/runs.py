@@ -43,7 +43,9 @@ from squat.data import (
     train_tokenizer,
 )
 from squat.data.files import writing
-from squat.data.packed import Tokens
+from squat.data.packed import Tokens, is_token_file, read_tokens
+from squat.data.tokenizer import check_same_tokenizer
+from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
 from squat.errors import ConfigError, UnfinishedError
 from squat.quantize import SquatConfig, quantize
@@ -78,7 +80,7 @@ def pretrain(recipe: PretrainRecipe, max_minutes: float | None = None) -> Path:
         tokenizer = train_tokenizer(lines, **recipe.tokenizer.model_dump())
     set_seed(recipe.training.seed)
     model = _new_model(recipe, tokenizer)
-    tokens = tokenize_corpus(data.train, tokenizer, data.cache, data.by_source)
+    tokens = _tokens_of(data.train, data, tokenizer)
     args = _arguments(folder, recipe.training)
     dataset = _dataset(tokens, data, recipe.training, args.world_size)
     trainer = SequentialTrainer(model=model, args=args, train_dataset=dataset, callbacks=[stop])
@@ -101,13 +103,16 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
     if _is_done(folder, recipe):
         return folder / "model"
     tokenizer = load_tokenizer(recipe.model)
-    teachers = [load_model(name) for name in recipe.teachers or [recipe.model]]
+    teachers = [_teacher(name, tokenizer) for name in recipe.teachers or [recipe.model]]
     model = load_model(recipe.model)
     check_tokenizer(tokenizer, model.config.vocab_size)
     set_seed(recipe.training.seed)
     tokens = _training_tokens(recipe.data, model, tokenizer, recipe.training.seed)
     args = _arguments(folder, recipe.training)
-    dataset = _dataset(tokens, recipe.data, recipe.training, args.world_size)
+    kept, cache = recipe.teacher_cache, None
+    dataset = _dataset(tokens, recipe.data, recipe.training, args.world_size, kept is not None)
+    if kept is not None:
+        cache = TeacherCache(kept.folder, teachers, dataset, recipe.loss.temperature, kept.top)
     quantize(model, recipe.quantize, calibration=[_calibration_batch(dataset)])
     trainer = SquatTrainer(
         model=model,
@@ -115,10 +120,16 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
         args=args,
         train_dataset=dataset,
         loss=recipe.loss,
+        cache=cache,
         step_learning_rate=recipe.training.step_learning_rate,
         callbacks=[stop],
     )
     return _run(trainer, tokenizer, folder)
+
+
+def _teacher(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    check_same_tokenizer(name, load_tokenizer(name), tokenizer)
+    return load_model(name)
 
 
 def quantize_without_training(
@@ -209,10 +220,19 @@ def _training_tokens(
             model, tokenizer, data.generate.tokens, seed, length, cache=data.cache
         )
     assert data.train is not None
-    return tokenize_corpus(data.train, tokenizer, data.cache, data.by_source)
+    return _tokens_of(data.train, data, tokenizer)
 
 
-def _dataset(tokens: Tokens, data: Data, training: Training, processes: int) -> PackedDataset:
+def _tokens_of(train: str, data: Data, tokenizer: PreTrainedTokenizerFast) -> Tokens:
+    """The tokens of a text, or those that stand in a file already."""
+    if is_token_file(train):
+        return read_tokens(train, len(tokenizer))
+    return tokenize_corpus(train, tokenizer, data.cache, data.by_source)
+
+
+def _dataset(
+    tokens: Tokens, data: Data, training: Training, processes: int, same_windows: bool = False
+) -> PackedDataset:
     per_step = training.batch_size * training.accumulate * processes
     if training.steps is not None:
         samples = training.steps * per_step
@@ -220,7 +240,7 @@ def _dataset(tokens: Tokens, data: Data, training: Training, processes: int) -> 
         assert training.epochs is not None
         windows = max(1, (len(tokens) - data.sequence_length + 1) // data.sequence_length)
         samples = max(1, round(training.epochs * windows / per_step)) * per_step
-    return PackedDataset(tokens, data.sequence_length, samples, training.seed)
+    return PackedDataset(tokens, data.sequence_length, samples, training.seed, same_windows)
 
 
 def _arguments(folder: Path, training: Training) -> TrainingArguments:
@@ -242,6 +262,7 @@ def _arguments(folder: Path, training: Training) -> TrainingArguments:
         logging_first_step=True,
         seed=training.seed,
         ddp_find_unused_parameters=False,
+        remove_unused_columns=False,  # a sample may have the number of its window
         report_to=[],
     )
 

@@ -16,6 +16,7 @@ A run that fails is reported in its row, and the others go on.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ from rich.console import Console
 from squat.checkpoints import load_model, load_tokenizer
 from squat.data.files import writing
 from squat.deploy.export import export, tokenizer_json
-from squat.errors import CheckpointError, ConfigError, SquatError
-from squat.evaluate.tasks import Settings, run_task
+from squat.errors import CheckpointError, ConfigError, SquatError, UnfinishedError
+from squat.evaluate.tasks import TASKS, Settings, run_task
 from squat.recipes import Evaluation, TrainRecipe, read_sweep
 from squat.report.sweep import FULL_PRECISION, Row, write_tables
 from squat.runs import is_run_of, train
@@ -45,18 +46,23 @@ class _Job:
     recipe: TrainRecipe | None = None
 
 
-def run_sweep(folder: Path, console: Console, only: Collection[str] = ()) -> list[Row]:
+def run_sweep(
+    folder: Path, console: Console, only: Collection[str] = (), max_minutes: float | None = None
+) -> list[Row]:
     """Run what is still to be done of the sweep in `folder`; returns the rows of its table.
 
     Args:
         folder: holds sweep.yaml.
         console: where to say what is going on.
         only: names of rows; the others stay as they are. Empty: all.
+        max_minutes: stop training, with a checkpoint, when so much time has passed.
 
     Raises:
+        UnfinishedError: time was up; the same call goes on from there.
         ConfigError: sweep.yaml, the recipe of one of its runs, or a name in `only` is not possible.
         DataError: the table cannot be written.
     """
+    end = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     file = folder / "sweep.yaml"
     sweep, runs = read_sweep(file)
     output = Path(sweep.output)
@@ -72,6 +78,7 @@ def run_sweep(folder: Path, console: Console, only: Collection[str] = ()) -> lis
         job.row.measured = _finished(job, sweep.evaluate)
     todo = [job for job in jobs if not job.row.measured and (not only or job.row.run in only)]
     for number, job in enumerate(todo, start=1):
+        torch.compiler.reset()  # what was compiled for the runs before counts towards its limits
         console.rule(f"{job.row.title} ({number} of {len(todo)})", align="left")
         try:
             if job.recipe is None:
@@ -79,7 +86,11 @@ def run_sweep(folder: Path, console: Console, only: Collection[str] = ()) -> lis
                     runs[0].recipe.model, job.folder, sweep.evaluate, {"measured_in": "PyTorch"}
                 )
             else:
-                job.row.measured = _train_and_measure(job.recipe, job.folder, sweep.evaluate)
+                left = None if end is None else max(0.0, end - time.monotonic()) / 60
+                checkpoint = train(job.recipe, left)
+                job.row.measured = _export_and_measure(checkpoint, job.folder, sweep.evaluate)
+        except UnfinishedError:
+            raise
         except (SquatError, RuntimeError) as error:  # torch's own are RuntimeErrors: shapes, memory
             job.row.problem = " ".join(str(error).split())
             console.print(f"failed: {job.row.problem}", style="red", markup=False)
@@ -88,17 +99,14 @@ def run_sweep(folder: Path, console: Console, only: Collection[str] = ()) -> lis
     return rows
 
 
-def _train_and_measure(recipe: TrainRecipe, folder: Path, evaluate: Evaluation) -> dict[str, Any]:
-    torch.compiler.reset()  # what was compiled for the runs before counts towards its limits
-    checkpoint = str(train(recipe))
-    file = folder / "model.gguf"
+def _export_and_measure(checkpoint: Path, folder: Path, evaluate: Evaluation) -> dict[str, Any]:
+    name, file = str(checkpoint), folder / "model.gguf"
     log = json.loads((folder / "log.json").read_text())["log"]
     try:
-        tokenizer = tokenizer_json(load_tokenizer(checkpoint))
-        export(load_model(checkpoint), tokenizer, folder.parent.name, file)
+        export(load_model(name), tokenizer_json(load_tokenizer(name)), folder.parent.name, file)
     except CheckpointError as error:  # bits or a policy that the engine has not
         about = {"training": log[-1], "measured_in": "PyTorch", "not_in_engine": str(error)}
-        return _measure(checkpoint, folder, evaluate, about)
+        return _measure(name, folder, evaluate, about)
     return _measure(str(file), folder, evaluate, {"training": log[-1], "measured_in": "engine"})
 
 
@@ -113,7 +121,7 @@ def _measure(
             measured[task] = {"settings": _plain(settings), **result}
             with writing(folder / _MEASURED) as out:
                 out.write(json.dumps(measured, indent=1).encode())
-    return measured
+    return _asked(measured, evaluate)
 
 
 def _finished(job: _Job, evaluate: Evaluation) -> dict[str, Any] | None:
@@ -122,7 +130,15 @@ def _finished(job: _Job, evaluate: Evaluation) -> dict[str, Any] | None:
     tasks = _tasks(evaluate).items()
     if not all(_is_measured(measured, task, settings) for task, settings in tasks):
         return None
-    return measured if job.recipe is None or is_run_of(job.folder, job.recipe) else None
+    if job.recipe is not None and not is_run_of(job.folder, job.recipe):
+        return None
+    return _asked(measured, evaluate)
+
+
+def _asked(measured: dict[str, Any], evaluate: Evaluation) -> dict[str, Any]:
+    """Without the tasks that an earlier evaluation asked for and this one does not."""
+    dropped = TASKS.keys() - _tasks(evaluate).keys()
+    return {name: value for name, value in measured.items() if name not in dropped}
 
 
 def _stored(folder: Path) -> dict[str, Any]:

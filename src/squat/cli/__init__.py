@@ -84,16 +84,36 @@ def train(recipe: Recipe, max_minutes: MaxMinutes = None) -> None:
 
 
 @app.command()
+def tokenize(
+    text: Annotated[Path, typer.Argument(help="A folder of text files, or one file.")],
+    tokenizer: Annotated[str, typer.Argument(help="A model's folder, or a tokenizer.json.")],
+    out: Annotated[Path, typer.Argument(help="Without a suffix: it will be .uint16 or .uint32.")],
+    by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
+) -> None:
+    """Write a text's token ids to a file, to train with as data.train on a machine without the text."""
+    from squat.checkpoints import load_tokenizer
+    from squat.data import tokenize_corpus
+    from squat.data.files import writing
+
+    tokens = tokenize_corpus(text, load_tokenizer(tokenizer), by_source=by_source)
+    file = out.with_name(f"{out.name}.{tokens.dtype.name}")
+    with writing(file) as stream:
+        tokens.tofile(stream)
+    console.print(f"{file}: {tokens.size:,} tokens, {tokens.nbytes / 1e6:.1f} MB")
+
+
+@app.command()
 def sweep(
     folder: Annotated[Path, typer.Argument(help="A folder with a sweep.yaml; see recipes/.")],
     only: Annotated[
         list[str] | None, typer.Option(help="Do this run only, by its name (repeatable).")
     ] = None,
+    max_minutes: MaxMinutes = None,
 ) -> None:
     """Train and measure the runs of a folder, one after another; one table. Run it again to resume."""
     from squat.sweeps import run_sweep
 
-    rows = run_sweep(folder, console, only or ())
+    rows = run_sweep(folder, console, only or (), max_minutes)
     if any(row.problem for row in rows):
         raise typer.Exit(1)
 

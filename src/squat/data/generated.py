@@ -68,7 +68,7 @@ def generate_tokens(
     dtype = token_dtype(model.config.vocab_size)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     settings = (GREEDY, bos, eos, tokens, seed, sequence_length, batch_size)
-    key = digest(_weights_hash(model), *settings)
+    key = digest(weights_hash(model), *settings)
     file = Path(cache) / f"generated-{key}.{dtype.__name__}"
     with once(file) as missing:
         if missing:
@@ -132,7 +132,8 @@ def _generator(device: torch.device, seed: int, first_row: int) -> torch.Generat
     return torch.Generator(device).manual_seed(int(state))
 
 
-def _weights_hash(model: PreTrainedModel) -> str:
+def weights_hash(model: PreTrainedModel) -> str:
+    """A name for the weights of a model."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -39,6 +39,8 @@ CACHE = Path("~/.cache/squat").expanduser()
 
 _BATCH_LINES = 4096
 
+_TOKEN_FILES = {".uint16": np.uint16, ".uint32": np.uint32}
+
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
     """The smallest type that holds every id of a vocabulary."""
@@ -75,6 +77,34 @@ def tokenize_corpus(
         if missing:
             _tokenize(path, tokenizer, by_source, file)
     return np.memmap(file, dtype=dtype, mode="r")
+
+
+def read_tokens(path: str | Path, vocab_size: int) -> Tokens:
+    """A file of token ids, such as `squat tokenize` writes, memory-mapped.
+
+    Args:
+        path: its suffix, .uint16 or .uint32, is the type of the ids.
+        vocab_size: that of the model; every id must be below it.
+
+    Raises:
+        DataError: the file cannot be read, or holds other tokens.
+    """
+    dtype = _TOKEN_FILES[Path(path).suffix]
+    try:
+        tokens = np.memmap(path, dtype=dtype, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no file of {dtype.__name__} token ids ({error})") from None
+    if (largest := int(tokens.max())) >= vocab_size:
+        raise DataError(
+            f"{path}: holds token id {largest}, but the model's vocab_size is {vocab_size}; tokenize the "
+            "text with the model's own tokenizer"
+        )
+    return tokens
+
+
+def is_token_file(path: str | Path) -> bool:
+    """Whether a path names a file of token ids, by its suffix."""
+    return Path(path).suffix in _TOKEN_FILES
 
 
 def _tokenize(
@@ -137,17 +167,27 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         sequence_length: tokens per sample.
         num_samples: length of the dataset; any number of epochs, whole or not.
         seed: of the offsets and the order.
+        same_windows: cut the same windows in every epoch, from offset 0; a sample has the number of its
+            window beside its tokens (`window`), whatever the seed.
 
     Raises:
         DataError: fewer tokens than one window.
     """
 
-    def __init__(self, tokens: Tokens, sequence_length: int, num_samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        sequence_length: int,
+        num_samples: int,
+        seed: int,
+        same_windows: bool = False,
+    ) -> None:
         check_length(tokens, sequence_length)
         self.tokens = tokens
         self.sequence_length = sequence_length
         self.num_samples = num_samples
         self.seed = seed
+        self.same_windows = same_windows
         # Windows that fit whatever the offset, so that all epochs are equally long.
         self.windows_per_epoch = max(1, (len(tokens) - sequence_length + 1) // sequence_length)
         self._epoch = -1
@@ -161,13 +201,16 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         epoch, position = divmod(index, self.windows_per_epoch)
         if epoch != self._epoch:
             self._plan(epoch)
-        start = self._offset + int(self._order[position]) * self.sequence_length
-        return sample(self.tokens[start : start + self.sequence_length])
+        window = int(self._order[position])
+        start = self._offset + window * self.sequence_length
+        found = sample(self.tokens[start : start + self.sequence_length])
+        return {**found, "window": torch.tensor(window)} if self.same_windows else found
 
     def _plan(self, epoch: int) -> None:
         random = np.random.default_rng((self.seed, epoch))
         slack = len(self.tokens) - self.windows_per_epoch * self.sequence_length
-        self._offset = int(random.integers(min(self.sequence_length, slack + 1)))
+        offset = int(random.integers(min(self.sequence_length, slack + 1)))
+        self._offset = 0 if self.same_windows else offset
         self._order = random.permutation(self.windows_per_epoch)
         self._epoch = epoch
 

@@ -67,6 +67,24 @@ def wrap_tokenizer(tokenizer: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+def check_same_tokenizer(
+    name: str, tokenizer: PreTrainedTokenizerFast, expected: PreTrainedTokenizerFast
+) -> None:
+    """Refuse a teacher whose token ids mean other tokens than the student's.
+
+    Raises:
+        DataError: the first token that differs.
+    """
+    theirs, ours = tokenizer.get_vocab(), expected.get_vocab()
+    different = sorted(theirs.items() ^ ours.items(), key=lambda item: item[1])
+    if different:
+        token, _ = different[0]
+        raise DataError(
+            f"{name}: another tokenizer than the student's: token {token!r} has id {theirs.get(token)} "
+            f"there and {ours.get(token)} here; a teacher must read the same tokens"
+        )
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
     """Refuse a tokenizer that a model with `vocab_size` embeddings cannot be fed from.
 

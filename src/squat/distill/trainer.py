@@ -21,8 +21,10 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from squat import replicas
 from squat.distill.losses import LossConfig, cross_entropy, distillation, distribution, entropy
+from squat.distill.teacher_cache import TeacherCache
 from squat.errors import CheckpointError, ConfigError
 from squat.quantize.attention import TokenState
+from squat.quantize.hf import saving
 from squat.quantize.tokens import follow_importance
 
 
@@ -36,6 +38,12 @@ class SequentialTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         return SequentialSampler(dataset)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        with saving(self.model, state_dict):
+            super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
@@ -99,6 +107,7 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
             a dataset whose sample is a function of the index makes resuming exact.
         loss: weights of the loss terms.
         step_learning_rate: see StepSizeTrainer.
+        cache: keeps the teachers' logits, for a dataset whose samples have the number of their `window`.
 
     Raises:
         ConfigError: a student that is not quantized, or a teacher that does not match it.
@@ -112,11 +121,18 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         train_dataset: Dataset[dict[str, Tensor]],
         loss: LossConfig | None = None,
         step_learning_rate: float = 1e-2,
+        cache: TeacherCache | None = None,
         **kwargs: Any,
     ) -> None:
         self.token_state: TokenState = _state_of(model)
         self.loss_config = loss or LossConfig()
-        self.teachers = [_prepare_teacher(teacher, args.device) for teacher in teachers]
+        self.teachers = [
+            teacher.eval().requires_grad_(False).to(args.device) for teacher in teachers
+        ]
+        if self.loss_config.distribution > 0:  # maps are returned by the eager implementation only
+            for teacher in self.teachers[:1]:
+                teacher.set_attn_implementation("eager")
+        self.cache = cache
         self.step_learning_rate = step_learning_rate
         self._check_teachers(model)
         self._sums: dict[str, list[Tensor]] = defaultdict(list)
@@ -155,8 +171,8 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """The total loss of a micro-batch (module `losses`); logs its terms."""
         config = self.loss_config
-        labels = inputs["labels"]
-        fed = {name: value for name, value in inputs.items() if name != "labels"}
+        labels, windows = inputs["labels"], inputs.get("window")
+        fed = {name: value for name, value in inputs.items() if name not in ("labels", "window")}
         needs_taps = config.entropy > 0 or config.distribution > 0
         self.token_state.record = needs_taps and model.training
         outputs = model(**fed, use_cache=False)
@@ -173,7 +189,7 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         logits = outputs.logits[:, :-1].flatten(0, 1)
         terms = {"ce": cross_entropy(logits, targets)}
         loss = (1 - config.gamma) * terms["ce"]
-        teacher_logits, teacher_maps = self._ask_teachers(fed)
+        teacher_logits, teacher_maps = self._ask_teachers(fed, windows)
         if config.gamma > 0:
             terms["kl"] = distillation(
                 logits,
@@ -193,17 +209,27 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _ask_teachers(self, fed: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Averaged logits of all teachers, attention maps of the first."""
+    def _ask_teachers(
+        self, fed: dict[str, Tensor], windows: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Averaged logits of all teachers, attention maps of the first; from the cache what it has."""
+        kept = self.cache.read(windows) if self.cache and windows is not None else None
         total, maps = torch.zeros(()), []
         with self.accelerator.autocast():
             for index, teacher in enumerate(self.teachers):
                 wants_maps = index == 0 and self.loss_config.distribution > 0
+                if kept is not None and not wants_maps:
+                    continue
                 answer = teacher(**fed, use_cache=False, output_attentions=wants_maps)
                 total = answer.logits.float() + (total if index else 0.0)
                 if wants_maps:
                     maps = list(answer.attentions)
-        return total / max(len(self.teachers), 1), maps
+        if kept is not None:
+            return kept, maps
+        total = total / max(len(self.teachers), 1)
+        if self.cache and windows is not None:
+            total = self.cache.write(windows, total)
+        return total, maps
 
     def _remember(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -225,9 +251,3 @@ def _state_of(model: PreTrainedModel) -> TokenState:
     if not isinstance(state, TokenState):
         raise ConfigError("model: it is not quantized; pass it through squat.quantize first")
     return state
-
-
-def _prepare_teacher(teacher: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    # Attention maps are returned by the eager implementation only.
-    teacher.set_attn_implementation("eager")
-    return teacher.eval().requires_grad_(False).to(device)

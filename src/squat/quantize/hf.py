@@ -7,7 +7,8 @@ folder loads and is quantized on the way with `quantization_config=SquatConfig(.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ class SquatHfQuantizer(HfQuantizer):
     """What transformers asks about a Squat model while loading, saving and training it."""
 
     quantization_config: SquatConfig
+    gathered: dict[str, Tensor] | None = None
+
+    def get_state_dict_and_metadata(
+        self, model: PreTrainedModel
+    ) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """What `save_pretrained` writes: what `saving` holds, or the model's own state."""
+        return self.gathered, {}
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
@@ -60,6 +68,23 @@ class SquatHfQuantizer(HfQuantizer):
 
 
 register_quantization_config("squat")(SquatConfig)
+
+
+@contextmanager
+def saving(model: Any, weights: dict[str, Tensor] | None) -> Iterator[None]:
+    """Inside, `save_pretrained` of a quantized model writes these weights instead of the model's own.
+
+    That is what its argument `state_dict` is for, and what a sharded model needs; transformers ignores the
+    argument where a model has a quantizer.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if isinstance(quantizer, SquatHfQuantizer):
+        quantizer.gathered = weights
+    try:
+        yield
+    finally:
+        if isinstance(quantizer, SquatHfQuantizer):
+            quantizer.gathered = None
 
 
 def quantize(

@@ -1,0 +1,154 @@
+"""Teachers' answers on disk: asked once, read back as they were, asked again where they were damaged."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import some_ids, tiny_model
+from squat.checkpoints import save_model
+from squat.data import PackedDataset, train_tokenizer
+from squat.distill.losses import distillation
+from squat.distill.teacher_cache import TeacherCache
+from squat.errors import DataError
+from test_cli import recipe
+
+WINDOWS, LENGTH, VOCABULARY = 12, 8, 97
+
+
+def dataset(samples=24, seed=0):
+    tokens = some_ids(1, WINDOWS * LENGTH)[0].numpy().astype("uint16")
+    return PackedDataset(tokens, LENGTH, samples, seed, same_windows=True)
+
+
+def cache(folder, top=16, temperature=2.0, teachers=None):
+    teachers = [tiny_model()] if teachers is None else teachers
+    return TeacherCache(folder, teachers, dataset(), temperature, top)
+
+
+def answers(rows=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 4 * torch.randn(rows, LENGTH, VOCABULARY, generator=generator)
+
+
+def test_epochs_see_the_same_windows_in_another_order_whatever_the_seed():
+    first, second = dataset(), dataset(seed=1)
+    per_epoch = first.windows_per_epoch
+    seen = {int(first[i]["window"]): first[i]["input_ids"] for i in range(per_epoch)}
+    assert sorted(seen) == list(range(per_epoch))
+    for other in (first, second):
+        for i in range(per_epoch, 2 * per_epoch):
+            sample = other[i]
+            assert torch.equal(sample["input_ids"], seen[int(sample["window"])])
+    assert [int(first[i]["window"]) for i in range(per_epoch)] != [
+        int(first[per_epoch + i]["window"]) for i in range(per_epoch)
+    ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    top=st.integers(1, 120), temperature=st.sampled_from([1.0, 2.0, 5.0]), seed=st.integers(0, 9)
+)
+def test_what_is_read_is_a_distribution_whose_top_is_the_teachers(
+    tmp_path_factory, top, temperature, seed
+):
+    kept, windows, logits = (
+        cache(tmp_path_factory.mktemp("c"), top, temperature),
+        torch.tensor([7, 0, 3]),
+        answers(seed=seed),
+    )
+    assert kept.read(windows) is None
+    written = kept.write(windows, logits)
+    read = kept.read(windows)
+    assert torch.equal(read, written)
+    p, q = (logits / temperature).softmax(-1), (read / temperature).exp()
+    assert q.sum(-1).sub(1).abs().max() < 0.01  # fp16
+    value, index = p.topk(min(top, VOCABULARY), dim=-1)
+    torch.testing.assert_close(q.gather(-1, index), value, rtol=0.01, atol=1e-6)
+    if top < VOCABULARY:  # the others share the rest evenly
+        lowest = q.scatter(-1, index, torch.inf).amin(-1)
+        highest = q.scatter(-1, index, 0.0).amax(-1)
+        assert torch.equal(lowest, highest)
+        left = (1 - value.sum(-1)) / (VOCABULARY - top)
+        torch.testing.assert_close(highest, left, rtol=0.02, atol=1e-6)
+
+
+def test_with_all_entries_the_loss_is_the_teachers(tmp_path):
+    logits, student = answers(), answers(seed=1)
+    kept = cache(tmp_path, top=VOCABULARY).write(torch.arange(3), logits)
+    counted = torch.ones(3 * LENGTH, dtype=torch.bool)
+    exact, approximate = (
+        distillation(student.flatten(0, 1), teacher.flatten(0, 1), 2.0, counted)
+        for teacher in (logits, kept)
+    )
+    torch.testing.assert_close(approximate, exact, rtol=2e-3, atol=1e-3)
+
+
+def test_another_process_reads_it_and_a_damaged_window_is_asked_for_again(tmp_path):
+    windows = torch.tensor([1, 2])
+    first = cache(tmp_path)
+    written = first.write(windows, answers(2))
+    assert torch.equal(cache(tmp_path).read(windows), written)
+    row = first.file.stat().st_size // WINDOWS
+    damaged = np.memmap(first.file, np.uint8, "r+")
+    damaged[2 * row + row // 2] ^= 1
+    damaged.flush()
+    assert cache(tmp_path).read(torch.tensor([2])) is None
+    assert cache(tmp_path).read(torch.tensor([1])) is not None
+
+
+def test_other_teachers_temperatures_and_sizes_have_files_of_their_own(tmp_path):
+    files = {
+        cache(tmp_path).file,
+        cache(tmp_path, top=8).file,
+        cache(tmp_path, temperature=1.0).file,
+        cache(tmp_path, teachers=[tiny_model(seed=1)]).file,
+        cache(tmp_path, teachers=[tiny_model(), tiny_model(seed=1)]).file,
+    }
+    assert len(files) == 5
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(DataError, match=r"0\.0 GB are free; keep fewer entries"):
+        cache(tmp_path)
+    assert not list(tmp_path.glob("teachers-*"))
+
+
+def test_a_second_run_does_not_ask_the_teacher(shell, tmp_path, model, corpus, monkeypatch):
+    settings = {
+        "loss": {"distribution": 0, "entropy": 0},
+        "teacher_cache": {"folder": str(tmp_path / "answers"), "top": 32},
+    }
+    asked = []
+    read = TeacherCache.read
+    monkeypatch.setattr(
+        TeacherCache, "read", lambda self, w: asked.append(read(self, w) is None) or read(self, w)
+    )
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        shell.succeed("train", recipe(tmp_path / name, model, corpus, **settings))
+    assert asked == [True] * 4 + [False] * 4
+    logs = [(tmp_path / f"{name}/run/log.json").read_text() for name in ("first", "second")]
+    assert logs[0].split('"log"')[1] == logs[1].split('"log"')[1]
+
+
+def test_what_makes_no_sense_is_refused(shell, tmp_path, model, corpus):
+    kept = {"teacher_cache": {"folder": str(tmp_path)}}
+    message = shell.refuse("train", recipe(tmp_path, model, corpus, **kept))
+    assert "teacher_cache: the attention-map loss needs the only teacher in every step" in message
+    kept["loss"] = {"gamma": 0, "distribution": 0}
+    message = shell.refuse("train", recipe(tmp_path, model, corpus, **kept))
+    assert "no teacher's logits are asked for" in message
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(shell, tmp_path, model, corpus):
+    lines = ["other words than those of the student's text"] * 9
+    tokenizer = train_tokenizer(iter(lines), vocab_size=400)
+    save_model(tiny_model(vocab_size=400), tokenizer, tmp_path / "other")
+    teachers = [str(model), str(tmp_path / "other")]
+    message = shell.refuse("train", recipe(tmp_path, model, corpus, teachers=teachers))
+    assert "other: another tokenizer than the student's: token" in message
