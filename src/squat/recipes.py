@@ -142,7 +142,7 @@ class KeptAnswers(_Section):
     """
 
     folder: NewPath
-    top: int = Field(64, gt=0, description="entries kept of each distribution, the others evenly")
+    draws: int = Field(64, gt=0, description="entries drawn from each distribution, 2 bytes each")
 
 
 class TrainRecipe(_Section):

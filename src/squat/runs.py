@@ -112,7 +112,7 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
     kept, cache = recipe.teacher_cache, None
     dataset = _dataset(tokens, recipe.data, recipe.training, args.world_size, kept is not None)
     if kept is not None:
-        cache = TeacherCache(kept.folder, teachers, dataset, recipe.loss.temperature, kept.top)
+        cache = TeacherCache(kept.folder, teachers, dataset, recipe.loss.temperature, kept.draws)
     quantize(model, recipe.quantize, calibration=[_calibration_batch(dataset)])
     trainer = SquatTrainer(
         model=model,

@@ -1,16 +1,21 @@
 """Teachers' answers on disk: each window of the text is shown to them once.
 
-An answer is a distribution over the vocabulary for every token. Kept are the `top` most probable entries
-and the probability of all others together, at the temperature of the loss: 4 bytes an entry instead of
-2 for every entry of the vocabulary. Read back, the others share their probability evenly.
+An answer is a distribution over the vocabulary for every token, too large to keep. At the loss's temperature
+it is flat (of babylm-6m's, at temperature 2, the 64 most probable of 6,000 entries hold a quarter), so
+keeping its head would change the loss beyond recognition. Kept is a sample: `draws` entries drawn from
+the distribution, 2 bytes each. Their frequencies stand in for it:
 
-    p(v) = kept[v]                            for the top entries
-    p(v) = rest / (vocabulary - top)          for all others
+    p(v) = how often v was drawn / draws
 
-A file belongs to one set of teachers, one text, one length of windows, one temperature and one `top`; all of
-it is in its name. It is filled by whatever run asks first, in any order and by several processes,
-and stays for later epochs and later runs. Every window carries a checksum: one that a crash left half
-written counts as missing, and is asked for again.
+Cross-entropy is linear in p, and a frequency's expectation is the probability: the gradient of the
+distillation loss is unbiased, with noise that averages out over tokens (Anshumann et al. 2025, arXiv
+2503.16870). Its value is not: a sample has less entropy than the distribution, so that the KL stands too
+high, by a constant that the student does not enter.
+
+A file belongs to one set of teachers, one text, one length of windows, one temperature and one number of
+draws, and is named by them all. It is filled by whatever run asks first, in any order and by several
+processes, and stays for later epochs and later runs. Every window carries a checksum: one that a crash
+left half written counts as missing, and is asked for again.
 """
 
 from __future__ import annotations
@@ -30,6 +35,9 @@ from squat.data.generated import weights_hash
 from squat.data.packed import PackedDataset, digest, token_dtype
 from squat.errors import DataError
 
+_NOT_DRAWN = -100.0
+"""The log-probability of what was not drawn: exp of it is nothing, and it is finite."""
+
 
 class TeacherCache:
     """Answers of teachers to the windows of one text.
@@ -39,7 +47,7 @@ class TeacherCache:
         teachers: whose averaged logits are kept.
         dataset: its windows, which must be the same in every epoch (`same_windows`).
         temperature: of the distillation loss.
-        top: how many entries of each distribution are kept.
+        draws: how many entries are drawn from each distribution.
 
     Raises:
         DataError: the disk has no room for the file, or the folder cannot be written to.
@@ -51,25 +59,19 @@ class TeacherCache:
         teachers: Sequence[PreTrainedModel],
         dataset: PackedDataset,
         temperature: float,
-        top: int,
+        draws: int,
     ) -> None:
-        vocabulary = teachers[0].config.get_text_config().vocab_size
-        self.vocabulary, self.top, self.temperature = vocabulary, min(top, vocabulary), temperature
+        self.vocabulary = teachers[0].config.get_text_config().vocab_size
+        self.temperature, self.draws = temperature, draws
         key = digest(
             [weights_hash(teacher) for teacher in teachers],
             zlib.crc32(dataset.tokens.tobytes()),
             dataset.sequence_length,
             temperature,
-            self.top,
+            draws,
         )
-        row = np.dtype(
-            [
-                ("checksum", np.uint32),
-                ("rest", np.float16, dataset.sequence_length),
-                ("kept", np.float16, (dataset.sequence_length, self.top)),
-                ("ids", token_dtype(vocabulary), (dataset.sequence_length, self.top)),
-            ]
-        )
+        ids = (token_dtype(self.vocabulary), (dataset.sequence_length, draws))
+        row = np.dtype([("checksum", np.uint32), ("ids", *ids)])
         self.file = Path(folder) / f"teachers-{key}"
         size = dataset.windows_per_epoch * row.itemsize
         with once(self.file) as missing, readable_errors(self.file):
@@ -77,47 +79,48 @@ class TeacherCache:
                 free = shutil.disk_usage(self.file.parent).free
                 if size > free:
                     raise DataError(
-                        f"{self.file}: needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; keep fewer "
-                        "entries (teacher_cache.top), or choose another folder"
+                        f"{self.file}: needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; draw less "
+                        "(teacher_cache.draws), or choose another folder"
                     )
                 with self.file.open("wb") as out:
                     out.truncate(size)  # sparse: takes room as it is filled
         self._rows = np.memmap(self.file, dtype=row, mode="r+", shape=dataset.windows_per_epoch)
 
     def read(self, windows: Tensor) -> Tensor | None:
-        """Logits [batch, tokens, vocabulary] of the averaged teachers; None if a window is missing.
+        """Logits [batch, tokens, vocabulary] for some windows [batch]; None if one is missing.
 
-        Divided by the temperature they are log-probabilities.
+        Divided by the temperature they are the logarithms of the frequencies.
         """
         rows = self._rows[windows.cpu().numpy()]
         if any(row["checksum"] != _checksum(row) for row in rows):
             return None
-        return self._logits(rows, windows.device)
-
-    def _logits(self, rows: np.ndarray, device: torch.device) -> Tensor:
-        rest = torch.from_numpy(rows["rest"].astype(np.float32)).to(device)
-        kept = torch.from_numpy(rows["kept"].astype(np.float32)).to(device)
-        ids = torch.from_numpy(rows["ids"].astype(np.int64)).to(device)
-        logits = rest[..., None].repeat(1, 1, self.vocabulary)
-        return logits.scatter_(2, ids, kept).mul_(self.temperature)
+        ids = torch.from_numpy(rows["ids"].astype(np.int64)).to(windows.device)
+        return self._logits(ids)
 
     def write(self, windows: Tensor, logits: Tensor) -> Tensor:
         """Keep the teachers' averaged logits [batch, tokens, vocabulary] of some windows [batch].
 
         Returns what `read` will: a run that fills the file has the losses of one that finds it.
         """
-        log_p = (logits.float() / self.temperature).log_softmax(dim=-1)
-        kept, ids = log_p.topk(self.top, dim=-1)
-        others = max(self.vocabulary - self.top, 1)
-        rest = (1 - kept.exp().sum(dim=-1)).clamp_min(1e-7) / others
-        parts = {"rest": rest.log(), "kept": kept, "ids": ids}
+        p = (logits.float() / self.temperature).softmax(dim=-1)
         rows = np.zeros(len(windows), self._rows.dtype)
-        for name, part in parts.items():
-            rows[name] = part.cpu().numpy()
+        ids = torch.stack([self._draw(*pair) for pair in zip(windows.tolist(), p, strict=True)])
+        rows["ids"] = ids.cpu().numpy()
         for row in rows:
             row["checksum"] = _checksum(row)
         self._rows[windows.cpu().numpy()] = rows
-        return self._logits(rows, logits.device)
+        return self._logits(ids)
+
+    def _draw(self, window: int, p: Tensor) -> Tensor:
+        """Ids [tokens, draws] drawn from p [tokens, vocabulary], the same ones every time."""
+        generator = torch.Generator(p.device).manual_seed(window)
+        return torch.multinomial(p, self.draws, replacement=True, generator=generator)
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        counts = torch.zeros(*ids.shape[:2], self.vocabulary, device=ids.device)
+        counts.scatter_add_(2, ids, torch.ones_like(ids, dtype=counts.dtype))
+        log_p = (counts / self.draws).log_().clamp_min_(_NOT_DRAWN)
+        return log_p.mul_(self.temperature)
 
 
 def _checksum(row: np.void) -> int:
