@@ -6,7 +6,7 @@ can be sharded, trained, and put together again.
 
 from typing import Any
 
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from squat.cli import main
@@ -18,6 +18,7 @@ def _init_and_shard(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: An
     _init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
     if fsdp_plugin is not None:
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+        PartialState().distributed_type = DistributedType.FSDP
 
 
 AcceleratorState.__init__ = _init_and_shard
