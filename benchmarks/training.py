@@ -20,6 +20,7 @@ peak of resident memory beyond what importing the libraries needs.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -115,7 +116,7 @@ def work(variant: str, options: argparse.Namespace) -> None:
         num_key_value_heads=options.heads,
         tie_word_embeddings=True,
     )
-    teacher, student = (LlamaForCausalLM(shape) for _ in range(2))
+    teacher, student = (LlamaForCausalLM(copy.deepcopy(shape)) for _ in range(2))
     student.load_state_dict(teacher.state_dict())
     tokens = torch.randint(3, options.vocab, (options.batch * options.length * 64,)).numpy()
     dataset = PackedDataset(tokens, options.length, options.batch * 64, seed=0)

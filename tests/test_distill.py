@@ -223,6 +223,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
         SquatTrainer(tiny_model(), [tiny_model()], args, dataset)
     with pytest.raises(ConfigError, match="none given"):
         SquatTrainer(student, [], args, dataset)
+    with pytest.raises(ConfigError, match="shares its config object"):
+        SquatTrainer(student, [type(student)(student.config)], args, dataset)
     with pytest.raises(ConfigError, match="vocabulary of 50"):
         SquatTrainer(student, [tiny_model(vocab_size=50)], args, dataset)
     with pytest.raises(ConfigError, match=r"layers and heads \(3, 4\)"):
@@ -230,3 +232,14 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     SquatTrainer(
         student, [tiny_model(num_hidden_layers=2)], args, dataset, loss=LossConfig(distribution=0)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, "4:8"])
+def test_torch_compile_sees_the_whole_model_as_one_graph(bits):
+    config = SquatConfig(activation_bits=bits)
+    model = quantize(tiny_model(), config, calibration=[some_ids(8, 32)]).train()
+    model.token_state.record = True
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(model)(input_ids=some_ids(4, 16), use_cache=False)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons

@@ -129,12 +129,12 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         self.teachers = [
             teacher.eval().requires_grad_(False).to(args.device) for teacher in teachers
         ]
-        if self.loss_config.distribution > 0:  # maps are returned by the eager implementation only
-            for teacher in self.teachers[:1]:
-                teacher.set_attn_implementation("eager")
         self.cache = cache
         self.step_learning_rate = step_learning_rate
         self._check_teachers(model)
+        if self.loss_config.distribution > 0:  # maps are returned by the eager implementation only
+            for teacher in self.teachers[:1]:
+                teacher.set_attn_implementation("eager")
         self._sums: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         # The loss is a mean over the micro-batch, whatever the model's own loss would accept.
@@ -144,6 +144,11 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         student = model.config.get_text_config()
         for index, teacher in enumerate(self.teachers):
             config = teacher.config.get_text_config()
+            if config is student:
+                raise ConfigError(
+                    f"teachers[{index}]: shares its config object with the student, and would compute "
+                    "attention as the student does; make one of them from a copy of the config"
+                )
             if config.vocab_size != student.vocab_size:
                 raise ConfigError(
                     f"teachers[{index}]: vocabulary of {config.vocab_size} entries, the student's has "
