@@ -75,6 +75,8 @@ CONFIGS = {
     "w4a8": SquatConfig(activation_bits=8, embedding_bits=4),
     "w8a8": SquatConfig(weight_bits=8, activation_bits=8),
     "mlp_mid at 8": SquatConfig(site_bits={"mlp_mid": 8, "k": 4}),
+    "hadamard": SquatConfig(hadamard=True),
+    "w4a4 hadamard": SquatConfig(hadamard=True, activation_bits=4, weight_bits=8),
     "minmax": SquatConfig(method="minmax"),
     "pact": SquatConfig(method="pact"),
     "nipq": SquatConfig(method="nipq", activation_bits=4),

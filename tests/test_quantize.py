@@ -26,6 +26,7 @@ CONFIGS = {
     "4:8": SquatConfig(),
     "4:8 topk": SquatConfig(policy="topk"),
     "4:8 but mlp_mid 8": SquatConfig(site_bits={"mlp_mid": 8}),
+    "4:8 hadamard": SquatConfig(hadamard=True),
     **{name: SquatConfig(method=name) for name in QUANTIZERS if name != "lsq"},
 }
 
@@ -298,6 +299,7 @@ def test_a_deep_copy_has_quantizers_of_its_own():
         ({"ratio": "half"}, "ratio: 'half'"),
         ({"site_bits": {"mlp_middle": 8}}, "mlp_middle.*attn_in"),
         ({"site_bits": {"probs": "4:8"}}, "site_bits.probs"),
+        ({"hadamard": "yes"}, "hadamard: 'yes'"),
         ({"method": "gptq"}, "method: 'gptq'.*lsq"),
         ({"policy": "random"}, "policy: 'random'.*topk, threshold"),
         ({"importance": "loudness"}, "importance: 'loudness'"),

@@ -25,6 +25,9 @@ struct FloatOps {
   void (*silu_multiply)(const float* gate, const float* up, int n, float* out);
   // x = x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))), the tanh form of GELU ("gelu_new").
   void (*gelu)(float* x, int n);
+  // x = scale * H x for each block of x, H a Hadamard matrix; `block` is a power of two that
+  // divides n.
+  void (*hadamard)(float* x, int n, int block, float scale);
   // y += x.
   void (*add)(const float* x, int n, float* y);
   // Rotates the pairs (x[2i], x[2i+1]) by the angles whose cosines and sines are given.

@@ -231,6 +231,17 @@ class Loader {
     }
     s.probs_step = steps("squat.probs.step8", model_.n_layer, 0);
 
+    if (file_.has(kHadamard)) {
+      const uint32_t block = file_.u32(kHadamard);
+      const uint32_t n_ff = static_cast<uint32_t>(model_.n_ff);
+      if (block < 2 || (block & (block - 1)) != 0 || n_ff % block != 0) {
+        fail("key '" + std::string(kHadamard) + "' is " + std::to_string(block) +
+             ", no power of two from 2 that divides the feed-forward length " +
+             std::to_string(n_ff));
+      }
+      model_.hadamard_block = static_cast<int>(block);
+    }
+
     if (!adaptive_) return;
     const std::string_view importance = file_.string("squat.importance");
     model_.relative_importance = importance == "relative_first_token";
@@ -309,7 +320,8 @@ class Loader {
         read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[0]);
       }
       read_weights(block + "attn_output", m.n_embd, m.n_embd_q(), &layer.attn_out);
-      read_weights(block + "ffn_down", m.n_embd, m.n_ff, &layer.mlp_mid);
+      read_weights(block + (m.hadamard_block > 1 ? "ffn_down_hadamard" : "ffn_down"), m.n_embd,
+                   m.n_ff, &layer.mlp_mid);
     }
     m.out_norm = read_norm("output_norm");
     const bool tied = file_.find_tensor("output.weight") == nullptr &&
@@ -395,6 +407,7 @@ class Loader {
   }
 
   static constexpr const char* kEmbedding = "token_embd.weight";
+  static constexpr const char* kHadamard = "squat.mlp_mid.hadamard";
 
   const Gguf& file_;
   const MappedFile* mapping_;

@@ -70,6 +70,8 @@ struct Model {
   bool relative_importance = false;
   std::vector<float> thresholds;  // by layer; empty: no site is 4:8
   Sites sites;
+  int hadamard_block =
+      1;  // the input of the down projection is transformed by blocks; 1: not at all
 
   std::optional<CodeTensor> embedding;
   Positions positions;
@@ -79,6 +81,12 @@ struct Model {
   size_t weight_bytes = 0;
   Memory weight_memory;
 
+  // 1 / sqrt(hadamard_block), or the power of two next to it from above.
+  float hadamard_scale() const {
+    float scale = 1;
+    for (int block = hadamard_block; block >= 4; block /= 4) scale /= 2;
+    return scale;
+  }
   int group() const { return n_head / n_head_kv; }  // query heads of a key head
   int n_embd_q() const { return n_head * head_dim; }
   int n_embd_kv() const { return n_head_kv * head_dim; }

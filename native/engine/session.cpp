@@ -312,6 +312,7 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
       } else {
         ops_.gelu(row, m.n_ff);
       }
+      if (m.hadamard_block > 1) ops_.hadamard(row, m.n_ff, m.hadamard_block, m.hadamard_scale());
       return row;
     };
     const Input mlp_mid = quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, chunk.current, from,

@@ -19,6 +19,7 @@ from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.errors import CheckpointError
 from squat.quantize.config import FLOAT, SITES, SquatConfig
 from squat.quantize.convert import architecture_of
+from squat.quantize.hadamard import block_of
 from squat.quantize.modules import QuantizedWeight, SiteQuantizer
 from squat.quantize.quantizers import method_of
 from squat.quantize.tokens import ThresholdPolicy
@@ -138,6 +139,7 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
     for index, layer in enumerate(layers.children()):
         for path, place in layout.layer.items():
             _add(layer.get_submodule(path), f"blk.{index}.{place}", matrices, floats)
+    ffn_size = len(matrices["blk.0.ffn_up"].codes)
     heads, rope = shape.num_attention_heads, getattr(shape, "rope_parameters", None)
     policies = [m for m in layers.modules() if isinstance(m, ThresholdPolicy)]
     return GgufModel(
@@ -145,7 +147,7 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
         name=name,
         hidden_size=shape.hidden_size,
         layers=shape.num_hidden_layers,
-        ffn_size=len(matrices["blk.0.ffn_up"].codes),
+        ffn_size=ffn_size,
         heads=heads,
         kv_heads=getattr(shape, "num_key_value_heads", heads),
         head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
@@ -157,6 +159,7 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
         tokenizer_json=tokenizer,
         thresholds=[p.threshold.item() for p in policies] if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
+        hadamard=block_of(ffn_size) if config.hadamard else 1,
         rope=dict(rope or {}),
         bos_token_id=shape.bos_token_id,
         eos_token_id=shape.eos_token_id,

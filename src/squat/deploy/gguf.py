@@ -27,6 +27,8 @@ MIN_STEP = 2.0**-14
 """The smallest step: the smallest normal fp16 number."""
 BLOCK = 32
 """Codes in a Q4_0 or Q8_0 block."""
+TRANSFORMED = "ffn_down_hadamard"
+"""The tensor's name of a down projection whose input is transformed."""
 
 TOKEN_SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid")
 """The sites whose width may depend on the token."""
@@ -70,6 +72,7 @@ class GgufModel:
             "blk.N.ffn_norm.weight", "output_norm.weight", and ".bias" of norms and matrices.
         sites: all nine sites.
         thresholds, importance: given if any site is "4:8".
+        hadamard: the block by which the down projection expects its input transformed; 1: not at all.
         rope: transformers' `rope_parameters` (llama).
         tokenizer_json: the text of tokenizer.json.
     """
@@ -90,6 +93,7 @@ class GgufModel:
     tokenizer_json: str
     thresholds: Sequence[float] | None = None
     importance: str | None = None
+    hadamard: int = 1
     rope: dict[str, Any] = field(default_factory=dict)
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -234,6 +238,11 @@ def _check(model: GgufModel) -> None:
         raise CheckpointError(
             f"sites: {sorted(set(model.sites) ^ set(SITES))[0]} is missing or unknown"
         )
+    if model.ffn_size % model.hadamard or model.hadamard.bit_count() != 1:
+        raise CheckpointError(
+            f"hadamard: {model.hadamard} is no power of two that divides the feed-forward size "
+            f"{model.ffn_size}"
+        )
     for name, site in model.sites.items():
         _check_site(name, site, 1 if name == "head_in" else model.layers)
     if any(site.bits == "4:8" for site in model.sites.values()):
@@ -320,6 +329,8 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
             writer.add_array(f"squat.{name}.step8", _floats(site.step8))
         if site.step4 is not None:
             writer.add_array(f"squat.{name}.step4", _floats(site.step4))
+    if model.hadamard > 1:
+        writer.add_uint32("squat.mlp_mid.hadamard", model.hadamard)
     if model.thresholds is not None and model.importance is not None:
         writer.add_string("squat.importance", model.importance)
         writer.add_array("squat.threshold", _floats(model.thresholds))
@@ -360,13 +371,18 @@ def _rope_heads(model: GgufModel, name: str) -> int | None:
     return model.heads if match[1] == "q" else model.kv_heads
 
 
+def _tensor_name(model: GgufModel, name: str) -> str:
+    """A down projection of transformed inputs has a name that other programs do not take for theirs."""
+    return name if model.hadamard == 1 else name.replace("ffn_down", TRANSFORMED)
+
+
 def _write_tensors(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     for name, matrix in model.matrices.items():
         heads = _rope_heads(model, name)
         if heads is not None:
             rows = permute_rope_rows(matrix.codes, heads)
             matrix = CodeMatrix(rows, matrix.bits, matrix.step)
-        tensor = f"{name}.weight"
+        tensor = f"{_tensor_name(model, name)}.weight"
         if matrix.codes.shape[1] % BLOCK == 0:
             kind = (
                 gguf.GGMLQuantizationType.Q4_0
@@ -380,7 +396,8 @@ def _write_tensors(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     for name, values in model.floats.items():
         heads = _rope_heads(model, name)
         values = np.asarray(values, np.float32)
-        writer.add_tensor(name, values if heads is None else permute_rope_rows(values, heads))
+        rows = values if heads is None else permute_rope_rows(values, heads)
+        writer.add_tensor(_tensor_name(model, name), rows)
 
 
 def write_gguf(path: str | os.PathLike[str], model: GgufModel) -> None:
@@ -455,7 +472,7 @@ def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
 
     heads = number("attention.head_count")
     rope_heads = {"attn_q": heads}
-    inner = {"ffn_down": number("feed_forward_length")}
+    inner = dict.fromkeys(("ffn_down", TRANSFORMED), number("feed_forward_length"))
     if architecture == "llama":
         rope_heads["attn_k"] = number("attention.head_count_kv")
         inner["attn_output"] = heads * number("attention.key_length")
@@ -479,5 +496,6 @@ def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
             continue
         if architecture == "llama" and kind in rope_heads:
             codes = unpermute_rope_rows(codes, rope_heads[kind])
+        name = name.replace(TRANSFORMED, "ffn_down")
         matrices[name] = CodeMatrix(np.ascontiguousarray(codes), bits, step)
     return matrices

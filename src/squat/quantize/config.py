@@ -75,6 +75,8 @@ class SquatConfig(QuantizationConfigMixin):
         embedding_bits: bits of the embeddings and of the LM head.
         activation_bits: bits of the activations: an integer, or "4:8" for token-adaptive.
         site_bits: bits of single sites that depart from it, such as {"mlp_mid": 8}.
+        hadamard: transform the input of the down projection (mlp_mid) by a Hadamard matrix, and its weight by
+            the inverse: outliers are spread over many elements, each of which needs fewer bits.
         method: the quantizer, a row of `QUANTIZERS`.
         init: how step sizes start, a row of `INITIAL_STEPS`.
         ratio: rho, the fraction of tokens that get 8 bits at a "4:8" site (paper IV-C).
@@ -89,6 +91,7 @@ class SquatConfig(QuantizationConfigMixin):
     embedding_bits: int = 8
     activation_bits: Bits = ADAPTIVE
     site_bits: dict[str, Bits] = field(default_factory=dict)
+    hadamard: bool = False
     method: str = "lsq"
     init: str = "mse"
     ratio: float = 0.5
@@ -103,6 +106,8 @@ class SquatConfig(QuantizationConfigMixin):
         for site, bits in self.site_bits.items():
             _check_row("site_bits", site, SITES)
             _check_bits(f"site_bits.{site}", bits, adaptive=SITES[site].follows is not None)
+        if not isinstance(self.hadamard, bool):
+            raise ConfigError(f"hadamard: {self.hadamard!r} is neither true nor false")
         method_of(self.method)
         _check_row("init", self.init, INITIAL_STEPS)
         _check_row("policy", self.policy, POLICIES)
@@ -122,6 +127,10 @@ class SquatConfig(QuantizationConfigMixin):
         row = SITES[site]
         bits = self.site_bits.get(site, row.bits if row.bits is not None else self.activation_bits)
         return 8 if bits == ADAPTIVE and layer == 0 and row.follows == "previous" else bits
+
+    def transforms(self, site: str) -> bool:
+        """Whether a site's tensor is transformed before it is quantized."""
+        return self.hadamard and site == "mlp_mid"
 
     @property
     def token_adaptive(self) -> bool:

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from squat.errors import ConfigError
 from squat.quantize.attention import IMPLEMENTATION, AttentionSites, TokenState
 from squat.quantize.config import FLOAT, SquatConfig
 from squat.quantize.exact import ExactLayerNorm, ExactRMSNorm, ExactRotary, exact_activation
+from squat.quantize.hadamard import block_of, fold
 from squat.quantize.modules import QUANTIZED, QuantizedWeight, SiteQuantizer
 from squat.quantize.quantizers import method_of
 from squat.quantize.tokens import POLICIES, ThresholdPolicy, follow_importance
@@ -141,6 +143,11 @@ def _lend_cache(module: nn.Module, args: Any, kwargs: Any) -> None:
     sites.cache = kwargs.get("past_key_values")
 
 
+def _inputs(module: nn.Module) -> int:
+    """Input features of a linear layer."""
+    return module.nx if isinstance(module, Conv1D) else module.in_features  # type: ignore[return-value]
+
+
 def _attach_input_site(module: Any, site: SiteQuantizer, state: TokenState) -> None:
     module.input_quantizer = site
     module.token_state = state
@@ -204,8 +211,12 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
         for name in row.weights:
             _convert_weight(layer, name, config.weight_bits, config.method)
         for site, name in row.inputs.items():
-            quantizer = SiteQuantizer(site, index, config.bits_of(site, index), config.method)
-            _attach_input_site(layer.get_submodule(name), quantizer, state)
+            reader = layer.get_submodule(name)
+            block = block_of(_inputs(reader)) if config.transforms(site) else 1
+            quantizer = SiteQuantizer(
+                site, index, config.bits_of(site, index), config.method, block
+            )
+            _attach_input_site(reader, quantizer, state)
         attention = layer.get_submodule(row.attention)
         _convert_attention(attention, config, state, index, len(layers))
         _make_exact(layer, row.exact)
@@ -218,6 +229,17 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
         _tie_head(model, row)
     model.token_state = state  # type: ignore[assignment]
     model.set_attn_implementation(IMPLEMENTATION)
+
+
+@torch.no_grad()
+def fold_transforms(model: nn.Module) -> None:
+    """Let the weights of a float model's converted modules expect transformed inputs, in place."""
+    for module in model.modules():
+        site = getattr(module, "input_quantizer", None)
+        if isinstance(site, SiteQuantizer) and site.block > 1:
+            weight = module.get_parameter("weight").detach()
+            weight = weight.T if isinstance(module, Conv1D) else weight
+            weight.copy_(fold(weight, site.block))
 
 
 def self_generated_text(model: PreTrainedModel, sequences: int = 16, tokens: int = 64) -> Tensor:

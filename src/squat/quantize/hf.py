@@ -22,6 +22,7 @@ from squat.quantize.convert import (
     calibrate,
     check_convertible,
     convert,
+    fold_transforms,
     self_generated_text,
 )
 
@@ -107,6 +108,7 @@ def quantize(
     torch.nn.Module.float(model)  # transformers' own refuses while it loads and quantizes
     batches = [self_generated_text(model)] if calibration is None else calibration
     convert(model, config)
+    fold_transforms(model)
     # From here on transformers treats it like a model that was loaded quantized.
     marks = {
         "hf_quantizer": SquatHfQuantizer(config, pre_quantized=True),

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from typing_extensions import Self
 
 from squat.quantize.config import ADAPTIVE, FLOAT, SITES, Bits
+from squat.quantize.hadamard import hadamard, hadamard_product
 from squat.quantize.numerics import exact_product, subsample
 from squat.quantize.quantizers import LearnedStepQuantizer, method_of
 
@@ -91,12 +92,14 @@ class SiteQuantizer(nn.Module):
 
     `bits` is one width for all tokens, or "4:8": then it owns a step for each width, and `forward`
     needs to know which tokens are wide. FLOAT bits make it pass everything through. For calibration it
-    can collect a sample of what comes instead of quantizing it.
+    can collect a sample of what comes instead of quantizing it. `block`: what comes is first transformed by
+    Hadamard matrices of this size.
     """
 
-    def __init__(self, site: str, layer: int, bits: Bits, method: str) -> None:
+    def __init__(self, site: str, layer: int, bits: Bits, method: str, block: int = 1) -> None:
         super().__init__()
         self.site, self.layer = site, layer
+        self.block = block
         self.adaptive = bits == ADAPTIVE
         self.follows = SITES[site].follows
         if bits == ADAPTIVE:
@@ -125,6 +128,8 @@ class SiteQuantizer(nn.Module):
             x: any shape, its tokens along the dimensions that `wide` does not broadcast over.
             wide: bool, broadcasts against x; needed at a token-adaptive site only.
         """
+        if self.block > 1:
+            x = (hadamard_product if self.training else hadamard)(x, self.block)
         if self.collecting:
             self._collect(x.detach(), wide)
             return x
