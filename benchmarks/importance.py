@@ -1,23 +1,27 @@
-"""What token importance is about, and what it earns without any training.
+"""Token importance: what it is about, and what it earns.
 
-    python benchmarks/importance.py $SQUAT_DATA/../models/babylm-6m $SQUAT_DATA/babylm/dev
+    python benchmarks/importance.py MODEL TEXT                         # calibrated only (PTQ)
+    python benchmarks/importance.py MODEL TEXT --steps 150 --seeds 3   # after training
 
-A model is quantized (PTQ, W4, calibrated steps) with every row of `IMPORTANCE` in turn, "4:8" at the given
-ratio, and reads windows of the text. Printed are, as means over layers,
+A model is quantized (W4, "4:8" at the given ratio) by every row of `IMPORTANCE` in turn, trained for some
+steps if so asked (pure KL to the model itself), and reads windows of the text that it was not trained on.
+Printed are
 
-* how much of the variance of the importance, and of its rank within the window, is explained by the
-  token's position alone (eta squared: the variance of the means of the positions over all variance);
-* the share of tokens that really got 8 bits;
+* by position, rank by position: how much of the variance of the importance, and of its rank within the
+  window, is explained by the token's position alone (eta squared: the variance of the positions' means over
+  all variance), averaged over layers;
+* 8 bits: the share of tokens that really got 8 bits;
+* KL: nats per token from the full-precision model;
+* against scattered: its difference to the control that gives 8 bits to tokens at arbitrary places, with the
+  standard error of that difference over windows (paired, seeds averaged) and over seeds.
 
-and the loss above the unquantized model, with its difference to the control `scattered` (8 bits for tokens
-at arbitrary places) and that difference's standard error over windows. All tokens at 8 and at 4 bits
-stand below, as bounds.
+The last rows give all tokens the same bits: the bounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,25 +30,30 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from squat.checkpoints import load_model, load_tokenizer
 from squat.data import tokenize_corpus
-from squat.evaluate.huggingface import log_probabilities
+from squat.data.packed import sample
+from squat.distill import LossConfig, SquatTrainer
+from squat.distill.losses import distillation
 from squat.quantize import SquatConfig, quantize
 from squat.quantize.tokens import IMPORTANCE, POLICIES
 
+CONTROL = "scattered"
 CALIBRATION = 32
-"""Windows that steps and thresholds are calibrated on; the others are read."""
+"""Windows that steps and thresholds are calibrated on; others are trained on, and others read."""
+BATCH = 8
 
 
 @dataclass
 class Reading:
-    """What a model made of the windows: nats per window and token, and every layer's importance."""
+    """What a model made of the windows: KL by window, importance by layer, the share of 8 bits."""
 
-    loss: np.ndarray
+    kl: np.ndarray
     importance: list[Tensor]
     wide: float
 
@@ -55,26 +64,54 @@ def explained_by_position(values: Tensor) -> float:
     return (values.mean(dim=0).var(correction=0) / values.var(correction=0)).item()
 
 
-def read(model: PreTrainedModel, windows: Tensor) -> Reading:
-    """Loss of every window [windows, tokens], and what its layers' policies were asked."""
+@torch.no_grad()
+def read(model: PreTrainedModel, teacher: PreTrainedModel, windows: Tensor) -> Reading:
+    """KL of every window of [windows, tokens], and what the layers' policies were asked and answered."""
     asked: dict[int, list[Tensor]] = defaultdict(list)
-    decided: list[Tensor] = []
-    policies = [m for m in model.modules() if isinstance(m, tuple(POLICIES.values()))]
+    decided: list[float] = []
 
     def note(layer: int) -> Any:
-        def hook(module: Any, args: tuple[Tensor, ...], wide: Tensor) -> None:
-            asked[layer].append(args[0].detach())
-            decided.append(wide.float().mean())
+        def hook(_: Any, args: tuple[Tensor, ...], wide: Tensor) -> None:
+            asked[layer].append(args[0])
+            decided.append(wide.float().mean().item())
 
         return hook
 
+    policies = [m for m in model.modules() if isinstance(m, tuple(POLICIES.values()))]
     hooks = [policy.register_forward_hook(note(i)) for i, policy in enumerate(policies)]
-    total = log_probabilities(model, list(windows.numpy()), 16, "Reading")
+    kl = []
+    counted = torch.ones(windows.shape[1], dtype=torch.bool)
+    model.eval()
+    for batch in windows.split(BATCH):
+        logits = zip(model(batch).logits, teacher(batch).logits, strict=True)
+        kl += [distillation(student, float_, 1.0, counted).item() for student, float_ in logits]
     for hook in hooks:
         hook.remove()
-    loss = -np.array(total) / (windows.shape[1] - 1)
     importance = [torch.cat(parts) for parts in asked.values()]
-    return Reading(loss, importance, torch.stack(decided).mean().item() if decided else math.nan)
+    return Reading(np.array(kl), importance, float(np.mean(decided or [np.nan])))
+
+
+def train(model: PreTrainedModel, teacher: PreTrainedModel, windows: Tensor, rate: float) -> None:
+    """Steps of pure KL, one for every batch of the windows."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=1,
+            per_device_train_batch_size=BATCH,
+            learning_rate=rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=len(windows) // BATCH // 10,
+            weight_decay=0.1,
+            bf16=True,
+            use_cpu=not torch.accelerator.is_available(),
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            report_to=[],
+        )
+        loss = LossConfig(gamma=1, temperature=1, entropy=0, distribution=0)
+        dataset: Any = [sample(window) for window in windows.numpy()]
+        SquatTrainer(model, [teacher], args, dataset, loss).train()
 
 
 def main() -> None:
@@ -87,51 +124,64 @@ def main() -> None:
     parser.add_argument("--by-source", action="store_true", help="clean BabyLM's files by source")
     parser.add_argument("--windows", type=int, default=128, help="windows to read")
     parser.add_argument("--length", type=int, default=128, help="tokens of a window")
+    parser.add_argument("--steps", type=int, default=0, help=f"training steps of {BATCH} windows")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, default=1, help="orders of the training windows")
     parser.add_argument("--ratio", type=float, default=0.5, help="fraction of tokens with 8 bits")
     parser.add_argument("--policy", choices=POLICIES, default="threshold")
     parser.add_argument("--importance", nargs="*", choices=IMPORTANCE, default=list(IMPORTANCE))
     args = parser.parse_args()
 
-    tokenizer = load_tokenizer(args.model)
-    tokens = torch.from_numpy(
-        np.asarray(tokenize_corpus(Path(args.text), tokenizer, by_source=args.by_source), np.int64)
+    tokenizer, teacher = load_tokenizer(args.model), load_model(args.model)
+    tokens = np.asarray(tokenize_corpus(args.text, tokenizer, by_source=args.by_source), np.int64)
+    rows = torch.from_numpy(tokens[: len(tokens) // args.length * args.length])
+    rows = rows.view(-1, args.length)
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    calibration, windows, rest = rows.split(
+        [CALIBRATION, args.windows, len(rows) - CALIBRATION - args.windows]
     )
-    rows = tokens[: len(tokens) // args.length * args.length].view(-1, args.length)
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    calibration, windows = rows[chosen[:CALIBRATION]], rows[chosen[CALIBRATION:][: args.windows]]
 
-    def quantized(**config: Any) -> Reading:
+    def measure(seed: int, **config: Any) -> Reading:
         model = quantize(load_model(args.model), SquatConfig(**config), [calibration])
-        return read(model, windows)
+        if args.steps:
+            order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))
+            train(model, teacher, rest[order[: args.steps * BATCH]], args.learning_rate)
+        return read(model, teacher, windows)
 
-    float_loss = read(load_model(args.model), windows).loss
-    readings = {
-        name: quantized(importance=name, ratio=args.ratio, policy=args.policy)
-        for name in dict.fromkeys([*args.importance, "scattered"])
+    configs: dict[str, dict[str, Any]] = {
+        name: {"importance": name, "ratio": args.ratio, "policy": args.policy}
+        for name in dict.fromkeys([CONTROL, *args.importance])
     }
-    table = Table(
-        title=f"{Path(args.model).name}, {args.policy}, ratio {args.ratio}, {windows.numel()} tokens"
-    )
-    table.add_column("importance")
-    for heading in ("by position", "rank by position", "8 bits", "loss", "against scattered"):
-        table.add_column(heading, justify="right")
-    control = readings["scattered"].loss
-    for name, reading in readings.items():
-        ranks = [layer.argsort(dim=1).argsort(dim=1) for layer in reading.importance]
-        difference = reading.loss - control
-        error = difference.std(ddof=1) / math.sqrt(len(difference))
-        table.add_row(
-            name,
-            f"{np.mean([explained_by_position(layer) for layer in reading.importance]):.3f}",
-            f"{np.mean([explained_by_position(rank) for rank in ranks]):.3f}",
-            f"{reading.wide:.3f}",
-            f"{(reading.loss - float_loss).mean():+.4f}",
-            f"{difference.mean():+.4f} ± {error:.4f}",
-        )
-    for bits in (8, 4):
-        loss = quantized(activation_bits=bits).loss
-        table.add_row(f"all {bits} bits", "", "", "", f"{(loss - float_loss).mean():+.4f}", "")
-    Console(width=110).print(table)
+    configs |= {f"all {bits} bits": {"activation_bits": bits} for bits in (8, 4)}
+    readings: dict[str, list[Reading]] = {name: [] for name in configs}
+    jobs = [(seed, name) for seed in range(args.seeds) for name in configs]
+    for seed, name in track(jobs, "Measuring", console=Console(stderr=True)):
+        readings[name].append(measure(seed, **configs[name]))
+    Console(width=120).print(table(readings, f"{Path(args.model).name}, {vars(args)}"))
+
+
+def table(readings: dict[str, list[Reading]], title: str) -> Table:
+    """One row for each importance."""
+    out = Table("importance", title=title)
+    for heading in ("by position", "rank by position", "8 bits", "KL", "against scattered"):
+        out.add_column(heading, justify="right")
+    for name, seeds in readings.items():
+        first = seeds[0]
+        kl = np.stack([reading.kl for reading in seeds])
+        difference = kl - np.stack([reading.kl for reading in readings[CONTROL]])
+        error = difference.mean(axis=0).std(ddof=1) / difference.shape[1] ** 0.5
+        against = f"{difference.mean():+.4f} ± {error:.4f}"
+        if len(seeds) > 1:
+            over_seeds = difference.mean(axis=1).std(ddof=1) / len(seeds) ** 0.5
+            against += f" ± {over_seeds:.4f}"
+        ranks = [layer.argsort(dim=1).argsort(dim=1) for layer in first.importance]
+        by_position = [
+            f"{np.mean([explained_by_position(layer) for layer in layers]):.3f}" if layers else ""
+            for layers in (first.importance, ranks)
+        ]
+        wide = f"{np.mean([reading.wide for reading in seeds]):.2f}" if first.importance else ""
+        out.add_row(name, *by_position, wide, f"{kl.mean():.4f}", against)
+    return out
 
 
 if __name__ == "__main__":

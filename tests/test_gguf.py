@@ -69,6 +69,21 @@ def test_codes_read_are_codes_written(
     assert_same_codes(model, tmp_path / "m.gguf")
 
 
+@pytest.mark.parametrize("ffn", [64, 52])
+def test_a_transformed_down_projection_is_no_other_programs_tensor(
+    tmp_path: Path, ffn: int
+) -> None:
+    model = replace(random_model(3, ffn=ffn), hadamard=4)
+    write_gguf(tmp_path / "m.gguf", model)
+    assert_same_codes(model, tmp_path / "m.gguf")
+    names = {tensor.name for tensor in GGUFReader(tmp_path / "m.gguf").tensors}
+    assert any(name.startswith("blk.0.ffn_down_hadamard.weight") for name in names)
+    assert not any("ffn_down." in name for name in names)
+    for block in (0, 3, 128):
+        with pytest.raises(CheckpointError, match=f"hadamard: {block} is no power of two"):
+            write_gguf(tmp_path / "m.gguf", replace(model, hadamard=block))
+
+
 def test_extreme_codes(tmp_path: Path) -> None:
     for bits in (4, 8):
         model = random_model(weight_bits=bits, embedding_bits=bits)

@@ -220,6 +220,12 @@ void test_model() {
   CHECK(refusal(with_key([](G& f) { f.f32_array("squat.q.step4", {0, 1, 1}); }).bytes()).empty());
   expect_refusal("unused", with_key([](G& f) { f.f32_array("squat.v.step4", {0, 1, 1}); }),
                  {"'squat.v.step4' element 0"});
+  for (const uint32_t block : {0u, 1u, 12u, 1u << 20}) {
+    expect_refusal("hadamard", with_key([=](G& f) { f.u32("squat.mlp_mid.hadamard", block); }),
+                   {"'squat.mlp_mid.hadamard' is " + std::to_string(block), "power of two"});
+  }
+  expect_refusal("hadamard", with_key([](G& f) { f.u32("squat.mlp_mid.hadamard", 2); }),
+                 {"ffn_down_hadamard", "missing"});
   expect_refusal("importance", with_key([](G& f) { f.string("squat.importance", "luck"); }),
                  {"'squat.importance' is 'luck'"});
   expect_refusal("thresholds", with_key([](G& f) { f.f32_array("squat.threshold", {1}); }),

@@ -238,7 +238,7 @@ def _check(model: GgufModel) -> None:
         raise CheckpointError(
             f"sites: {sorted(set(model.sites) ^ set(SITES))[0]} is missing or unknown"
         )
-    if model.ffn_size % model.hadamard or model.hadamard.bit_count() != 1:
+    if model.hadamard.bit_count() != 1 or model.ffn_size % model.hadamard:
         raise CheckpointError(
             f"hadamard: {model.hadamard} is no power of two that divides the feed-forward size "
             f"{model.ffn_size}"
