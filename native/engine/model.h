@@ -70,8 +70,7 @@ struct Model {
   bool relative_importance = false;
   std::vector<float> thresholds;  // by layer; empty: no site is 4:8
   Sites sites;
-  int hadamard_block =
-      1;  // the input of the down projection is transformed by blocks; 1: not at all
+  int hadamard_block = 1;  // of the down projection's input, by which it is transformed; 1: not
 
   std::optional<CodeTensor> embedding;
   Positions positions;

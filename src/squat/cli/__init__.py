@@ -125,6 +125,9 @@ def quantize(
     weight_bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
     activation_bits: Annotated[str, typer.Option(help="4, 8, or 4:8 by token.")] = "4:8",
     init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
+    hadamard: Annotated[
+        bool, typer.Option(help="Spread the outliers of the down projection's input.")
+    ] = False,
     data: Annotated[
         Path | None, typer.Option(help="Text to calibrate on; default: its own.")
     ] = None,
@@ -135,7 +138,9 @@ def quantize(
     from squat.runs import quantize_without_training
 
     bits: Any = int(activation_bits) if activation_bits.isdigit() else activation_bits
-    config = SquatConfig(weight_bits=weight_bits, activation_bits=bits, init=init)
+    config = SquatConfig(
+        weight_bits=weight_bits, activation_bits=bits, init=init, hadamard=hadamard
+    )
     quantize_without_training(model, config, output, data, by_source)
     console.print(f"model: {output}")
 
