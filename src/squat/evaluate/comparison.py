@@ -208,8 +208,8 @@ def _bits_of_file(engine: Engine) -> str:
     return ", ".join(engine.info.kernels)
 
 
-_COLUMNS = {
-    "megabytes": ("MB", "{:.2f}", 1),
+_MEASURES = {
+    "megabytes": ("size, MB", "{:.2f}", 1),
     "prefill": ("prefill, tokens/s", "{:,.0f}", 1),
     "decode": ("decode, tokens/s", "{:,.0f}", 1),
     "loss": ("loss, nats", "{:.4f}", 1),
@@ -222,18 +222,17 @@ _COLUMNS = {
 
 
 def comparison_table(results: Sequence[Compared]) -> Table:
-    """The columns that any model has a value for."""
-    shown = [c for c in _COLUMNS if any(getattr(r, c) is not None for r in results)]
-    rows = []
-    for result in results:
-        cells = []
-        for column in shown:
-            _, form, factor = _COLUMNS[column]
-            value = getattr(result, column)
-            cells.append("" if value is None else form.format(factor * value))
-        rows.append([result.model, result.runs_in, result.bits, *cells])
-    head = ["model", "runs in", "bits", *(_COLUMNS[column][0] for column in shown)]
-    return Table("Models side by side", head, rows)
+    """One column a model; the rows that any model has a value for."""
+
+    def cells(measure: str, form: str, factor: float) -> list[str]:
+        values = [getattr(result, measure) for result in results]
+        return ["" if value is None else form.format(factor * value) for value in values]
+
+    rows = [["runs in", *(r.runs_in for r in results)], ["bits", *(r.bits for r in results)]]
+    for measure, (label, form, factor) in _MEASURES.items():
+        if any(shown := cells(measure, form, factor)):
+            rows.append([label, *shown])
+    return Table("Models side by side", ["", *(result.model for result in results)], rows)
 
 
 def to_json(results: Sequence[Compared]) -> list[dict[str, Any]]:

@@ -57,9 +57,9 @@ def write_report(run: Path, include: Sequence[Path], output: Path) -> Path:
         DataError: no such run, an included folder without a section, or a file in them that is damaged.
     """
     if (run / "recipe.json").is_file():
-        parts = _run_parts(run)
+        results, making = _run_parts(run)
     elif (run / "table.json").is_file():
-        parts = _sweep_parts(run)
+        results, making = _sweep_parts(run), []
     else:
         raise DataError(
             f"{run}: neither a run of squat train (recipe.json) nor of squat sweep (table.json)"
@@ -70,11 +70,11 @@ def write_report(run: Path, include: Sequence[Path], output: Path) -> Path:
         if not more:
             raise DataError(f"--include: {folder} holds no section ({sections.FILE})")
         found += more
-    parts += [_section_part(file.parent) for file in dict.fromkeys(found)]
+    results += [_section_part(file.parent) for file in dict.fromkeys(found)]
     source = files("squat.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(source).render(
-        title="/".join(run.resolve().parts[-2:]), parts=parts, version=__version__
+        title="/".join(run.resolve().parts[-2:]), parts=results + making, version=__version__
     )
     with writing(output) as out:
         out.write(page.encode())
@@ -116,7 +116,8 @@ def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _run_parts(run: Path) -> list[_Part]:
+def _run_parts(run: Path) -> tuple[list[_Part], list[_Part]]:
+    """What came out, and how it was made."""
     recipe = _read(run / "recipe.json")
     measured = _read(run / "measured.json") if (run / "measured.json").is_file() else {}
     log = _read(run / "log.json") if (run / "log.json").is_file() else None
@@ -125,15 +126,13 @@ def _run_parts(run: Path) -> list[_Part]:
         parts.append(_curves(log["log"]))
     if "blimp" in measured:
         parts.append(_minimal_pairs(measured["blimp"]))
-    parts.append(
-        _Part(
-            "Recipe",
-            "As it was run, with every default.",
-            code=yaml.safe_dump(recipe, sort_keys=False),
-        )
-    )
-    parts.append(_Part("Commands", command="\n".join(_commands(run, recipe, measured))))
-    return parts
+    written = yaml.safe_dump(recipe, sort_keys=False)
+    commands = "\n".join(_commands(run, recipe, measured))
+    making = [
+        _Part("Recipe", "As it was run, with every default.", code=written),
+        _Part("Commands", command=commands),
+    ]
+    return parts, making
 
 
 def _commands(run: Path, recipe: dict[str, Any], measured: dict[str, Any]) -> list[str]:

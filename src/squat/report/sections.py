@@ -30,11 +30,21 @@ class Table:
     head: list[str]
     rows: list[list[str]]
 
+    @property
+    def words(self) -> set[int]:
+        """The columns that hold words in most rows: the first one, and those like it."""
+
+        def wordy(index: int) -> bool:
+            cells = [row[index] for row in self.rows if row[index]]
+            return 2 * sum(cell[0].isalpha() for cell in cells) > len(cells)
+
+        return {0} | {index for index in range(len(self.head)) if wordy(index)}
+
     def to_rich(self) -> RichTable:
         """For the terminal."""
         table = RichTable(title=self.title)
         for index, heading in enumerate(self.head):
-            table.add_column(heading, justify="right" if index else "left")
+            table.add_column(heading, justify="left" if index in self.words else "right")
         for row in self.rows:
             table.add_row(*row)
         return table
