@@ -123,7 +123,7 @@ def widths_figure(name: str, widths: np.ndarray, tokens: Sequence[str]) -> Figur
     made = figure(
         0.36 * width + 0.9,
         len(rows) * (0.2 * layers + 1.15) + 0.4,
-        f"{name}: tokens with 8 bits (dark) and with 4, by layer",
+        f"{name}: tokens with 8 bits (coloured) and with 4, by layer",
     )
     for axes, row in zip(made.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         shown = np.full((layers, width), np.nan)
