@@ -117,10 +117,12 @@ class TeacherCache:
         return torch.multinomial(p, self.draws, replacement=True, generator=generator)
 
     def _logits(self, ids: Tensor) -> Tensor:
-        counts = torch.zeros(*ids.shape[:2], self.vocabulary, device=ids.device)
+        shape = (*ids.shape[:2], self.vocabulary)
+        counts = torch.zeros(shape, device=ids.device)
         counts.scatter_add_(2, ids, torch.ones_like(ids, dtype=counts.dtype))
-        log_p = (counts / self.draws).log_().clamp_min_(_NOT_DRAWN)
-        return log_p.mul_(self.temperature)
+        drawn = counts.gather(2, ids).div_(self.draws).log_()
+        counts.fill_(_NOT_DRAWN * self.temperature)
+        return counts.scatter_(2, ids, drawn.mul_(self.temperature))
 
 
 def _checksum(row: np.void) -> int:
