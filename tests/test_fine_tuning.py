@@ -196,7 +196,7 @@ def test_a_real_quantized_model_learns_sentiment(tmp_path):
 
     tokenizer = load_tokenizer(real_model("babylm-6m"))
     save_model(quantize(model, SquatConfig(activation_bits=8)), tokenizer, tmp_path / "w4a8")
-    recipe = FineTuning(epochs=1, learning_rate=3e-4, max_length=48, limit=1500)
+    recipe = FineTuning(epochs=1, learning_rate=3e-4, max_length=48, limit=4000)
     scores = fine_tune(str(tmp_path / "w4a8"), "sst2", real_data() / "glue", recipe, seed=0)
     assert scores["scores"]["SST-2"]["accuracy"] > 0.6
 
