@@ -31,6 +31,9 @@ def build(folder: Path, *targets: str) -> Path:
         The folder of the programs and libraries.
     """
     source, out = folder / "source", folder / "build"
+    built = [out / "bin" / name for name in targets or ("libllama.so",)]
+    if all(file.exists() for file in built):
+        return out / "bin"
     if not source.exists():
         _download(source)
     options = [f"-D{option}=OFF" for option in OFF]
