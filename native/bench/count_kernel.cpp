@@ -1,0 +1,94 @@
+// One product, a given number of times: what a program that counts instructions is pointed at.
+//
+//   count_kernel KERNEL CALLS       a kernel's name, or plain_smlal or plain_sdot
+//   count_kernel list               the names
+//
+// The difference between two numbers of calls is the work of the product alone, its write-back
+// included. The plain loops are what one writes first: one sum for each token and weight row,
+// sixteen 8-bit codes at a time.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "kernels.h"
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+using namespace squat::kernels;
+
+namespace {
+
+constexpr int kTokens = 16, kRows = 32, kInner = 512;
+
+int8_t activations[kTokens * kInner];
+int8_t weights[kRows * kInner];
+float out[kTokens * kRows];
+
+#if defined(__aarch64__)
+#define SQUAT_PLAIN(NAME, TARGET, BODY)                                  \
+  TARGET __attribute__((noinline)) void NAME() {                         \
+    for (int m = 0; m < kTokens; ++m) {                                  \
+      for (int n = 0; n < kRows; ++n) {                                  \
+        int32x4_t sum = vdupq_n_s32(0);                                  \
+        for (int k = 0; k < kInner; k += 16) {                           \
+          const int8x16_t a = vld1q_s8(activations + m * kInner + k);    \
+          const int8x16_t w = vld1q_s8(weights + n * kInner + k);        \
+          BODY;                                                          \
+        }                                                                \
+        out[m * kRows + n] = 0.5f * static_cast<float>(vaddvq_s32(sum)); \
+      }                                                                  \
+    }                                                                    \
+  }
+SQUAT_PLAIN(plain_sdot, __attribute__((target("arch=armv8.2-a+dotprod"))),
+            sum = vdotq_s32(sum, a, w))
+SQUAT_PLAIN(plain_smlal, , {
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(w));
+  const int16x8_t high = vmull_high_s8(a, w);
+  sum = vpadalq_s16(vpadalq_s16(sum, low), high);
+})
+#endif
+
+void run_kernel(const Kernel& kernel, int calls) {
+  const Choice choice = choice_of(kernel);
+  std::vector<uint8_t> memory(packed_bytes(choice, kernel.weight_bits, kRows, kInner) + 64);
+  uint8_t* aligned = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  const PackedMatrix matrix = packed_matrix(choice, kernel.weight_bits, kRows, kInner, aligned);
+  for (int row = 0; row < kRows; ++row) pack_row(matrix, row, weights + row * kInner);
+  const std::vector<uint8_t> widths(kTokens, static_cast<uint8_t>(kernel.activation_bits));
+  ActivationRows rows;
+  rows.codes = activations;
+  rows.stride = kInner;
+  rows.rows = kTokens;
+  rows.inner = kInner;
+  rows.bits = widths.data();
+  std::vector<uint8_t> scratch(prepared_bytes(choice, kTokens, kInner) + 64);
+  const Prepared prepared = prepare(choice, kernel.weight_bits, rows, scratch.data());
+  for (int i = 0; i < calls; ++i) matmul(prepared, matrix, Output::scaled(out, kRows, 0.5f));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const char* name = argc > 1 ? argv[1] : "list";
+  const int calls = argc > 2 ? std::atoi(argv[2]) : 1;
+  for (size_t i = 0; i < sizeof activations; ++i)
+    activations[i] = static_cast<int8_t>(i * 7 % 16 - 8);
+  for (size_t i = 0; i < sizeof weights; ++i) weights[i] = static_cast<int8_t>(i * 5 % 16 - 8);
+#if defined(__aarch64__)
+  if (std::strcmp(name, "plain_sdot") == 0 || std::strcmp(name, "plain_smlal") == 0) {
+    for (int i = 0; i < calls; ++i)
+      std::strcmp(name, "plain_sdot") == 0 ? plain_sdot() : plain_smlal();
+    return 0;
+  }
+#endif
+  for (const Kernel& kernel : table()) {
+    if (std::strcmp(name, "list") == 0) std::printf("%s\n", kernel.name);
+    if (std::strcmp(name, kernel.name) != 0) continue;
+    run_kernel(kernel, calls);
+    return 0;
+  }
+  return std::strcmp(name, "list") == 0 ? 0 : 2;
+}
