@@ -3,9 +3,9 @@
     python benchmarks/bars.py engine                            load time, resident memory, library size
     python benchmarks/bars.py blimp CHECKPOINT FILE.gguf BLIMP [--limit 100]
 
-`engine` loads a LLaMA-58M of random weights, each time in a process of its own, and builds the library. `blimp`
-scores the same minimal pairs with a quantized checkpoint in PyTorch and with its file in the engine, one
-thread each.
+`engine` loads a LLaMA-58M of random weights, each time in a process of its own, and builds the library.
+`blimp` scores the same minimal pairs with a quantized checkpoint in PyTorch and with its file in the engine,
+one thread each.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def engine() -> None:
         for _ in range(11):
             out = subprocess.check_output([sys.executable, "-c", LOAD, file], text=True)
             runs.append([float(value) for value in out.split()])
-        milliseconds, resident = (statistics.median(column) for column in zip(*runs[1:], strict=True))
+        milliseconds, resident = (
+            statistics.median(column) for column in zip(*runs[1:], strict=True)
+        )
         size = file.stat().st_size
         print(f"load: {milliseconds:.1f} ms (bar: 50)")
         print(

@@ -104,7 +104,7 @@ def measure_openvino(
         "CPU",
         INFERENCE_NUM_THREADS=threads,
         DYNAMIC_QUANTIZATION_GROUP_SIZE="128",
-        ATTENTION_BACKEND="SDPA",
+        ATTENTION_BACKEND="PA",
     )
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens, config.ignore_eos, config.do_sample = generate + 1, True, False

@@ -19,7 +19,15 @@ from squat.bench import SHAPES, Settings, run
 
 CONTEXTS = (128, 256, 512, 1024, 2048)
 CONTEXT_SHAPE = "llama-58m"
-SIZES = ("llama-6m", "llama-20m", "llama-58m", "llama-110m", "llama-220m", "llama-360m", "llama-500m")
+SIZES = (
+    "llama-6m",
+    "llama-20m",
+    "llama-58m",
+    "llama-110m",
+    "llama-220m",
+    "llama-360m",
+    "llama-500m",
+)
 THREADS = (1, 2)
 GENERATE, ROUNDS = 32, 5
 COLORS = {1: "#22303c", 2: "#d9542b"}
@@ -57,11 +65,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         prefill, decode = milliseconds(row)
         size = f"{SHAPES[row['shape']].parameters / 1e6:.0f}M"
-        cells.append(
-            [row["shape"], size, str(row["prompt"]), str(row["threads"])]
-            + [f"{prefill:.3f}", f"{decode:.3f}"]
-        )
-    headings = ["shape", "parameters", "context", "threads", "prefill, ms/token", "decode, ms/token"]
+        where = [row["shape"], size, str(row["prompt"]), str(row["threads"])]
+        cells.append([*where, f"{prefill:.3f}", f"{decode:.3f}"])
+    headings = [
+        "shape",
+        "parameters",
+        "context",
+        "threads",
+        "prefill, ms/token",
+        "decode, ms/token",
+    ]
     return markdown(headings, cells)
 
 

@@ -144,3 +144,13 @@ def test_an_isa_that_the_cpu_lacks(
     assert lacking[0] in refuse(
         monkeypatch, capsys, "--shape", "llama-6m", "--isa", lacking[0], *QUICK
     )
+
+
+def test_profile() -> None:
+    rows = bench("--shape", "llama-6m", "--profile")
+    for phase in ("prefill", "decode"):
+        steps = [row for row in rows if row["phase"] == phase]
+        assert sum(row["share"] for row in steps) == pytest.approx(1)
+        (products,) = (row for row in steps if row["step"] == "q, k, v")
+        assert products["gmacs"] > 0
+        assert products["gbs"] > 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,6 +90,18 @@ class Engine:
         wide, tokens = self._native.wide_counts()
         return [count / max(tokens, 1) for count in wide]
 
+    def start_profile(self) -> None:
+        """Count, from now on, what every step of the graph costs; less than a microsecond a step."""
+        self._native.set_profiling(True)
+
+    def profile(self) -> list[dict[str, Any]]:
+        """What was counted since `start_profile`, a row for each step in the order of computation.
+
+        Keys: `step`, `seconds`, `macs` (integer multiply-accumulates), `bytes` (packed weights, keys and
+        values read), `calls`.
+        """
+        return self._native.profile()
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, behind the model's <s> if it has one: as its training text began."""
         start = [] if self.info.bos_token is None else [self.info.bos_token]
@@ -139,6 +151,15 @@ class Engine:
             EngineError: an id out of range, or the context is full.
         """
         return np.asarray(self._native.eval(_tokens([token])))[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens of the session but the first `length`.
+
+        Raises:
+            EngineError: the session has fewer.
+        """
+        self._turn += 1
+        self._native.rewind(length)
 
     def score(self, texts: Sequence[str]) -> list[float]:
         """The log-probability of each text in nats, summed over its tokens.
@@ -244,8 +265,7 @@ class Engine:
 
     def _begin(self) -> int:
         """Start a new session; whoever used the one before can tell by the number."""
-        self._turn += 1
-        self._native.rewind(0)
+        self.rewind(0)
         return self._turn
 
     def _pieces(self, prompt: list[int], sampler: _native.Sampler, limit: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,6 +123,23 @@ def run(settings: Settings) -> list[Measurement]:
         return [candidate.result() for candidate in candidates]
 
 
+def profile(settings: Settings) -> list[dict[str, Any]]:
+    """What each step of the graph costs, in prefill and in decoding; raises like `run`.
+
+    Returns:
+        A row for each candidate, phase and step: `share` of the phase's time, `ms` of a prompt or of a new
+        token, `gmacs` (10^9 multiply-accumulates a second) and `gbs` (10^9 bytes read a second).
+    """
+    _check(settings)
+    with tempfile.TemporaryDirectory(prefix="squat-bench-") as folder, _pinned(settings.isa):
+        return [
+            row
+            for file, activations in _files(settings, Path(folder))
+            for threads in settings.threads
+            for row in _Candidate(file, settings, threads, activations).profile(settings.rounds)
+        ]
+
+
 def write_random_file(
     file: Path,
     shape: str,
@@ -210,6 +227,26 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
     return table
 
 
+def profile_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One row a step, phases one after the other."""
+    first = rows[0]
+    table = Table(title=f"{first['shape']}, {first['isa']}: where the time goes")
+    for heading in ("activations", "threads", "phase", "step"):
+        table.add_column(heading)
+    for heading in ("share", "ms", "GMAC/s", "GB/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            *(str(row[key]) for key in ("activations", "threads", "phase", "step")),
+            f"{100 * row['share']:.1f} %",
+            f"{row['ms']:.3f}",
+            f"{row['gmacs']:.1f}" if row["gmacs"] else "",
+            f"{row['gbs']:.1f}" if row["gbs"] else "",
+        )
+    table.caption = "ms: of the whole prompt; of one new token"
+    return table
+
+
 class _Candidate:
     """A file loaded with a number of threads, and what has been measured of it."""
 
@@ -230,13 +267,45 @@ class _Candidate:
         self._prefill.append(self._prompt / prefill)
         self._decode.append(self._generate / decode)
 
-    def _seconds(self) -> tuple[float, float]:
-        begin = time.perf_counter()
+    def _read(self) -> None:
         self._engine.prefill(self._tokens[: self._prompt])
-        middle = time.perf_counter()
+
+    def _continue(self) -> None:
         for token in self._tokens[self._prompt :].tolist():
             self._engine.decode(token)
+
+    def _seconds(self) -> tuple[float, float]:
+        begin = time.perf_counter()
+        self._read()
+        middle = time.perf_counter()
+        self._continue()
         return middle - begin, time.perf_counter() - middle
+
+    def profile(self, rounds: int) -> Iterator[dict[str, Any]]:
+        phases: dict[str, Callable[[], None]] = {"prefill": self._read, "decode": self._continue}
+        for phase, evaluate in phases.items():
+            self._engine.start_profile()
+            for _ in range(rounds):
+                evaluate()
+                if phase == "decode":
+                    self._engine.rewind(self._prompt)
+            steps = self._engine.profile()
+            total = sum(step["seconds"] for step in steps)
+            units = rounds * (1 if phase == "prefill" else self._generate)
+            for step in steps:
+                seconds = max(step["seconds"], 1e-12)
+                yield {
+                    "shape": self._name,
+                    "isa": self._engine.info.isa,
+                    "threads": self._engine.info.threads,
+                    "activations": self._activations,
+                    "phase": phase,
+                    "step": step["step"],
+                    "share": step["seconds"] / total,
+                    "ms": 1e3 * step["seconds"] / units,
+                    "gmacs": 1e-9 * step["macs"] / seconds,
+                    "gbs": 1e-9 * step["bytes"] / seconds,
+                }
 
     def result(self) -> Measurement:
         info = self._engine.info

@@ -297,25 +297,32 @@ def bench(
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 128,
     generate: Annotated[int, typer.Option(help="Tokens to decode.")] = 128,
     rounds: Annotated[int, typer.Option(help="Measurements; the median counts.")] = 9,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the time goes, step by step, instead.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the result here; - for stdout.")] = None,
 ) -> None:
     """Measure the engine's speed, on a model file or on random weights of a shape."""
-    from squat.bench import Settings, measurements_table, run
+    from squat.bench import Settings, measurements_table, profile_table, run
+    from squat.bench import profile as run_profile
 
-    measured = run(
-        Settings(
-            shape=shape,
-            model=model,
-            threads=threads or [1],
-            activations=tuple(activations or ()),
-            weight_bits=weight_bits,
-            head_bits=head_bits,
-            isa=isa,
-            prompt=prompt,
-            generate=generate,
-            rounds=rounds,
-        )
+    settings = Settings(
+        shape=shape,
+        model=model,
+        threads=threads or [1],
+        activations=tuple(activations or ()),
+        weight_bits=weight_bits,
+        head_bits=head_bits,
+        isa=isa,
+        prompt=prompt,
+        generate=generate,
+        rounds=rounds,
     )
+    if profile:
+        rows = run_profile(settings)
+        _report(profile_table(rows), rows, json)
+        return
+    measured = run(settings)
     _report(measurements_table(measured), [m.as_json() for m in measured], json)
 
 
