@@ -4,11 +4,16 @@ import re
 import sys
 
 import pytest
+from hypothesis import settings
 
 from models import tiny_model
 from squat.checkpoints import save_model
 from squat.cli import main
 from squat.data import train_tokenizer, write_corpus
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("squat", deadline=None)
+settings.load_profile("squat")
 
 
 class Shell:

@@ -362,7 +362,7 @@ def assert_same_tokens(engine: Engine, tokenizer: Tokenizer, text: str) -> None:
     assert decoded == tokenizer.decode(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(alphabet=SCRIPTS, max_size=30))
 def test_native_tokenizer_equals_hugging_face(
     tokenizers: tuple[Engine, Tokenizer], text: str

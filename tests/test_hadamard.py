@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models import TINY, some_ids, tiny_model
@@ -21,7 +21,6 @@ def test_a_block_is_the_largest_power_of_two_that_divides(size):
     assert block.bit_count() == 1
 
 
-@settings(deadline=None)
 @given(blocks)
 def test_the_matrix_is_orthogonal_up_to_a_power_of_two(block):
     matrix = hadamard(torch.eye(block), block)
@@ -32,7 +31,6 @@ def test_the_matrix_is_orthogonal_up_to_a_power_of_two(block):
     assert torch.equal(matrix @ matrix, torch.eye(block) * block * scale**2)
 
 
-@settings(deadline=None)
 @given(blocks, st.integers(1, 3), st.integers(0, 1000))
 def test_folded_into_the_weight_it_changes_no_product(block, count, seed):
     torch.manual_seed(seed)

@@ -48,7 +48,7 @@ def test_epochs_see_the_same_windows_in_another_order_whatever_the_seed():
     ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(draws=st.integers(1, 200), temperature=st.sampled_from([1.0, 2.0, 5.0]))
 def test_what_is_read_is_what_was_written_and_a_distribution(tmp_path_factory, draws, temperature):
     kept = cache(tmp_path_factory.mktemp("c"), draws, temperature)
