@@ -74,18 +74,17 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Site& site,
       float* x = qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + column;
       for (int v = 0; v < m.n_head_kv * group; v++, x += m.head_dim) {
         if (pairs > 0) ops_.rotate(cosine_ + angles, sine_ + angles, pairs, x);
+        const size_t of_head = static_cast<size_t>(v % group) * static_cast<size_t>(m.head_dim);
         kernels::quantize(choice_, x, m.head_dim, wide ? step8 : step4, wide ? 8 : 4,
-                          const_cast<int8_t*>(codes_of(chunk, codes, group, v / group, i)) +
-                              static_cast<size_t>(v % group) * static_cast<size_t>(m.head_dim));
+                          codes + codes_at(chunk, group, v / group, i) + of_head);
       }
     }
   });
 }
 
-const int8_t* Session::codes_of(const Chunk& chunk, const int8_t* codes, int group, int head,
-                                int token) const {
+size_t Session::codes_at(const Chunk& chunk, int group, int head, int token) const {
   const int row = (head * chunk.count + token) * group;
-  return codes + static_cast<size_t>(row) * static_cast<size_t>(model_.head_dim);
+  return static_cast<size_t>(row) * static_cast<size_t>(model_.head_dim);
 }
 
 uint8_t* Session::probs_row(const Chunk& chunk, int token, int query_head) const {
@@ -110,7 +109,7 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     const int end = std::min(begin + kQueryBlock, chunk.count);
     for (int i = begin; i < end; i++) {
       (is_wide(key_widths, i) ? pools.key8 : pools.key4)
-          .append(codes_of(chunk, key_codes_, 1, head, i));
+          .append(key_codes_ + codes_at(chunk, 1, head, i));
     }
     const int from = std::max(begin, first_query(chunk));
     if (from >= end) continue;
@@ -119,7 +118,7 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     for (int row = 0; row < rows; row++) {
       scratch.query_widths[row] = is_wide(query_widths, from + row / group) ? 8 : 4;
     }
-    queries.codes = codes_of(chunk, query_codes_, group, head, from);
+    queries.codes = query_codes_ + codes_at(chunk, group, head, from);
     queries.rows = rows;
     const int keys = chunk.position + end, stride = keys_padded(keys);
     for (const int bits : {8, 4}) {
@@ -204,7 +203,7 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     const int end = std::min(begin + kQueryBlock, chunk.count);
     for (int i = begin; i < end; i++) {
       (is_wide(value_widths, i) ? pools.value8 : pools.value4)
-          .append(codes_of(chunk, value_codes_, 1, head, i));
+          .append(value_codes_ + codes_at(chunk, 1, head, i));
     }
     const int from = std::max(begin, chunk.wanted);
     if (from >= end) continue;

@@ -3,7 +3,8 @@
 // Each function works on one row. Its arithmetic is fixed (docs/format.md, "Numbers"): float32
 // without fused multiply-add, sums in float64 in a fixed order, an exponential function of our own.
 // So a row's result depends on that row alone, not on the rows around it, and is the same on every
-// CPU. A padded row has room for a multiple of 16 elements; what lies behind its n is overwritten.
+// CPU. A padded row has room for a multiple of 16 elements; what lies behind its n may be
+// overwritten.
 #pragma once
 
 #include <cstdint>

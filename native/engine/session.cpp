@@ -12,6 +12,7 @@ namespace squat {
 namespace {
 
 constexpr int kChunk = 128;
+
 // Attention probabilities of a chunk take heads * chunk * context bytes: fewer tokens at a time for
 // a very long context.
 int chunk_size(const Model& model, int context) {

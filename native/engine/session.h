@@ -117,8 +117,8 @@ class Session {
   // `rotated`, rotates them first if the model does.
   void quantize_vectors(const Chunk& chunk, int layer, const Site& site, const uint8_t* by_token,
                         int column, int group, int from, bool rotated, int8_t* codes);
-  const int8_t* codes_of(const Chunk& chunk, const int8_t* codes, int group, int head,
-                         int token) const;
+  // Where the codes of a head of a token begin.
+  size_t codes_at(const Chunk& chunk, int group, int head, int token) const;
   // Decoding waits for memory more than it computes: while a head is computed the next one's keys
   // or values are on their way.
   void prefetch_head(const Chunk& chunk, int layer, int head,

@@ -119,9 +119,8 @@ class AttentionSites(nn.Module):
             return None
         index, layers = self.layers + self.layer, self.cache.layers
         while len(layers) <= index:
-            remembers_for = (
-                len(layers) - self.layers
-            )  # negative: a layer of the model, yet to be filled
+            # Negative: a layer of the model, yet to be filled.
+            remembers_for = len(layers) - self.layers
             layers.append(
                 _forgets_like(layers[remembers_for]) if remembers_for >= 0 else DynamicLayer()
             )

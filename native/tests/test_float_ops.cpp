@@ -1,0 +1,84 @@
+// Softmax to codes: every instruction set that this CPU runs gives the same bits, rounds ties to
+// even, and writes nothing but zeros behind a row's end.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "cpu.h"
+#include "float_ops.h"
+#include "kernels.h"
+
+using squat::FloatOps;
+
+namespace {
+
+size_t padded(int n) { return static_cast<size_t>((n + 15) / 16 * 16); }
+
+std::vector<const FloatOps*> implementations() {
+  std::vector<const FloatOps*> all;
+  for (const squat::kernels::Isa& isa : squat::kernels::isas()) {
+    if (squat::kernels::runs_here(isa)) all.push_back(&squat::float_ops(isa.features));
+  }
+  return all;
+}
+
+void test_equal_scores(const FloatOps& ops) {
+  for (int n = 1; n <= 70; ++n) {
+    std::vector<float> x(padded(n), 99.0f);  // what lies behind the end does not count
+    for (int i = 0; i < n; ++i) x[static_cast<size_t>(i)] = -3.25f;
+    std::vector<uint8_t> codes(padded(n), 7);
+    const float p = 1.0f / static_cast<float>(n);
+    CHECK(ops.softmax_codes(x.data(), n, 255.0f, codes.data()) == p);
+    for (size_t i = 0; i < codes.size(); ++i) {
+      if (i < static_cast<size_t>(n)) {
+        CHECK(codes[i] == std::rint(double{p * 255.0f}));
+      } else {
+        CHECK(codes[i] == 0 || codes[i] == 7);
+      }
+    }
+  }
+}
+
+void test_ends(const FloatOps& ops) {
+  std::vector<float> x(16);
+  std::vector<uint8_t> codes(16);
+  ops.softmax_codes(x.data(), 1, 1000.0f, codes.data());
+  CHECK(codes[0] == 255);  // clipped
+  x[0] = std::numeric_limits<float>::quiet_NaN();
+  ops.softmax_codes(x.data(), 3, 255.0f, codes.data());
+  CHECK(codes[0] == 0);
+}
+
+void test_same_bits(const std::vector<const FloatOps*>& all) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal(0, 4);
+  for (int n = 1; n <= 200; ++n) {
+    std::vector<float> x(padded(n));
+    for (float& v : x) v = normal(random);
+    std::vector<uint8_t> first;
+    float first_p = 0;
+    for (const FloatOps* ops : all) {
+      std::vector<float> copy = x;
+      std::vector<uint8_t> codes(padded(n));  // zeros, as what may be written behind the end
+      const float p = ops->softmax_codes(copy.data(), n, 254.5f, codes.data());
+      if (first.empty()) first = codes, first_p = p;
+      CHECK(codes == first && std::memcmp(&p, &first_p, sizeof p) == 0);
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<const FloatOps*> all = implementations();
+  for (const FloatOps* ops : all) {
+    test_equal_scores(*ops);
+    test_ends(*ops);
+  }
+  test_same_bits(all);
+  return squat::test::report("test_float_ops");
+}
