@@ -112,7 +112,7 @@ double append_nanoseconds(const Choice& choice, int bits, int head_dim) {
   Aligned value_data(ValuePool::bytes(choice, bits, head_dim, kTokens));
   return 1e9 / kTokens * best_seconds([&](int) {
            KeyPool keys = KeyPool::empty(choice, bits, head_dim, key_data.data());
-           ValuePool values = ValuePool::empty(choice, bits, head_dim, value_data.data());
+           ValuePool values = ValuePool::empty(choice, bits, head_dim, kTokens, value_data.data());
            for (int t = 0; t < kTokens; ++t) {
              keys.append(codes.data());
              values.append(codes.data());
@@ -127,7 +127,7 @@ double attention_microseconds(const Choice& choice, int bits, int head_dim) {
   Aligned key_data(KeyPool::bytes(choice, bits, head_dim, kTokens));
   Aligned value_data(ValuePool::bytes(choice, bits, head_dim, kTokens));
   KeyPool keys = KeyPool::empty(choice, bits, head_dim, key_data.data());
-  ValuePool values = ValuePool::empty(choice, bits, head_dim, value_data.data());
+  ValuePool values = ValuePool::empty(choice, bits, head_dim, kTokens, value_data.data());
   for (int t = 0; t < kTokens; ++t) {
     keys.append(codes.data());
     values.append(codes.data());

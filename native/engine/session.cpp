@@ -91,7 +91,7 @@ size_t Session::lay_out(Arena arena) {
     const size_t bytes = kernels::ValuePool::bytes(choice_, bits, m.head_dim, context_);
     uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
     return data == nullptr ? kernels::ValuePool{}
-                           : kernels::ValuePool::empty(choice_, bits, m.head_dim, data);
+                           : kernels::ValuePool::empty(choice_, bits, m.head_dim, context_, data);
   };
   const Site &k = m.sites.k, &v = m.sites.v;
   for (size_t i = 0; i < pools_.size(); i++) {

@@ -70,7 +70,7 @@ struct W4 {
         const __m256i w0 = load(w), w1 = load(w + 32);
         sums.add_group(a, low_nibbles(w0), low_nibbles(w1));
         sums.add_group(a + 4 * M, high_nibbles(w0), high_nibbles(w1));
-        w += call.group_stride;
+        w += 4 * kN;
         a += 8 * M;
       }
       sums.write(acc);
@@ -87,7 +87,7 @@ struct A8W8 {
       const __m256i both = load(w);
       sums.add_group(a, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(both)),
                      _mm256_cvtepi8_epi16(_mm256_extracti128_si256(both, 1)));
-      w += call.group_stride;
+      w += 2 * kN;
       a += 4 * M;  // two codes of 16 bits
     }
     sums.write(acc);

@@ -25,6 +25,9 @@ int stored_groups(const Kernel& kernel, int inner) {
   return divide_up(inner, kernel.k * groups_per_byte(kernel));
 }
 
+// Bytes of a (4 bits: pair of) group of a panel.
+size_t group_bytes(const Kernel& kernel) { return size_t(kernel.n) * kernel.k; }
+
 // Bytes of one row of activations in a kernel's form, padded to whole stored groups.
 size_t row_bytes(const Kernel& kernel, int inner) {
   return size_t(stored_groups(kernel, inner)) * groups_per_byte(kernel) * kernel.k *
@@ -178,7 +181,7 @@ void for_each_row(const PackedMatrix& matrix, int column, Body body) {
   const Kernel& layout = *matrix.layout;
   const int group = column / layout.k;
   uint8_t* panel =
-      matrix.data + group / groups_per_byte(layout) * matrix.group_stride + column % layout.k;
+      matrix.data + group / groups_per_byte(layout) * group_bytes(layout) + column % layout.k;
   for (int first = 0; first < matrix.rows; first += layout.n, panel += matrix.panel_stride) {
     const int last = std::min(first + layout.n, matrix.rows);
     uint8_t* byte = panel;
@@ -196,28 +199,20 @@ int nibble_code(int held, int zero) { return ((held - zero + 8) & 15) - 8; }
 
 }  // namespace
 
-size_t packed_bytes(const Choice& choice, int weight_bits, int rows, int inner, Growth growth) {
-  (void)growth;  // both orders take the same room
+size_t packed_bytes(const Choice& choice, int weight_bits, int rows, int inner) {
   const Kernel& layout = layout_of(choice, weight_bits);
-  return size_t(divide_up(rows, layout.n)) * stored_groups(layout, inner) * layout.n * layout.k;
+  return divide_up(rows, layout.n) * stored_groups(layout, inner) * group_bytes(layout);
 }
 
 PackedMatrix packed_matrix(const Choice& choice, int weight_bits, int rows, int inner,
-                           uint8_t* data, Growth growth) {
+                           uint8_t* data) {
   const Kernel& layout = layout_of(choice, weight_bits);
   PackedMatrix matrix;
   matrix.layout = &layout;
   matrix.rows = rows;
   matrix.inner = inner;
   matrix.data = data;
-  const size_t group = size_t(layout.n) * layout.k;
-  if (growth == Growth::kRows) {
-    matrix.group_stride = group;
-    matrix.panel_stride = group * stored_groups(layout, inner);
-  } else {
-    matrix.panel_stride = group;
-    matrix.group_stride = group * divide_up(rows, layout.n);
-  }
+  matrix.panel_stride = stored_groups(layout, inner) * group_bytes(layout);
   return matrix;
 }
 
@@ -227,7 +222,7 @@ namespace {
 // group. In two's complement adding an offset of 8 to a nibble or of 128 to a byte flips its
 // highest bit.
 template <int K, class Word>
-void pack_groups(const int8_t* codes, int inner, int zero, int bits, size_t group_stride,
+void pack_groups(const int8_t* codes, int inner, int zero, int bits, size_t group_bytes,
                  uint8_t* to) {
   constexpr Word kOnes = static_cast<Word>(0x0101010101010101);
   const Word flip = static_cast<Word>(kOnes * zero);
@@ -245,7 +240,7 @@ void pack_groups(const int8_t* codes, int inner, int zero, int bits, size_t grou
       }
       std::memcpy(to + i, &word, sizeof(word));
     }
-    to += group_stride;
+    to += group_bytes;
   };
   const int step = bits == 4 ? 2 * K : K;
   int first = 0;
@@ -316,7 +311,7 @@ void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes) {
       matrix.data + row / layout.n * matrix.panel_stride + size_t(row % layout.n) * layout.k;
   with_group_size(layout, [&](auto k) {
     pack_groups<k, typename Piece<k>::Word>(codes, matrix.inner, layout.zero, layout.weight_bits,
-                                            matrix.group_stride, to);
+                                            group_bytes(layout), to);
   });
 }
 
@@ -325,7 +320,7 @@ void pack_column(const PackedMatrix& matrix, int column, const int8_t* codes) {
   const int group = column / layout.k, lane = column % layout.k;
   const int bits = layout.weight_bits;
   const bool high = bits == 4 && !in_low_nibble(matrix, column);
-  uint8_t* panel = matrix.data + group / groups_per_byte(layout) * matrix.group_stride;
+  uint8_t* panel = matrix.data + group / groups_per_byte(layout) * group_bytes(layout);
   with_group_size(layout, [&](auto k) {
     using Word = typename Piece<k>::Word;
     constexpr int kLanes = sizeof(Word);
@@ -354,11 +349,11 @@ void KeyPool::prefetch() const {
 }
 
 size_t KeyPool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
-  return packed_bytes(choice, bits, capacity, head_dim, Growth::kRows);
+  return packed_bytes(choice, bits, capacity, head_dim);
 }
 
 KeyPool KeyPool::empty(const Choice& choice, int bits, int head_dim, uint8_t* data) {
-  return {packed_matrix(choice, bits, 0, head_dim, data, Growth::kRows)};
+  return {packed_matrix(choice, bits, 0, head_dim, data)};
 }
 
 void KeyPool::append(const int8_t* codes) { pack_row(matrix, matrix.rows++, codes); }
@@ -366,11 +361,14 @@ void KeyPool::append(const int8_t* codes) { pack_row(matrix, matrix.rows++, code
 size_t ValuePool::sums_bytes(int head_dim) { return align_up(size_t(head_dim) * sizeof(int32_t)); }
 
 size_t ValuePool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
-  return sums_bytes(head_dim) + packed_bytes(choice, bits, head_dim, capacity, Growth::kColumns);
+  return sums_bytes(head_dim) + packed_bytes(choice, bits, head_dim, capacity);
 }
 
-ValuePool ValuePool::empty(const Choice& choice, int bits, int head_dim, uint8_t* data) {
-  return {packed_matrix(choice, bits, head_dim, 0, data + sums_bytes(head_dim), Growth::kColumns)};
+ValuePool ValuePool::empty(const Choice& choice, int bits, int head_dim, int capacity,
+                           uint8_t* data) {
+  ValuePool pool{packed_matrix(choice, bits, head_dim, capacity, data + sums_bytes(head_dim))};
+  pool.matrix.inner = 0;
+  return pool;
 }
 
 int32_t* ValuePool::sums() const {
@@ -384,9 +382,10 @@ void ValuePool::append(const int8_t* codes) {
 }
 
 void ValuePool::prefetch() const {
-  const uint8_t* from = reinterpret_cast<const uint8_t*>(sums());
-  const int groups = matrix.inner / (matrix.layout->k * groups_per_byte(*matrix.layout)) + 1;
-  prefetch_bytes(from, sums_bytes(matrix.rows) + groups * matrix.group_stride);
+  prefetch_bytes(reinterpret_cast<const uint8_t*>(sums()), sums_bytes(matrix.rows));
+  const size_t used = stored_groups(*matrix.layout, matrix.inner + 1) * group_bytes(*matrix.layout);
+  const int panels = divide_up(matrix.rows, matrix.layout->n);
+  for (int i = 0; i < panels; ++i) prefetch_bytes(matrix.data + i * matrix.panel_stride, used);
 }
 
 void ValuePool::truncate(int count) {
@@ -630,7 +629,6 @@ void run_groups(const Prepared& rows, const PackedMatrix& weights, const int32_t
     call.steps = rows.steps + group.begin;
     call.panels = weights.data;
     call.panel_stride = weights.panel_stride;
-    call.group_stride = weights.group_stride;
     call.group_count = stored_groups(kernel, rows.inner);
     call.columns = weights.rows;
     call.panel_begin = panel_begin;

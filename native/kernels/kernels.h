@@ -117,18 +117,12 @@ struct PackedMatrix {
   int rows = 0;             // N
   int inner = 0;            // K
   size_t panel_stride = 0;  // bytes from a panel to the next
-  size_t group_stride = 0;  // bytes from a (4 bits: pair of) group to the next
   uint8_t* data = nullptr;
 };
 
-// A matrix grows by rows (weights, keys) or by columns (values). Growing never moves what is there:
-// a larger buffer starts with the bytes of the smaller one, and the rest is zero.
-enum class Growth : uint8_t { kRows, kColumns };
-
-size_t packed_bytes(const Choice& choice, int weight_bits, int rows, int inner,
-                    Growth growth = Growth::kRows);
+size_t packed_bytes(const Choice& choice, int weight_bits, int rows, int inner);
 PackedMatrix packed_matrix(const Choice& choice, int weight_bits, int rows, int inner,
-                           uint8_t* data, Growth growth = Growth::kRows);
+                           uint8_t* data);
 
 // Writes one row of `inner` codes, or one column of `rows` codes. Rows of different panels (row /
 // layout->n) may be written by different threads.
@@ -146,25 +140,24 @@ struct KeyPool {
   int count() const { return matrix.rows; }
   void prefetch() const;             // asks for the codes, and for where the next ones go
   void append(const int8_t* codes);  // head_dim codes; the caller knows the capacity
-  void rebind(uint8_t* data) { matrix.data = data; }  // after growing the buffer
-  void truncate(int count) { matrix.rows = count; }   // keeps the first `count` tokens
+  void truncate(int count) { matrix.rows = count; }  // keeps the first `count` tokens
 };
 
-// The values of one head and one width, in order of position: token t is column t. The buffer
+// The values of one head and one width, in order of position: token t is column t. Panels have room
+// for the whole capacity, so that decoding reads each from end to end. The buffer
 // starts with the sum of the codes of each column of the head (int32 x head_dim), by which a
 // product with unsigned probabilities is corrected.
 struct ValuePool {
   PackedMatrix matrix;  // inner = tokens appended so far; data = buffer + sums_bytes(head_dim)
 
   static size_t bytes(const Choice& choice, int bits, int head_dim, int capacity);
-  static ValuePool empty(const Choice& choice, int bits, int head_dim, uint8_t* data);
+  static ValuePool empty(const Choice& choice, int bits, int head_dim, int capacity, uint8_t* data);
   static size_t sums_bytes(int head_dim);
 
   int count() const { return matrix.inner; }
   void prefetch() const;
   int32_t* sums() const;
   void append(const int8_t* codes);
-  void rebind(uint8_t* data) { matrix.data = data + sums_bytes(matrix.rows); }
   void truncate(int count);
 };
 

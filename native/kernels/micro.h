@@ -28,7 +28,7 @@ struct MatmulCall {
   const float* steps;    // step of each row
   // Right: see PackedMatrix. `group_count` counts stored groups: pairs of groups for 4 bits.
   const uint8_t* panels;
-  size_t panel_stride, group_stride;
+  size_t panel_stride;
   int group_count;
   int columns;  // N
   int panel_begin, panel_end;

@@ -75,7 +75,7 @@ struct W4 {
             sum = Codes::step(sum, w0, w1, codes[i], codes[M + i]);
           });
         });
-        w += call.group_stride;
+        w += 16 * kN;
         a += 32 * M;
       }
       unroll<M * kN>([&](auto i) SQUAT_LAMBDA { wide[i] = vpadalq_s16(wide[i], sums[i]); });
@@ -104,7 +104,7 @@ struct A8W8 {
           sum = vpadalq_s16(sum, vmull_high_s8(row, codes[i]));
         });
       });
-      w += call.group_stride;
+      w += 16 * kN;
       a += 16 * M;
     }
     unroll<M>([&](auto i) SQUAT_LAMBDA { vst1q_s32(acc + i * kN, add_across(sums + i * kN)); });
@@ -162,7 +162,7 @@ struct Concatenated {
           total[i] = vaddq_u16(total[i], sum);
           high[i] = vsraq_n_u16(high[i], sum, 8);
         });
-        w += call.group_stride;
+        w += kN;
         a += 4 * M;
       }
       unroll<M>([&](auto i) SQUAT_LAMBDA {

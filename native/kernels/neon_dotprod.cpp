@@ -66,7 +66,7 @@ struct W8 {
     Sums<M> sums;
     for (int group = 0; group < call.group_count; ++group) {
       sums.add_group(a, load(w), load(w + 16));
-      w += call.group_stride;
+      w += 4 * kN;
       a += 4 * M;
     }
     sums.template write<0>(acc);
@@ -83,7 +83,7 @@ struct W4 {
       const int8x16_t w0 = load(w), w1 = load(w + 16);
       sums.add_group(a, vshlq_n_s8(w0, 4), vshlq_n_s8(w1, 4));
       sums.add_group(a + 4 * M, vandq_s8(w0, high), vandq_s8(w1, high));
-      w += call.group_stride;
+      w += 4 * kN;
       a += 8 * M;
     }
     sums.template write<4>(acc);

@@ -64,7 +64,7 @@ struct W8 {
       int8x16_t weights[kRows / 2];
       unroll<kRows / 2>([&](auto j) SQUAT_LAMBDA { weights[j] = load(w + 16 * j); });
       sums.add_group(a, weights);
-      w += call.group_stride;
+      w += 8 * kN;
       a += 8 * M;
     }
     sums.template write<0>(acc);
@@ -85,7 +85,7 @@ struct W4 {
       });
       sums.add_group(a, low);
       sums.add_group(a + 8 * M, high);
-      w += call.group_stride;
+      w += 8 * kN;
       a += 16 * M;
     }
     sums.template write<4>(acc);

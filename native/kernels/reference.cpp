@@ -18,7 +18,7 @@ struct A8W8 {
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
     int32_t sum = 0;
     for (int k = 0; k < call.group_count; ++k) {
-      sum += static_cast<int8_t>(a[k]) * static_cast<int8_t>(w[k * call.group_stride]);
+      sum += static_cast<int8_t>(a[k]) * static_cast<int8_t>(w[k]);
     }
     *acc = sum;
   }
@@ -30,7 +30,7 @@ struct A8W4 {
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
     int32_t sum = 0;
     for (int pair = 0; pair < call.group_count; ++pair) {
-      const uint8_t byte = w[pair * call.group_stride];
+      const uint8_t byte = w[pair];
       sum += static_cast<int8_t>(a[2 * pair]) * nibble(byte, 0);
       sum += static_cast<int8_t>(a[2 * pair + 1]) * nibble(byte, 1);
     }

@@ -97,16 +97,16 @@ struct VnniW8 {
       Sums<Vector, M> odd;
       for (; group + 2 <= call.group_count; group += 2) {
         even.add_group(a, Vector::load(w), Vector::load(w + kVector));
-        w += call.group_stride;
+        w += 2 * kVector;
         odd.add_group(a + 4 * M, Vector::load(w), Vector::load(w + kVector));
-        w += call.group_stride;
+        w += 2 * kVector;
         a += 8 * M;
       }
       add_sums(even, odd);
     }
     for (; group < call.group_count; ++group) {
       even.add_group(a, Vector::load(w), Vector::load(w + kVector));
-      w += call.group_stride;
+      w += 2 * kVector;
       a += 4 * M;
     }
     finish(call, even, at, kZero);
@@ -129,7 +129,7 @@ struct VnniW4 {
       } else {
         even.add_group(a + 4 * M, Vector::high(w0), Vector::high(w1));
       }
-      w += call.group_stride;
+      w += 2 * kVector;
       a += 8 * M;
     }
     if constexpr (two_sets(M, MaxM)) add_sums(even, odd);

@@ -9,7 +9,6 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <memory>
 #include <new>
 #include <random>
 #include <string>
@@ -275,23 +274,21 @@ void test_mixed(const Choice& choice) {
   }
 }
 
-// Keys and values of one head, appended token by token through growing buffers.
+// Keys and values of one head, appended token by token.
 void test_attention(const Choice& choice) {
   for (int round = 0; round < 80; ++round) {
     const int dims[] = {8, 64, 16, 32, 5, 80, 128, 1};
     const int head_dim = dims[round % 8], bits = round / 8 % 2 ? 4 : 8;
     const int tokens = round < 16 ? round : pick(1, 200), m = pick(1, 20);
-    int capacity = 1;
+    const int capacity = tokens + pick(1, 60);
     Buffer<int8_t> keys(size_t(tokens) * head_dim), values(size_t(tokens) * head_dim);
     fill(keys.data(), keys.size(), bits, any_fill());
     fill(values.data(), values.size(), bits, any_fill());
 
-    auto key_data =
-        std::make_unique<Buffer<uint8_t>>(KeyPool::bytes(choice, bits, head_dim, capacity));
-    auto value_data =
-        std::make_unique<Buffer<uint8_t>>(ValuePool::bytes(choice, bits, head_dim, capacity));
-    KeyPool key_pool = KeyPool::empty(choice, bits, head_dim, key_data->data());
-    ValuePool value_pool = ValuePool::empty(choice, bits, head_dim, value_data->data());
+    Buffer<uint8_t> key_data(KeyPool::bytes(choice, bits, head_dim, capacity));
+    Buffer<uint8_t> value_data(ValuePool::bytes(choice, bits, head_dim, capacity));
+    KeyPool key_pool = KeyPool::empty(choice, bits, head_dim, key_data.data());
+    ValuePool value_pool = ValuePool::empty(choice, bits, head_dim, capacity, value_data.data());
     int rewinds = round % 3;
     for (int t = 0; t < tokens; ++t) {
       if (rewinds > 0 && t > 0 && pick(0, 9) == 0) {  // some tokens are taken back, then come again
@@ -299,18 +296,6 @@ void test_attention(const Choice& choice) {
         t = pick(0, t);
         key_pool.truncate(t);
         value_pool.truncate(t);
-      }
-      if (t == capacity) {
-        capacity += pick(1, 60);
-        const auto grow = [](std::unique_ptr<Buffer<uint8_t>>& data, size_t bytes) {
-          auto larger = std::make_unique<Buffer<uint8_t>>(bytes);
-          std::memcpy(larger->data(), data->data(), data->size());
-          data = std::move(larger);
-        };
-        grow(key_data, KeyPool::bytes(choice, bits, head_dim, capacity));
-        grow(value_data, ValuePool::bytes(choice, bits, head_dim, capacity));
-        key_pool.rebind(key_data->data());
-        value_pool.rebind(value_data->data());
       }
       key_pool.append(keys.data() + size_t(t) * head_dim);
       value_pool.append(values.data() + size_t(t) * head_dim);
