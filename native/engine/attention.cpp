@@ -25,6 +25,18 @@ void Session::for_heads(const Chunk& chunk, Body&& body) {
   }
 }
 
+// Calls body(wide, first, count) for each run of tokens of one width.
+template <class Body>
+void Session::for_runs(const uint8_t* widths, int begin, int end, Body&& body) {
+  for (int from = begin; from < end;) {
+    const bool wide = is_wide(widths, from);
+    int to = from + 1;
+    while (to < end && is_wide(widths, to) == wide) to++;
+    body(wide, from, to - from);
+    from = to;
+  }
+}
+
 void Session::attend(const Chunk& chunk, int layer) {
   const Model& m = model_;
   // A token sees on average this many keys.
@@ -66,14 +78,14 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Site& site,
   const Model& m = model_;
   const uint8_t* widths = site_widths(site, by_token);
   const float step8 = step(site.step8, layer), step4 = step(site.step4, layer);
-  const int pairs = rotated ? static_cast<int>(m.rope_frequencies.size()) : 0;
+  const int turned = rotated ? 2 * static_cast<int>(m.rope_frequencies.size()) : 0;
   threads_.parallel_for(chunk.count - from, [&](int begin, int end, int) {
     for (int i = from + begin; i < from + end; i++) {
       const bool wide = is_wide(widths, i);
-      const size_t angles = static_cast<size_t>(i) * static_cast<size_t>(pairs);
+      const size_t angles = static_cast<size_t>(i) * static_cast<size_t>(turned);
       float* x = qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + column;
       for (int v = 0; v < m.n_head_kv * group; v++, x += m.head_dim) {
-        if (pairs > 0) ops_.rotate(cosine_ + angles, sine_ + angles, pairs, x);
+        if (turned > 0) ops_.rotate(cosine_ + angles, sine_ + angles, turned, x);
         const size_t of_head = static_cast<size_t>(v % group) * static_cast<size_t>(m.head_dim);
         kernels::quantize(choice_, x, m.head_dim, wide ? step8 : step4, wide ? 8 : 4,
                           codes + codes_at(chunk, group, v / group, i) + of_head);
@@ -107,10 +119,9 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
 
   for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
     const int end = std::min(begin + kQueryBlock, chunk.count);
-    for (int i = begin; i < end; i++) {
-      (is_wide(key_widths, i) ? pools.key8 : pools.key4)
-          .append(key_codes_ + codes_at(chunk, 1, head, i));
-    }
+    for_runs(key_widths, begin, end, [&](bool wide, int from, int count) {
+      (wide ? pools.key8 : pools.key4).append(key_codes_ + codes_at(chunk, 1, head, from), count);
+    });
     const int from = std::max(begin, first_query(chunk));
     if (from >= end) continue;
 
@@ -201,10 +212,10 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
 
   for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
     const int end = std::min(begin + kQueryBlock, chunk.count);
-    for (int i = begin; i < end; i++) {
-      (is_wide(value_widths, i) ? pools.value8 : pools.value4)
-          .append(value_codes_ + codes_at(chunk, 1, head, i));
-    }
+    for_runs(value_widths, begin, end, [&](bool wide, int from, int count) {
+      (wide ? pools.value8 : pools.value4)
+          .append(value_codes_ + codes_at(chunk, 1, head, from), count);
+    });
     const int from = std::max(begin, chunk.wanted);
     if (from >= end) continue;
 

@@ -31,8 +31,9 @@ struct FloatOps {
   void (*hadamard)(float* x, int n, int block, float scale);
   // y += x.
   void (*add)(const float* x, int n, float* y);
-  // Rotates the pairs (x[2i], x[2i+1]) by the angles whose cosines and sines are given.
-  void (*rotate)(const float* cosine, const float* sine, int pairs, float* x);
+  // Rotates the pairs (x[2i], x[2i+1]) of n elements by angles: x[j] * cosine[j] + x[j ^ 1] *
+  // sine[j]. Both of a pair have the cosine, the first minus the sine, the second the sine.
+  void (*rotate)(const float* cosine, const float* sine, int n, float* x);
   // out = float(x) * step * scaling; both rows are padded.
   void (*scale_scores)(const int32_t* x, float step, float scaling, int n, float* out);
   // out = step_p * (step8 * wide + step4 * narrow), rounded once; a null sum counts as zero.

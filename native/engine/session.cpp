@@ -57,8 +57,8 @@ size_t Session::lay_out(Arena arena) {
   value_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
   attention_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_q()));
   mlp_ = arena.take<float>(chunk * 2 * static_cast<size_t>(m.n_ff));
-  cosine_ = arena.take<float>(chunk * m.rope_frequencies.size());
-  sine_ = arena.take<float>(chunk * m.rope_frequencies.size());
+  cosine_ = arena.take<float>(chunk * 2 * m.rope_frequencies.size());
+  sine_ = arena.take<float>(chunk * 2 * m.rope_frequencies.size());
   probs_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head) * keys);
   first_probs_ = arena.take<float>(chunk * static_cast<size_t>(m.n_head));
   all_narrow_ = arena.take<uint8_t>(chunk);
@@ -351,8 +351,11 @@ void Session::embed(const int32_t* tokens, const Chunk& chunk) {
       }
       for (size_t p = 0; p < pairs; p++) {
         const double angle = static_cast<float>(position) * m.rope_frequencies[p];
-        cosine_[row * pairs + p] = static_cast<float>(std::cos(angle)) * m.rope_scale;
-        sine_[row * pairs + p] = static_cast<float>(std::sin(angle)) * m.rope_scale;
+        float* cosine = cosine_ + 2 * (row * pairs + p);
+        float* sine = sine_ + 2 * (row * pairs + p);
+        cosine[0] = cosine[1] = static_cast<float>(std::cos(angle)) * m.rope_scale;
+        sine[1] = static_cast<float>(std::sin(angle)) * m.rope_scale;
+        sine[0] = -sine[1];
       }
     }
   });

@@ -150,6 +150,8 @@ class Session {
     return widths == nullptr || widths[token] == 8;
   }
 
+  template <class Body>
+  static void for_runs(const uint8_t* widths, int begin, int end, Body&& body);
   // Calls body(head, scratch) for every key head.
   template <class Body>
   void for_heads(const Chunk& chunk, Body&& body);
@@ -199,7 +201,7 @@ class Session {
   int8_t* value_codes_;
   float* attention_;  // [token][q heads][head_dim]
   float* mlp_;        // [token][gate, up]; gpt2: [token][up]
-  float* cosine_;     // [token][head_dim / 2]
+  float* cosine_;     // [token][rotated elements of a head]; see FloatOps::rotate
   float* sine_;
   uint8_t* probs_;            // [key head][token][q head of the group][keys]
   float* first_probs_;        // [token][q head]: attention to the first token

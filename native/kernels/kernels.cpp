@@ -268,6 +268,28 @@ void pack_lane(const int8_t* __restrict codes, int rows, int zero, int bits, int
   }
 }
 
+// Writes whole groups of `rows` rows: K columns, for 4 bits another K in the high nibbles. Column j
+// of the codes begins at codes + j * stride.
+template <int K>
+void pack_lanes(const int8_t* __restrict codes, size_t stride, int rows, int zero, int bits,
+                uint8_t* __restrict to) {
+  const int8_t* __restrict high = codes + K * stride;
+  if (bits == 8) {
+    for (int row = 0; row < rows; ++row) {
+      for (int j = 0; j < K; ++j)
+        to[row * K + j] = static_cast<uint8_t>(codes[j * stride + row] ^ zero);
+    }
+  } else {
+    for (int row = 0; row < rows; ++row) {
+      for (int j = 0; j < K; ++j) {
+        const int low_code = codes[j * stride + row] ^ zero,
+                  high_code = high[j * stride + row] ^ zero;
+        to[row * K + j] = static_cast<uint8_t>((low_code & 15) | high_code << 4);
+      }
+    }
+  }
+}
+
 // The piece of a group of K codes that is handled at once.
 template <int K>
 struct Piece {
@@ -335,6 +357,18 @@ void pack_column(const PackedMatrix& matrix, int column, const int8_t* codes) {
 
 namespace {
 
+// Columns that fill whole groups, from `column` on, which begins one.
+void pack_column_groups(const PackedMatrix& matrix, int column, const int8_t* codes) {
+  const Kernel& layout = *matrix.layout;
+  uint8_t* to = matrix.data + size_t(stored_groups(layout, column)) * group_bytes(layout);
+  with_group_size(layout, [&](auto k) {
+    for (int first = 0; first < matrix.rows; first += layout.n, to += matrix.panel_stride) {
+      const int rows = std::min(layout.n, matrix.rows - first);
+      pack_lanes<k>(codes + first, size_t(matrix.rows), rows, layout.zero, layout.weight_bits, to);
+    }
+  });
+}
+
 // Asks for `size` bytes, or for as many as a second-level cache takes beside other things: whatever
 // is longer than that is a stream which the CPU follows by itself.
 void prefetch_bytes(const uint8_t* from, size_t size) {
@@ -356,7 +390,9 @@ KeyPool KeyPool::empty(const Choice& choice, int bits, int head_dim, uint8_t* da
   return {packed_matrix(choice, bits, 0, head_dim, data)};
 }
 
-void KeyPool::append(const int8_t* codes) { pack_row(matrix, matrix.rows++, codes); }
+void KeyPool::append(const int8_t* codes, int tokens) {
+  for (int i = 0; i < tokens; ++i, codes += matrix.inner) pack_row(matrix, matrix.rows++, codes);
+}
 
 size_t ValuePool::sums_bytes(int head_dim) { return align_up(size_t(head_dim) * sizeof(int32_t)); }
 
@@ -375,10 +411,26 @@ int32_t* ValuePool::sums() const {
   return reinterpret_cast<int32_t*>(matrix.data - sums_bytes(matrix.rows));
 }
 
-void ValuePool::append(const int8_t* codes) {
-  pack_column(matrix, matrix.inner++, codes);
+void ValuePool::append(const int8_t* codes, int tokens) {
+  const int rows = matrix.rows;
   int32_t* __restrict to = sums();  // codes are bytes, which could be part of anything
-  for (int i = 0; i < matrix.rows; ++i) to[i] += codes[i];
+  for (int t = 0; t < tokens; ++t) {
+    const int8_t* of_token = codes + size_t(t) * rows;
+    for (int i = 0; i < rows; ++i) to[i] += of_token[i];
+  }
+  const int whole = matrix.layout->k * groups_per_byte(*matrix.layout);
+  while (tokens > 0) {
+    int step = 1;
+    if (tokens >= whole && matrix.inner % whole == 0) {
+      step = whole;
+      pack_column_groups(matrix, matrix.inner, codes);
+    } else {
+      pack_column(matrix, matrix.inner, codes);
+    }
+    matrix.inner += step;
+    tokens -= step;
+    codes += size_t(step) * rows;
+  }
 }
 
 void ValuePool::prefetch() const {
@@ -492,10 +544,59 @@ Interleave<Code> interleave_for(const Kernel& kernel) {
   }
 }
 
+// Writes four rows of a tile whose groups are words of four codes: 4 x 4 words are transposed at a
+// time, so that four rows are one store.
+template <class Code>
+void interleave_four(const Code* const codes[4], int count, int groups, size_t group_bytes,
+                     uint8_t* to) {
+  typedef uint32_t Words __attribute__((vector_size(16)));
+  const uint32_t flip = 0x01010101u * static_cast<uint8_t>(Plain::encode(Code(0)));
+  int at = 0;
+  for (; at + 16 <= count; at += 16) {
+    Words row[4];
+    for (int i = 0; i < 4; ++i) {
+      std::memcpy(&row[i], codes[i] + at, sizeof(Words));
+      row[i] ^= flip;
+    }
+    const Words low0 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+    const Words high0 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+    const Words low1 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+    const Words high1 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+    const Words group[4] = {__builtin_shufflevector(low0, low1, 0, 1, 4, 5),
+                            __builtin_shufflevector(low0, low1, 2, 3, 6, 7),
+                            __builtin_shufflevector(high0, high1, 0, 1, 4, 5),
+                            __builtin_shufflevector(high0, high1, 2, 3, 6, 7)};
+    for (const Words& words : group) {
+      std::memcpy(to, &words, sizeof(words));
+      to += group_bytes;
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    interleave_row<Plain, 4>(codes[i] + at, count - at, groups - at / 4, group_bytes, to + 4 * i);
+  }
+}
+
 template <class Code>
 int32_t sum_of(const Code* codes, int count) {
+  typedef int16_t Pairs __attribute__((vector_size(16)));
+  typedef uint16_t Bits __attribute__((vector_size(16)));
+  const uint16_t flip = 0x0101u * static_cast<uint8_t>(Plain::encode(Code(0)));
   int32_t sum = 0;
-  for (int i = 0; i < count; ++i) sum += Plain::encode(codes[i]);
+  int i = 0;
+  while (count - i >= 16) {
+    // A lane of 16 bits has room for the sum of 255 codes.
+    Pairs sums = {};
+    const int end = i + std::min((count - i) / 16, 127) * 16;
+    for (; i < end; i += 16) {
+      Bits codes_of_two;
+      std::memcpy(&codes_of_two, codes + i, sizeof(codes_of_two));
+      codes_of_two ^= flip;
+      sums += (Pairs)(codes_of_two << 8) >> 8;
+      sums += (Pairs)codes_of_two >> 8;
+    }
+    for (int lane = 0; lane < 8; ++lane) sum += sums[lane];
+  }
+  for (; i < count; ++i) sum += Plain::encode(codes[i]);
   return sum;
 }
 
@@ -517,15 +618,25 @@ void pack_tiles(const Source<Code>& source, const Prepared::Group& group, uint8_
   const size_t bytes = row_bytes(kernel, source.inner);
   const int block = kernel.k * element_bytes(kernel);
   const int groups = static_cast<int>(bytes / block);
+  const bool words = block == 4 && kernel.form == ActivationForm::kPlain;
   for (int tile = tile_begin; tile < tile_end; ++tile) {
     const int first = group.begin + tile * kernel.m;
     const int rows = std::min(kernel.m, group.end - first);
     uint8_t* to = data + size_t(first - group.begin) * bytes;
-    for (int i = 0; i < rows; ++i) {
-      const Code* codes = source.codes + order[first + i] * source.stride;
-      interleave(codes, source.inner, groups, size_t(rows) * block, to + i * block);
-      sums[first + i] = sum_of(codes, source.inner);
+    const size_t group_bytes = size_t(rows) * block;
+    const auto codes_of = [&](int row) {
+      return source.codes + order[first + row] * source.stride;
+    };
+    int row = 0;
+    for (; words && row + 4 <= rows; row += 4) {
+      const Code* codes[4] = {codes_of(row), codes_of(row + 1), codes_of(row + 2),
+                              codes_of(row + 3)};
+      interleave_four(codes, source.inner, groups, group_bytes, to + row * block);
     }
+    for (; row < rows; ++row) {
+      interleave(codes_of(row), source.inner, groups, group_bytes, to + row * block);
+    }
+    for (int i = 0; i < rows; ++i) sums[first + i] = sum_of(codes_of(i), source.inner);
   }
 }
 

@@ -138,8 +138,9 @@ struct KeyPool {
   static KeyPool empty(const Choice& choice, int bits, int head_dim, uint8_t* data);
 
   int count() const { return matrix.rows; }
-  void prefetch() const;             // asks for the codes, and for where the next ones go
-  void append(const int8_t* codes);  // head_dim codes; the caller knows the capacity
+  void prefetch() const;  // asks for the codes, and for where the next ones go
+  // `tokens` times head_dim codes, one after the other; the caller knows the capacity.
+  void append(const int8_t* codes, int tokens = 1);
   void truncate(int count) { matrix.rows = count; }  // keeps the first `count` tokens
 };
 
@@ -157,7 +158,7 @@ struct ValuePool {
   int count() const { return matrix.inner; }
   void prefetch() const;
   int32_t* sums() const;
-  void append(const int8_t* codes);
+  void append(const int8_t* codes, int tokens = 1);
   void truncate(int count);
 };
 

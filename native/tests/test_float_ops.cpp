@@ -1,5 +1,5 @@
 // Softmax to codes: every instruction set that this CPU runs gives the same bits, rounds ties to
-// even, and writes nothing but zeros behind a row's end.
+// even, and writes nothing but zeros behind a row's end. Rotation: the textbook formula, bit by bit.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -71,6 +71,26 @@ void test_same_bits(const std::vector<const FloatOps*>& all) {
   }
 }
 
+void test_rotation(const FloatOps& ops) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  for (int n = 2; n <= 70; n += 2) {
+    const size_t size = static_cast<size_t>(n);
+    std::vector<float> x(size), cosine(size), sine(size), expected(size);
+    for (float& v : x) v = normal(random);
+    for (size_t i = 0; i < size; i += 2) {
+      const float angle = normal(random), c = std::cos(angle), s = std::sin(angle);
+      cosine[i] = cosine[i + 1] = c;
+      sine[i] = -s;
+      sine[i + 1] = s;
+      expected[i] = x[i] * c - x[i + 1] * s;
+      expected[i + 1] = x[i] * s + x[i + 1] * c;
+    }
+    ops.rotate(cosine.data(), sine.data(), n, x.data());
+    CHECK(std::memcmp(x.data(), expected.data(), size * sizeof(float)) == 0);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -78,6 +98,7 @@ int main() {
   for (const FloatOps* ops : all) {
     test_equal_scores(*ops);
     test_ends(*ops);
+    test_rotation(*ops);
   }
   test_same_bits(all);
   return squat::test::report("test_float_ops");
