@@ -160,18 +160,26 @@ def ablation_figure(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str
         values = [rows[name].get(measure, np.nan) for name in names]
         spread = [rows[name].get(f"{measure} ±", 0.0) for name in names]
         colours = [ACCENT if name.startswith("squat") else SOFT for name in names]
-        bars = axes.barh(
-            names, values, xerr=spread, color=colours, error_kw={"ecolor": INK, "elinewidth": 1}
-        )
-        texts = ["" if np.isnan(value) else f"{value:.3g}" for value in values]
-        axes.bar_label(bars, texts, padding=4, fontsize=8, color=INK)
         finite = [value for value in values if not np.isnan(value)]
-        if min(finite) > 0.5 * max(finite):  # differences are what there is to see
-            low, high = min(finite), max(finite)
-            margin = 0.25 * (high - low) or 0.05 * high
-            axes.set_xlim(low - margin, high + 1.2 * margin)
+        if min(finite) > 0.5 * max(finite):
+            # Differences are what there is to see; bars that do not begin at zero would show ratios.
+            axes.errorbar(values, names, xerr=spread, fmt="none", ecolor=INK, elinewidth=1)
+            axes.scatter(values, names, color=colours, zorder=3)
         else:
-            axes.margins(x=0.2)
+            line = {"ecolor": INK, "elinewidth": 1}
+            axes.barh(names, values, xerr=spread, color=colours, error_kw=line)
+        for name, value in zip(names, values, strict=True):
+            if not np.isnan(value):
+                axes.annotate(
+                    f"{value:.3g}",
+                    (value, name),
+                    xytext=(7, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8,
+                    color=INK,
+                )
+        axes.margins(x=0.25)
         tidy(axes, label)
     panels[0].invert_yaxis()
     return made
