@@ -273,20 +273,17 @@ void pack_lane(const int8_t* __restrict codes, int rows, int zero, int bits, int
 template <int K>
 void pack_lanes(const int8_t* __restrict codes, size_t stride, int rows, int zero, int bits,
                 uint8_t* __restrict to) {
-  const int8_t* __restrict high = codes + K * stride;
+  const auto write =
+      [=](auto byte) {  // a loop for each width, so that compilers make vectors of it
+        for (int row = 0; row < rows; ++row) {
+          for (int j = 0; j < K; ++j) to[row * K + j] = static_cast<uint8_t>(byte(row, j));
+        }
+      };
+  const auto held = [=](int row, int column) { return codes[column * stride + row] ^ zero; };
   if (bits == 8) {
-    for (int row = 0; row < rows; ++row) {
-      for (int j = 0; j < K; ++j)
-        to[row * K + j] = static_cast<uint8_t>(codes[j * stride + row] ^ zero);
-    }
+    write(held);
   } else {
-    for (int row = 0; row < rows; ++row) {
-      for (int j = 0; j < K; ++j) {
-        const int low_code = codes[j * stride + row] ^ zero,
-                  high_code = high[j * stride + row] ^ zero;
-        to[row * K + j] = static_cast<uint8_t>((low_code & 15) | high_code << 4);
-      }
-    }
+    write([=](int row, int j) { return (held(row, j) & 15) | held(row, K + j) << 4; });
   }
 }
 

@@ -274,7 +274,7 @@ void test_mixed(const Choice& choice) {
   }
 }
 
-// Keys and values of one head, appended token by token.
+// Keys and values of one head, appended a few tokens at a time.
 void test_attention(const Choice& choice) {
   for (int round = 0; round < 80; ++round) {
     const int dims[] = {8, 64, 16, 32, 5, 80, 128, 1};
@@ -290,15 +290,17 @@ void test_attention(const Choice& choice) {
     KeyPool key_pool = KeyPool::empty(choice, bits, head_dim, key_data.data());
     ValuePool value_pool = ValuePool::empty(choice, bits, head_dim, capacity, value_data.data());
     int rewinds = round % 3;
-    for (int t = 0; t < tokens; ++t) {
+    for (int t = 0; t < tokens;) {
       if (rewinds > 0 && t > 0 && pick(0, 9) == 0) {  // some tokens are taken back, then come again
         --rewinds;
         t = pick(0, t);
         key_pool.truncate(t);
         value_pool.truncate(t);
       }
-      key_pool.append(keys.data() + size_t(t) * head_dim);
-      value_pool.append(values.data() + size_t(t) * head_dim);
+      const int count = std::min(pick(1, 40), tokens - t);
+      key_pool.append(keys.data() + size_t(t) * head_dim, count);
+      value_pool.append(values.data() + size_t(t) * head_dim, count);
+      t += count;
     }
     CHECK(key_pool.count() == tokens && value_pool.count() == tokens);
     if (tokens == 0) continue;
