@@ -1,5 +1,7 @@
 #include "thread_pool.h"
 
+#include <algorithm>
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
@@ -34,7 +36,7 @@ bool spin_until(Done done) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : shares_(static_cast<size_t>(std::max(threads, 1))) {
   for (int thread = 1; thread < threads; ++thread) {
     workers_.emplace_back([this, thread] { work(thread); });
   }
@@ -56,7 +58,7 @@ void ThreadPool::start(Function function, void* context) {
   running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   // Sequentially consistent, like the worker's increment of sleeping_ followed by its look at
   // step_: one of both sides sees the other, so that no wake-up is lost.
-  step_.fetch_add(1);
+  const uint32_t step = step_.fetch_add(1) + 1;
   if (sleeping_.load() > 0) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -64,6 +66,7 @@ void ThreadPool::start(Function function, void* context) {
     wake_.notify_all();
   }
   function(context, 0);
+  for (int thread = 1; thread < size(); ++thread) run_share(thread, step);
   const auto done = [this] { return running_.load(std::memory_order_acquire) == 0; };
   while (!spin_until(done)) std::this_thread::yield();
 }
@@ -79,10 +82,19 @@ void ThreadPool::work(int thread) {
       sleeping_.fetch_sub(1);
     }
     if (stop_.load()) return;
-    ++seen;
-    function_(context_, thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    seen = step_.load();  // others may have gone by: the caller took this thread's share of them
+    run_share(thread, seen);
   }
+}
+
+void ThreadPool::run_share(int thread, uint32_t step) {
+  std::atomic<uint32_t>& taken = shares_[static_cast<size_t>(thread)].taken;
+  uint32_t before = step - 1;
+  // Who takes a share keeps the step from ending: what `function_` is cannot change meanwhile.
+  if (taken.load(std::memory_order_relaxed) != before) return;
+  if (!taken.compare_exchange_strong(before, step)) return;
+  function_(context_, thread);
+  running_.fetch_sub(1, std::memory_order_release);
 }
 
 }  // namespace squat

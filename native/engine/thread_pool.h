@@ -3,8 +3,10 @@
 // The steps of a small model take microseconds, so that waking a sleeping thread would cost more
 // than it brings: a worker spins for a moment after each step and sleeps only when none follows.
 // Work is split statically, one contiguous share a thread, so that the same thread touches the same
-// weights every time. A pool belongs to one engine and is used by one thread at a time; different
-// pools are independent.
+// weights every time. Only when a worker has not begun by the time the caller is done, because its
+// core is busy with something else, does the caller take the worker's share as well: on a crowded
+// machine a step costs its work, not the scheduler's time slice. A pool belongs to one engine and
+// is used by one thread at a time; different pools are independent.
 #pragma once
 
 #include <atomic>
@@ -27,8 +29,8 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(thread) for thread = 0 .. size()-1, each on a thread of its own (0 is the caller),
-  // and returns when all have returned. The body must not throw, and must not use the pool.
+  // Calls body(thread) once for thread = 0 .. size()-1, on that thread or on the caller's (which is
+  // 0), and returns when all have returned. The body must not throw, and must not use the pool.
   template <class Body>
   void run(Body&& body) {
     if (workers_.empty()) {
@@ -59,9 +61,17 @@ class ThreadPool {
  private:
   using Function = void (*)(void* context, int thread);
 
+  // The last step in which somebody took a thread's share, on a cache line of its own.
+  struct alignas(64) Share {
+    std::atomic<uint32_t> taken{0};
+  };
+
   void start(Function function, void* context);
   void work(int thread);
+  // Runs a thread's share of a step, the latest one, unless somebody has taken it.
+  void run_share(int thread, uint32_t step);
 
+  std::vector<Share> shares_;
   std::vector<std::thread> workers_;
   Function function_ = nullptr;
   void* context_ = nullptr;

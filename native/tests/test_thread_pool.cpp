@@ -1,5 +1,5 @@
-// The thread pool: every share runs exactly once, on its own thread, after sleeping as well, and
-// pools do not disturb each other.
+// The thread pool: every share runs exactly once, after sleeping as well and with more threads than
+// any machine has cores, and pools do not disturb each other.
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -56,7 +56,7 @@ void test_several_pools() {
 }  // namespace
 
 int main() {
-  for (int threads : {1, 2, 3, 5}) {
+  for (int threads : {1, 2, 3, 5, 40}) {
     test_shares(threads);
     test_many_steps(threads);
   }
