@@ -283,7 +283,7 @@ void pack_lanes(const int8_t* __restrict codes, size_t stride, int rows, int zer
   if (bits == 8) {
     write(held);
   } else {
-    write([=](int row, int j) { return (held(row, j) & 15) | held(row, K + j) << 4; });
+    write([=](int row, int j) { return (held(row, j) & 15) | held(row, K + j) * 16; });
   }
 }
 
