@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from squat.bench import SHAPES, spread
 from squat.report.figures import comparison_figure
 
-PROMPT = 128
+PROMPT = GENERATE = 128
 PHASES = ("prefill", "decode")
 Results = dict[tuple[str, str, int], list[dict[str, Any]]]
 """Rows of the rounds by peer, shape and threads."""
@@ -155,13 +155,19 @@ def limits_of(groups: Results, shape: str, threads: int) -> dict[str, float]:
 def limit_share(
     groups: Results, name: str, threads: int, phase: str, speed: float, bits: int, head_bits: int
 ) -> str:
-    """Prefill: of the int8 dot products; decoding: of reading the weights from L3, or from memory."""
+    """Prefill: of the int8 dot products; decoding: of reading as many bytes as a token needs, over and over.
+
+    A token needs all weights and, on average, the cache of the prompt and half of the new tokens; what is
+    credited are the weights alone.
+    """
     limits, shape = limits_of(groups, name, threads), SHAPES[name]
     if phase == "prefill":
         reached = shape.prefill_macs(PROMPT) / (PROMPT / speed) * 1e-9
         return f"{100 * reached / limits['dot']:.0f} % of {limits['dot']:.0f} GMAC/s"
     weights = (shape.layer_weights * bits + shape.head_weights * head_bits) / 8
-    level = "24 MiB" if weights <= 32e6 else "1 GiB"
+    cache = 2 * shape.layers * shape.hidden * (PROMPT + GENERATE / 2)
+    sizes = {int(level.split()[0]) * 2**20: level for level in limits if level.endswith("MiB")}
+    level = sizes[min((size for size in sizes if size >= weights + cache), default=max(sizes))]
     reached = weights * speed * 1e-9
     return f"{100 * reached / limits[level]:.0f} % of {limits[level]:.0f} GB/s ({level})"
 
@@ -204,7 +210,7 @@ def roofline_figure(groups: Results) -> Figure:
     for axes, threads in zip(panels, threads_of(groups, name), strict=True):
         limits = limits_of(groups, name, threads)
         intensities = [2**e for e in range(9)]
-        for level, color in (("24 MiB", "#22303c"), ("1 GiB", "#9fb3c8")):
+        for level, color in (("24 MiB", "#22303c"), ("1024 MiB", "#9fb3c8")):
             roof = [min(limits["dot"], x * limits[level]) for x in intensities]
             axes.plot(intensities, roof, color=color, label=f"reading {level}")
         for shape_name in shapes(groups):
