@@ -80,8 +80,8 @@ def test_every_recipe_of_the_project_is_valid(file, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path))
     for folder in ("babylm/train", "babylm/dev", "blimp", "blimp_supplement_sample"):
         (tmp_path / folder).mkdir(parents=True)
-    for split in ("train", "dev"):
-        (tmp_path / f"babylm/{split}/children_stories.{split}").touch()
+    for text in ("train/children_stories.train", "dev/children_stories.dev", "dev/simple_wiki.dev"):
+        (tmp_path / "babylm" / text).touch()
     monkeypatch.chdir(tmp_path)  # where a recipe that starts from another one's model finds it
     for name in ("babylm-gpt2", "llama-58m", "gpt2-97m"):
         (tmp_path / f"runs/{name}/pretrain/model").mkdir(parents=True)

@@ -1,5 +1,6 @@
 // Softmax to codes: every instruction set that this CPU runs gives the same bits, rounds ties to
-// even, and writes nothing but zeros behind a row's end. Rotation: the textbook formula, bit by bit.
+// even, and writes nothing but zeros behind a row's end. Rotation: the textbook formula, bit by
+// bit.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
