@@ -320,6 +320,9 @@ class Reference:
                 importance = np.mean([row[0] for row in rows], dtype=np.float32)
                 if m.importance == "relative_first_token":
                     importance *= np.float32(position + 1)
+                if m.importance == "value_peak":
+                    squares = np.concatenate(values[position]).astype(np.float64) ** 2
+                    importance = np.float32(squares.max()) / np.float32(squares.mean())
                 wide_now.append(bool(importance >= np.float32(m.thresholds[layer])))
         else:
             wide_now = [True] * len(inputs)

@@ -61,6 +61,8 @@ CASES = {
     ),
     "one key head": ("llama", {"kv_heads": 1}),
     "first_token": ("llama", {"importance": "first_token"}),
+    "value_peak": ("llama", {"importance": "value_peak"}),
+    "gpt2 value_peak": ("gpt2", {"importance": "value_peak"}),
     "linear rope": (
         "llama",
         {"rope": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0}},
@@ -93,6 +95,8 @@ def test_logits_equal_the_reference(tmp_path: Path, name: str) -> None:
         model = random_model(seed, architecture, layers=2, **options)
         if model.importance == "first_token":
             model.thresholds = [0.05, 0.03]
+        if model.importance == "value_peak":
+            model.thresholds = [5.0, 6.0]
         write_gguf(tmp_path / "m.gguf", model)
         engine = Engine(tmp_path / "m.gguf", threads=2)
         logits = engine.logits(ids)

@@ -71,6 +71,7 @@ def test_results_do_not_depend_on_the_batch():
 CONFIGS = {
     "4:8": SquatConfig(),
     "4:8 published importance": SquatConfig(importance="first_token", ratio=0.25),
+    "4:8 by the value": SquatConfig(importance="value_peak"),
     "w4a4": SquatConfig(activation_bits=4),
     "w4a8": SquatConfig(activation_bits=8, embedding_bits=4),
     "w8a8": SquatConfig(weight_bits=8, activation_bits=8),

@@ -180,17 +180,33 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
       scores, visible, 1.0f / step(m.sites.probs_step, layer), probs_row(chunk, token, query_head));
 }
 
+float Session::importance(int token, int position) const {
+  const Model& m = model_;
+  if (m.importance == Importance::kValuePeak) {
+    const size_t values_at = static_cast<size_t>(m.n_embd_q() + m.n_embd_kv());
+    const float* value =
+        qkv_ + static_cast<size_t>(token) * static_cast<size_t>(m.n_embd_qkv()) + values_at;
+    float peak = 0;
+    double squares = 0;
+    for (int i = 0; i < m.n_embd_kv(); i++) {
+      peak = std::max(peak, std::abs(value[i]));
+      squares += static_cast<double>(value[i]) * value[i];
+    }
+    return peak * peak / (static_cast<float>(squares / m.n_embd_kv()) + 1e-30f);
+  }
+  float sum = 0;
+  for (int h = 0; h < m.n_head; h++) sum += first_probs_[token * m.n_head + h];
+  const float mean = sum / static_cast<float>(m.n_head);
+  return m.importance == Importance::kFirstToken ? mean : mean * static_cast<float>(position + 1);
+}
+
 void Session::decide_widths(const Chunk& chunk, int layer) {
   if (orders_.empty()) return;
   TokenOrder& order = orders_[static_cast<size_t>(layer)];
   const float threshold = model_.thresholds[static_cast<size_t>(layer)];
   for (int i = 0; i < chunk.count; i++) {
     const int position = chunk.position + i;
-    float sum = 0;
-    for (int h = 0; h < model_.n_head; h++) sum += first_probs_[i * model_.n_head + h];
-    float importance = sum / static_cast<float>(model_.n_head);
-    if (model_.relative_importance) importance *= static_cast<float>(position + 1);
-    const bool wide = importance >= threshold;
+    const bool wide = importance(i, position) >= threshold;
     chunk.current[i] = wide ? 8 : 4;
     const int narrow = position - order.wide;
     order.positions[wide ? order.wide : context_ - 1 - narrow] = position;

@@ -244,10 +244,15 @@ class Loader {
 
     if (!adaptive_) return;
     const std::string_view importance = file_.string("squat.importance");
-    model_.relative_importance = importance == "relative_first_token";
-    if (!model_.relative_importance && importance != "first_token") {
+    if (importance == "first_token") {
+      model_.importance = Importance::kFirstToken;
+    } else if (importance == "relative_first_token") {
+      model_.importance = Importance::kRelativeFirstToken;
+    } else if (importance == "value_peak") {
+      model_.importance = Importance::kValuePeak;
+    } else {
       fail("key 'squat.importance' is '" + std::string(importance.substr(0, 64)) +
-           "', expected 'first_token' or 'relative_first_token'");
+           "', expected 'first_token', 'relative_first_token' or 'value_peak'");
     }
     model_.thresholds = file_.f32_array("squat.threshold");
     if (model_.thresholds.size() != static_cast<size_t>(model_.n_layer)) {

@@ -59,6 +59,9 @@ struct Positions {
   const uint8_t* floats = nullptr;
 };
 
+// What decides a token's width (docs/format.md, "Sites and token widths").
+enum class Importance : uint8_t { kFirstToken, kRelativeFirstToken, kValuePeak };
+
 struct Model {
   Architecture architecture;
   int n_vocab, n_layer, n_embd, n_ff, n_context;
@@ -67,7 +70,7 @@ struct Model {
   std::vector<float> rope_frequencies;  // radians per position, by pair; empty: no rotation
   float rope_scale = 1;                 // factor of rotated vectors (YaRN)
 
-  bool relative_importance = false;
+  Importance importance = Importance::kFirstToken;
   std::vector<float> thresholds;  // by layer; empty: no site is 4:8
   Sites sites;
   int hadamard_block = 1;  // of the down projection's input, by which it is transformed; 1: not

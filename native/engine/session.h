@@ -126,6 +126,7 @@ class Session {
   void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
                      const HeadPools& pools, Scratch& scratch);
+  float importance(int token, int position) const;
   void decide_widths(const Chunk& chunk, int layer);
   void weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void head(int first, int count, float* logits);

@@ -34,6 +34,8 @@ TOKEN_SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid")
 """The sites whose width may depend on the token."""
 PREVIOUS_SITES = ("attn_in", "q", "k")
 """Of these, the ones that follow the previous layer's importance."""
+IMPORTANCE = ("first_token", "relative_first_token", "value_peak")
+"""What decides a token's width in the engine."""
 SITES = (*TOKEN_SITES, "probs", "head_in")
 
 
@@ -246,8 +248,11 @@ def _check(model: GgufModel) -> None:
     for name, site in model.sites.items():
         _check_site(name, site, 1 if name == "head_in" else model.layers)
     if any(site.bits == "4:8" for site in model.sites.values()):
-        if model.importance not in ("first_token", "relative_first_token"):
-            raise CheckpointError(f"importance: {model.importance!r} is unknown to the engine")
+        if model.importance not in IMPORTANCE:
+            raise CheckpointError(
+                f"importance: {model.importance!r} is unknown to the engine; it knows "
+                + ", ".join(IMPORTANCE)
+            )
         count = None if model.thresholds is None else len(model.thresholds)
         if count != model.layers or any(math.isnan(t) for t in model.thresholds or ()):
             raise CheckpointError(
