@@ -1,6 +1,7 @@
 """The losses against their formulas, and the trainer: accumulation, resuming, logs, bad input."""
 
 import json
+from statistics import mean
 
 import pytest
 import torch
@@ -89,14 +90,15 @@ def weights(model):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_training_moves_towards_the_teacher_and_logs_every_term(tmp_path, bf16):
-    # gamma 1: on random tokens, cross-entropy would pull away from a random teacher
-    run = trainer(tmp_path, steps=30, loss=LossConfig(gamma=1), bf16=bf16)
+    # Cross-entropy on random tokens and a full entropy loss would pull away from a random teacher.
+    run = trainer(tmp_path, steps=30, loss=LossConfig(gamma=1, entropy=0.05), bf16=bf16)
     before = weights(run.model)
     run.train()
     logs = [entry for entry in run.state.log_history if "loss" in entry]
     for term in ("ce", "kl", "entropy", "distribution", "wide_share"):
         assert all(term in entry for entry in logs)
-    assert logs[-1]["kl"] < logs[0]["kl"]
+    # Batches differ by more than a few steps bring: the mean of the last five logs.
+    assert mean(entry["kl"] for entry in logs[-5:]) < logs[0]["kl"]
     assert 0.3 < logs[-1]["wide_share"] < 0.7
     after = weights(run.model)
     # Everything learns: weights, every step size, and the thresholds follow.

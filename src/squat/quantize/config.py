@@ -96,7 +96,7 @@ class SquatConfig(QuantizationConfigMixin):
     init: str = "mse"
     ratio: float = 0.5
     policy: str = "threshold"
-    importance: str = "relative_first_token"
+    importance: str = "value_peak"
     quant_method: str = "squat"  # type: ignore[assignment]  # an enum of transformers' own methods
 
     def __post_init__(self) -> None:
