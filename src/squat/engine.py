@@ -91,7 +91,7 @@ class Engine:
         return [count / max(tokens, 1) for count in wide]
 
     def start_profile(self) -> None:
-        """Count, from now on, what every step of the graph costs; less than a microsecond a step."""
+        """Count, from now on, what every step of the graph costs; two looks at the clock a step."""
         self._native.set_profiling(True)
 
     def profile(self) -> list[dict[str, Any]]:
