@@ -43,6 +43,7 @@ def test_a_good_recipe_reads_with_the_papers_defaults(tmp_path):
         ("model: {folder}", "model: /no/such", 2, "model: /no/such is neither a folder nor"),
         ("model: {folder}", "model: ${NO_SUCH_VARIABLE}", 2, "NO_SUCH_VARIABLE is not set"),
         ("weight_bits: 4", "weight_bits: 11", 7, "quantize.weight_bits: 11 bits are not possible"),
+        ("weight_bits: 4", "weight_bits: 4\n  weight_bits: 8", 8, "weight_bits: given twice"),
         ("weight_bits: 4", "weight_bit: 4", 7, "quantize.weight_bit: no such field; known are"),
         ("steps: 3", "steps: -1", 10, r"training.steps: .*greater than 0 \(it is -1\)"),
         ("steps: 3", "steps: 3\n  epochs: 2", 9, "training: give either steps or epochs"),

@@ -285,7 +285,23 @@ def _parse(file: str | Path) -> tuple[yaml.Node | None, dict[str, Any]]:
         raise ConfigError(f"{file}: not a YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a recipe is a mapping with keys like model, data, training")
+    _refuse_repeated_keys(file, root)
     return root, content
+
+
+def _refuse_repeated_keys(file: str | Path, node: yaml.Node | None) -> None:
+    """YAML's reader takes the last of two equal keys in silence."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_repeated_keys(file, child)
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen and key.value != "<<":
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{file}:{line}: {key.value}: given twice; remove one")
+            seen.add(key.value)
+            _refuse_repeated_keys(file, value)
 
 
 Places = tuple[tuple[str, ...], ...]
