@@ -167,14 +167,8 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   } else if (pools.key8.count() == 0) {
     ops_.scale_scores(narrow, step4, scaling, visible, scores);
   } else {
-    const int32_t* front = orders_[static_cast<size_t>(layer - 1)].positions;
-    const int32_t* back = front + context_ - 1;
-    for (int j = 0; j < pools.key8.count(); j++) {
-      scores[front[j]] = static_cast<float>(wide[j]) * step8 * scaling;
-    }
-    for (int j = 0; j < pools.key4.count(); j++) {
-      scores[back[-j]] = static_cast<float>(narrow[j]) * step4 * scaling;
-    }
+    ops_.merge_scores(widths_[static_cast<size_t>(layer - 1)].bits, wide, step8, narrow, step4,
+                      scaling, visible, scores);
   }
   first_probs_[token * m.n_head + query_head] = ops_.softmax_codes(
       scores, visible, 1.0f / step(m.sites.probs_step, layer), probs_row(chunk, token, query_head));
@@ -201,18 +195,16 @@ float Session::importance(int token, int position) const {
 }
 
 void Session::decide_widths(const Chunk& chunk, int layer) {
-  if (orders_.empty()) return;
-  TokenOrder& order = orders_[static_cast<size_t>(layer)];
+  if (widths_.empty()) return;
   const float threshold = model_.thresholds[static_cast<size_t>(layer)];
+  int wide = 0;
   for (int i = 0; i < chunk.count; i++) {
-    const int position = chunk.position + i;
-    const bool wide = importance(i, position) >= threshold;
-    chunk.current[i] = wide ? 8 : 4;
-    const int narrow = position - order.wide;
-    order.positions[wide ? order.wide : context_ - 1 - narrow] = position;
-    order.wide += wide;
-    wide_counts_[static_cast<size_t>(layer)] += wide;
+    const bool important = importance(i, chunk.position + i) >= threshold;
+    chunk.current[i] = important ? 8 : 4;
+    wide += important;
   }
+  widths_[static_cast<size_t>(layer)].wide += wide;
+  wide_counts_[static_cast<size_t>(layer)] += static_cast<uint64_t>(wide);
 }
 
 // Appends a head's values, and multiplies them with its probabilities.
@@ -238,6 +230,14 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     const int rows = (end - from) * group;
     const uint8_t* probs = probs_row(chunk, from, head * group);
     const bool both = pools.value8.count() > 0 && pools.value4.count() > 0;
+    if (both) {
+      const uint8_t* widths = widths_[static_cast<size_t>(layer)].bits;
+      for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
+        const size_t offset = row * stride;
+        ops_.split_codes(widths, probs + offset, chunk.position + end, scratch.probs[0] + offset,
+                         scratch.probs[1] + offset);
+      }
+    }
     for (const int bits : {8, 4}) {
       const kernels::ValuePool& pool = bits == 8 ? pools.value8 : pools.value4;
       if (pool.count() == 0) continue;
@@ -246,18 +246,7 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       input.stride = stride;
       input.rows = rows;
       input.inner = pool.count();
-      if (both) {
-        uint8_t* own = scratch.probs[bits == 4];
-        const int32_t* positions = orders_[static_cast<size_t>(layer)].positions;
-        for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
-          for (int j = 0; j < pool.count(); j++) {
-            const int position = bits == 8 ? positions[j] : positions[context_ - 1 - j];
-            own[row * stride + static_cast<size_t>(j)] =
-                probs[row * stride + static_cast<size_t>(position)];
-          }
-        }
-        input.codes = own;
-      }
+      if (both) input.codes = scratch.probs[bits == 4];
       kernels::weighted_values(kernels::prepare(choice_, bits, input, scratch.prepared), pool,
                                scratch.sums[bits == 4], head_dim);
     }

@@ -36,6 +36,14 @@ struct FloatOps {
   void (*rotate)(const float* cosine, const float* sine, int n, float* x);
   // out = float(x) * step * scaling; both rows are padded.
   void (*scale_scores)(const int32_t* x, float step, float scaling, int n, float* out);
+  // The same for sums that stand in two rows: out[i] is the next of `wide` where widths[i] is 8,
+  // the next of `narrow` elsewhere, with the step of its width. All rows are padded.
+  void (*merge_scores)(const uint8_t* widths, const int32_t* wide, float step8,
+                       const int32_t* narrow, float step4, float scaling, int n, float* out);
+  // The other way: codes whose width is 8 one after the other in `wide`, the others in `narrow`.
+  // All rows are padded.
+  void (*split_codes)(const uint8_t* widths, const uint8_t* codes, int n, uint8_t* wide,
+                      uint8_t* narrow);
   // out = step_p * (step8 * wide + step4 * narrow), rounded once; a null sum counts as zero.
   void (*combine_values)(const int32_t* wide, float step8, const int32_t* narrow, float step4,
                          float step_p, int n, float* out);

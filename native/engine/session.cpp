@@ -33,7 +33,7 @@ Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& 
       chunk_(chunk_size(model, context)),
       score_rows_(std::clamp((1 << 19) / model.n_vocab, 1, 32)),
       wide_counts_(static_cast<size_t>(model.n_layer)),
-      orders_(model.thresholds.size()),
+      widths_(model.thresholds.size()),
       pools_(static_cast<size_t>(model.n_layer) * static_cast<size_t>(model.n_head_kv)),
       scratch_(static_cast<size_t>(threads.size())) {
   memory_ = Memory(lay_out(Arena()));
@@ -62,7 +62,6 @@ size_t Session::lay_out(Arena arena) {
   probs_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head) * keys);
   first_probs_ = arena.take<float>(chunk * static_cast<size_t>(m.n_head));
   all_narrow_ = arena.take<uint8_t>(chunk);
-  for (uint8_t*& widths : token_widths_) widths = arena.take<uint8_t>(chunk);
   prepared_ = arena.take<uint8_t>(kernels::prepared_bytes(choice_, chunk_, widest));
   score_logits_ =
       arena.take<float>(static_cast<size_t>(score_rows_) * static_cast<size_t>(m.n_vocab));
@@ -80,7 +79,7 @@ size_t Session::lay_out(Arena arena) {
         kernels::prepared_bytes(choice_, query_rows, std::max(m.head_dim, context_)));
   }
 
-  for (TokenOrder& order : orders_) order = {arena.take<int32_t>(context), 0};
+  for (TokenWidths& widths : widths_) widths = {arena.take<uint8_t>(keys), 0};
   const auto key_pool = [&](int bits, bool used) {
     const size_t bytes = kernels::KeyPool::bytes(choice_, bits, m.head_dim, context_);
     uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
@@ -170,14 +169,13 @@ void Session::rewind(size_t length) {
                                           std::to_string(length_) + " tokens in the session");
   }
   length_ = static_cast<int>(length);
-  for (TokenOrder& order : orders_) {
-    const int32_t* begin = order.positions;
-    order.wide = static_cast<int>(std::lower_bound(begin, begin + order.wide, length_) - begin);
+  for (TokenWidths& widths : widths_) {
+    widths.wide = static_cast<int>(std::count(widths.bits, widths.bits + length_, 8));
   }
   // How many of the tokens that are left have 8 bits, by the decision of a layer.
   const auto wide = [&](const Site& site, int layer) {
     if (!site.by_token()) return site.bits == Site::Bits::k8 ? length_ : 0;
-    return layer < 0 ? length_ : orders_[static_cast<size_t>(layer)].wide;
+    return layer < 0 ? length_ : widths_[static_cast<size_t>(layer)].wide;
   };
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / model_.n_head_kv;
@@ -284,7 +282,7 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
   embed(tokens, chunk);
   for (int l = 0; l < m.n_layer; l++) {
     const Layer& layer = m.layers[static_cast<size_t>(l)];
-    chunk.current = token_widths_[l % 2];
+    chunk.current = widths_.empty() ? nullptr : widths_[static_cast<size_t>(l)].bits + length_;
     const Input attn_in = quantize_rows(Step::kAttnIn, m.sites.attn_in, l, chunk.previous, 0, count,
                                         m.n_embd, normalized(layer.attn_norm));
     multiply(Step::kQkv, attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,

@@ -5,9 +5,9 @@
 // chunks and token by token give the same logits, bit for bit.
 //
 // A token has 8 or 4 bits (docs/format.md, "Sites and token widths"). Each layer's attention keeps
-// two pools of keys and two of values for each head, one for each width; `TokenOrder` remembers
-// which position of the text a row of a pool belongs to. The keys of layer l have the widths that
-// layer l-1 decided, the values those of layer l itself.
+// two pools of keys and two of values for each head, one for each width, in the order of the text;
+// `TokenWidths` remembers which pool a token is in. The keys of layer l have the widths that layer
+// l-1 decided, the values those of layer l itself.
 //
 // All memory is taken when the session is made: evaluating allocates nothing.
 #pragma once
@@ -55,10 +55,9 @@ class Session {
   const Profile& profile() const { return profile_; }
 
  private:
-  // The positions of a layer's wide tokens, ascending from the front, and of its narrow ones, from
-  // the back.
-  struct TokenOrder {
-    int32_t* positions;
+  // The widths that a layer decided on, and how many of them are 8.
+  struct TokenWidths {
+    uint8_t* bits;  // [context]
     int wide;
   };
 
@@ -93,7 +92,7 @@ class Session {
     int count;
     int wanted;
     const uint8_t* previous;  // the tokens' widths by the previous layer; null: 8 bits
-    uint8_t* current;         // the tokens' widths by this layer
+    uint8_t* current;         // the tokens' widths by this layer; null if no site is 4:8
 
     int keys() const { return position + count; }
   };
@@ -137,9 +136,12 @@ class Session {
   // Products smaller than this many multiply-adds are not worth waking another thread.
   static constexpr int64_t kParallelWork = 1 << 16;
 
-  // The first token whose attention anybody asks for: with token-adaptive sites every token's
-  // counts.
-  int first_query(const Chunk& chunk) const { return orders_.empty() ? chunk.wanted : 0; }
+  // Whether widths depend on attention, so that every token's counts, whoever asks for its logits.
+  bool attention_decides() const {
+    return !widths_.empty() && model_.importance != Importance::kValuePeak;
+  }
+  // The first token whose attention anybody asks for.
+  int first_query(const Chunk& chunk) const { return attention_decides() ? 0 : chunk.wanted; }
 
   // Rows of keys are padded to whole vectors and cache lines.
   static int keys_padded(int keys) { return (keys + 63) / 64 * 64; }
@@ -189,9 +191,9 @@ class Session {
   uint64_t token_count_ = 0;
   Profile profile_;
 
-  std::vector<TokenOrder> orders_;  // by layer; empty if no site is 4:8
-  std::vector<HeadPools> pools_;    // [layer][key head]
-  std::vector<Scratch> scratch_;    // by thread
+  std::vector<TokenWidths> widths_;  // by layer; empty if no site is 4:8
+  std::vector<HeadPools> pools_;     // [layer][key head]
+  std::vector<Scratch> scratch_;     // by thread
 
   // Of the chunk in flight; row i belongs to its token i.
   float* residual_;
@@ -204,10 +206,9 @@ class Session {
   float* mlp_;        // [token][gate, up]; gpt2: [token][up]
   float* cosine_;     // [token][rotated elements of a head]; see FloatOps::rotate
   float* sine_;
-  uint8_t* probs_;            // [key head][token][q head of the group][keys]
-  float* first_probs_;        // [token][q head]: attention to the first token
-  uint8_t* all_narrow_;       // [token]: 4
-  uint8_t* token_widths_[2];  // [token]: of even and odd layers
+  uint8_t* probs_;       // [key head][token][q head of the group][keys]
+  float* first_probs_;   // [token][q head]: attention to the first token
+  uint8_t* all_narrow_;  // [token]: 4
   uint8_t* prepared_;
   float* score_logits_;  // [score_rows_][n_vocab]
   double* score_terms_;  // [score_rows_]

@@ -1,6 +1,7 @@
 // Softmax to codes: every instruction set that this CPU runs gives the same bits, rounds ties to
 // even, and writes nothing but zeros behind a row's end. Rotation: the textbook formula, bit by
-// bit.
+// bit. Rows of two widths: taken apart and put together again, for every share of wide tokens.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -92,6 +93,36 @@ void test_rotation(const FloatOps& ops) {
   }
 }
 
+void test_widths(const FloatOps& ops) {
+  std::mt19937 random(3);
+  for (int n = 1; n <= 100; ++n) {
+    const size_t size = padded(n);
+    std::bernoulli_distribution is_wide(n % 5 / 4.0);
+    std::vector<uint8_t> widths(size), codes(size), wide(size), narrow(size);
+    std::vector<uint8_t> expected_wide, expected_narrow;
+    for (size_t i = 0; i < size; ++i) {
+      widths[i] = is_wide(random) ? 8 : 4;
+      codes[i] = static_cast<uint8_t>(random());
+      if (i < static_cast<size_t>(n)) {
+        (widths[i] == 8 ? expected_wide : expected_narrow).push_back(codes[i]);
+      }
+    }
+    ops.split_codes(widths.data(), codes.data(), n, wide.data(), narrow.data());
+    CHECK(std::equal(expected_wide.begin(), expected_wide.end(), wide.begin()));
+    CHECK(std::equal(expected_narrow.begin(), expected_narrow.end(), narrow.begin()));
+
+    const std::vector<int32_t> wide_sums(wide.begin(), wide.end());
+    const std::vector<int32_t> narrow_sums(narrow.begin(), narrow.end());
+    std::vector<float> scores(size);
+    ops.merge_scores(widths.data(), wide_sums.data(), 0.3f, narrow_sums.data(), 0.7f, 0.11f, n,
+                     scores.data());
+    for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+      const float step = widths[i] == 8 ? 0.3f : 0.7f;
+      CHECK(scores[i] == static_cast<float>(codes[i]) * step * 0.11f);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -100,6 +131,7 @@ int main() {
     test_equal_scores(*ops);
     test_ends(*ops);
     test_rotation(*ops);
+    test_widths(*ops);
   }
   test_same_bits(all);
   return squat::test::report("test_float_ops");

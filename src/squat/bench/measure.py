@@ -30,10 +30,10 @@ from squat.errors import CheckpointError, ConfigError
 
 ROUNDS = 9
 """Rounds of a measurement, unless told otherwise."""
-_IMPORTANCE = (1e-9, 1e4)
-"""Bounds of what thresholds are searched for; attention to the first token, relative to uniform attention."""
+_IMPORTANCE = (1.0, 1e5)
+"""Bounds of what thresholds are searched for: the square of a value's peak over its mean square."""
 _BISECTIONS = 16
-"""Halvings of the bounds' logarithms: to 0.05 %."""
+"""Halvings of the bounds' logarithms: to 0.02 %."""
 
 
 @dataclass(frozen=True)

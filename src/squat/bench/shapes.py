@@ -130,7 +130,7 @@ def random_model(
         sites={site: _site(site, activation_bits, shape.layers) for site in SITES},
         tokenizer_json=_tokenizer(shape.vocab),
         thresholds=thresholds,
-        importance="relative_first_token" if thresholds is not None else None,
+        importance="value_peak" if thresholds is not None else None,
         rope={"rope_type": "default", "rope_theta": 10000.0},
     )
     for matrix, (rows, inner) in model.expected_shapes().items():
