@@ -46,30 +46,33 @@ void Session::attend(const Chunk& chunk, int layer) {
   const int keys_at = m.n_embd_q(), values_at = keys_at + m.n_embd_kv();
   {
     const Profile::Timer timer(profile_, Step::kScores, macs, bytes);
-    prefetch_head(chunk, layer, 0, &HeadPools::prefetch_keys);
     quantize_vectors(chunk, layer, m.sites.k, chunk.previous, keys_at, 1, 0, true, key_codes_);
     quantize_vectors(chunk, layer, m.sites.q, chunk.previous, 0, m.group(), first_query(chunk),
                      true, query_codes_);
-    for_heads(chunk, [&](int h, Scratch& scratch) {
-      prefetch_head(chunk, layer, h + 1, &HeadPools::prefetch_keys);
-      score_head(chunk, layer, h, scratch);
-    });
+    for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
     decide_widths(chunk, layer);
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
-  prefetch_head(chunk, layer, 0, &HeadPools::prefetch_values);
   quantize_vectors(chunk, layer, m.sites.v, chunk.current, values_at, 1, 0, false, value_codes_);
-  for_heads(chunk, [&](int h, Scratch& scratch) {
-    prefetch_head(chunk, layer, h + 1, &HeadPools::prefetch_values);
-    weigh_head(chunk, layer, h, scratch);
-  });
+  for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
 }
 
-void Session::prefetch_head(const Chunk& chunk, int layer, int head,
-                            void (HeadPools::*prefetch)() const) const {
-  // With many queries a head computes longer than it waits.
-  if (chunk.count > 1 || head >= model_.n_head_kv) return;
-  (pools_[static_cast<size_t>(layer * model_.n_head_kv + head)].*prefetch)();
+bool Session::reads_ahead(const Chunk& chunk, int layer) const {
+  if (chunk.count > 1) return false;
+  size_t bytes = 0;
+  for (int h = 0; h < model_.n_head_kv; h++) {
+    bytes += pools_[static_cast<size_t>(layer * model_.n_head_kv + h)].used_bytes();
+  }
+  return bytes <= kReadAhead * static_cast<size_t>(threads_.size());
+}
+
+void Session::read_ahead(int layer, int part, int parts) const {
+  // Parts and heads on lines of one length: most of what a thread asks for is what it will read.
+  const int heads = model_.n_head_kv, begin = part * heads, end = begin + heads;
+  for (int h = begin / parts; h * parts < end; h++) {
+    const HeadPools& pools = pools_[static_cast<size_t>(layer * heads + h)];
+    pools.prefetch(std::max(begin - h * parts, 0), std::min(end - h * parts, parts), parts);
+  }
 }
 
 void Session::quantize_vectors(const Chunk& chunk, int layer, const Site& site,

@@ -44,7 +44,6 @@ Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& 
 size_t Session::lay_out(Arena arena) {
   const Model& m = model_;
   const size_t chunk = static_cast<size_t>(chunk_);
-  const size_t context = static_cast<size_t>(context_);
   const size_t keys = static_cast<size_t>(keys_padded(context_));
   const size_t head_dim = static_cast<size_t>(m.head_dim);
   const int widest = std::max({m.n_embd, m.n_ff, m.n_embd_q()});
@@ -226,7 +225,8 @@ Session::Input Session::quantize_rows(Step step_of_graph, const Site& site, int 
 }
 
 void Session::multiply(Step step_of_graph, const Input& input, const Weights* weights,
-                       size_t matrices, float* out, size_t stride, Add add) {
+                       size_t matrices, float* out, size_t stride, Add add,
+                       const kernels::Aside* aside) {
   int64_t weight_count = 0, weight_bits = 0;
   for (size_t i = 0; i < matrices; i++) {
     const int64_t size = int64_t{weights[i].matrix.rows} * weights[i].matrix.inner;
@@ -261,7 +261,7 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
     if (count == 0) continue;
     ThreadPool* threads = columns * input.rows * input.inner < kParallelWork ? nullptr : &threads_;
     kernels::matmul(kernels::prepare(choice_, bits, rows, prepared_, threads), products, count,
-                    threads);
+                    threads, aside);
   }
 }
 
@@ -285,8 +285,11 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     chunk.current = widths_.empty() ? nullptr : widths_[static_cast<size_t>(l)].bits + length_;
     const Input attn_in = quantize_rows(Step::kAttnIn, m.sites.attn_in, l, chunk.previous, 0, count,
                                         m.n_embd, normalized(layer.attn_norm));
+    const auto ask = [&](int part, int parts) { read_ahead(l, part, parts); };
+    const kernels::Aside aside = kernels::Aside::of(ask);
     multiply(Step::kQkv, attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,
-             static_cast<size_t>(m.n_embd_qkv()));
+             static_cast<size_t>(m.n_embd_qkv()), Add::kNo,
+             reads_ahead(chunk, l) ? &aside : nullptr);
     // After the last attention, only the tokens whose logits are wanted go on.
     const int from = l + 1 < m.n_layer ? 0 : wanted;
     chunk.wanted = from;

@@ -65,13 +65,23 @@ class Session {
     kernels::KeyPool key8, key4;
     kernels::ValuePool value8, value4;
 
-    void prefetch_keys() const {
-      if (key8.count() > 0) key8.prefetch();
-      if (key4.count() > 0) key4.prefetch();
+    size_t used_bytes() const {
+      size_t sum = 0;
+      for (const kernels::KeyPool* keys : {&key8, &key4}) {
+        if (keys->count() > 0) sum += keys->used_bytes();
+      }
+      for (const kernels::ValuePool* values : {&value8, &value4}) {
+        if (values->count() > 0) sum += values->used_bytes();
+      }
+      return sum;
     }
-    void prefetch_values() const {
-      if (value8.count() > 0) value8.prefetch();
-      if (value4.count() > 0) value4.prefetch();
+    void prefetch(int begin, int end, int of) const {
+      for (const kernels::KeyPool* keys : {&key8, &key4}) {
+        if (keys->count() > 0) keys->prefetch(begin, end, of);
+      }
+      for (const kernels::ValuePool* values : {&value8, &value4}) {
+        if (values->count() > 0) values->prefetch(begin, end, of);
+      }
     }
   };
 
@@ -118,10 +128,12 @@ class Session {
                         int column, int group, int from, bool rotated, int8_t* codes);
   // Where the codes of a head of a token begin.
   size_t codes_at(const Chunk& chunk, int group, int head, int token) const;
-  // Decoding waits for memory more than it computes: while a head is computed the next one's keys
-  // or values are on their way.
-  void prefetch_head(const Chunk& chunk, int layer, int head,
-                     void (HeadPools::*prefetch)() const) const;
+  // In decoding, attention would wait for memory longer than it computes: while the product before
+  // it reads its weights, a layer's keys and values are asked for, part by part. Not with several
+  // tokens, which compute longer than they wait, nor if they would not stay in the second-level
+  // cache.
+  bool reads_ahead(const Chunk& chunk, int layer) const;
+  void read_ahead(int layer, int part, int parts) const;
   void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
                      const HeadPools& pools, Scratch& scratch);
@@ -130,6 +142,8 @@ class Session {
   void weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void head(int first, int count, float* logits);
 
+  // What a thread may ask for ahead: a part of a second-level cache.
+  static constexpr size_t kReadAhead = 384 << 10;
   // Query tokens whose attention is computed together: enough to feed the kernels, few enough that
   // little is computed for keys that a query must not see.
   static constexpr int kQueryBlock = 16;
@@ -167,7 +181,7 @@ class Session {
   // The products of an input with matrices, side by side in `out` or added to it.
   enum class Add { kNo, kYes };
   void multiply(Step step, const Input& input, const Weights* weights, size_t matrices, float* out,
-                size_t stride, Add add = Add::kNo);
+                size_t stride, Add add = Add::kNo, const kernels::Aside* aside = nullptr);
   const float* normalize(const Norm& norm, const float* x, float* out) const;
 
   // The widths of the chunk's tokens at a site; null: 8 bits.

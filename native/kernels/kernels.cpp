@@ -366,17 +366,25 @@ void pack_column_groups(const PackedMatrix& matrix, int column, const int8_t* co
   });
 }
 
-// Asks for `size` bytes, or for as many as a second-level cache takes beside other things: whatever
-// is longer than that is a stream which the CPU follows by itself.
-void prefetch_bytes(const uint8_t* from, size_t size) {
-  constexpr size_t kMost = 64 << 10, kLine = 64;
-  for (size_t at = 0; at < std::min(size, kMost); at += kLine) __builtin_prefetch(from + at);
+// Asks for a share of the cache lines, the first being at begin / of: into the second-level cache,
+// since it comes long before it is read.
+void prefetch_lines(const uint8_t* from, size_t size, int begin, int end, int of) {
+  constexpr size_t kLine = 64;
+  const size_t lines = (size + kLine - 1) / kLine;
+  const size_t last = lines * size_t(end) / size_t(of);
+  for (size_t line = lines * size_t(begin) / size_t(of); line < last; ++line) {
+    __builtin_prefetch(from + line * kLine, 0, 2);
+  }
 }
 
 }  // namespace
 
-void KeyPool::prefetch() const {
-  prefetch_bytes(matrix.data, size_t(matrix.rows / matrix.layout->n + 1) * matrix.panel_stride);
+size_t KeyPool::used_bytes() const {
+  return size_t(matrix.rows / matrix.layout->n + 1) * matrix.panel_stride;
+}
+
+void KeyPool::prefetch(int begin, int end, int of) const {
+  prefetch_lines(matrix.data, used_bytes(), begin, end, of);
 }
 
 size_t KeyPool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
@@ -430,11 +438,19 @@ void ValuePool::append(const int8_t* codes, int tokens) {
   }
 }
 
-void ValuePool::prefetch() const {
-  prefetch_bytes(reinterpret_cast<const uint8_t*>(sums()), sums_bytes(matrix.rows));
-  const size_t used = stored_groups(*matrix.layout, matrix.inner + 1) * group_bytes(*matrix.layout);
+size_t ValuePool::panel_bytes() const {
+  return stored_groups(*matrix.layout, matrix.inner + 1) * group_bytes(*matrix.layout);
+}
+
+size_t ValuePool::used_bytes() const {
+  return divide_up(matrix.rows, matrix.layout->n) * panel_bytes();
+}
+
+void ValuePool::prefetch(int begin, int end, int of) const {
   const int panels = divide_up(matrix.rows, matrix.layout->n);
-  for (int i = 0; i < panels; ++i) prefetch_bytes(matrix.data + i * matrix.panel_stride, used);
+  for (int i = 0; i < panels; ++i) {
+    prefetch_lines(matrix.data + i * matrix.panel_stride, panel_bytes(), begin, end, of);
+  }
 }
 
 void ValuePool::truncate(int count) {
@@ -751,7 +767,8 @@ int panel_count(const PackedMatrix& weights) { return divide_up(weights.rows, we
 
 }  // namespace
 
-void matmul(const Prepared& rows, const Product* products, int count, ThreadPool* threads) {
+void matmul(const Prepared& rows, const Product* products, int count, ThreadPool* threads,
+            const Aside* aside) {
   int panels = 0;
   for (int i = 0; i < count; ++i) panels += panel_count(*products[i].weights);
   // All panels of all products in one line, of which every thread takes one piece.
@@ -760,7 +777,15 @@ void matmul(const Prepared& rows, const Product* products, int count, ThreadPool
     for (int i = 0; i < count; ++i) {
       const int here = panel_count(*products[i].weights);
       const int from = std::max(begin - first, 0), to = std::min(end - first, here);
-      if (from < to) run_groups(rows, *products[i].weights, nullptr, products[i].out, from, to);
+      const PackedMatrix& weights = *products[i].weights;
+      if (aside == nullptr) {
+        if (from < to) run_groups(rows, weights, nullptr, products[i].out, from, to);
+      } else {
+        for (int panel = from; panel < to; ++panel) {
+          aside->run(aside->what, first + panel, panels);
+          run_groups(rows, weights, nullptr, products[i].out, panel, panel + 1);
+        }
+      }
       first += here;
     }
   };

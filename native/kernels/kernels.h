@@ -138,7 +138,10 @@ struct KeyPool {
   static KeyPool empty(const Choice& choice, int bits, int head_dim, uint8_t* data);
 
   int count() const { return matrix.rows; }
-  void prefetch() const;  // asks for the codes, and for where the next ones go
+  // The bytes that a product reads and the next token's codes are written to, and a request for the
+  // share from begin / of to end / of of them, to be in the second-level cache soon.
+  size_t used_bytes() const;
+  void prefetch(int begin, int end, int of) const;
   // `tokens` times head_dim codes, one after the other; the caller knows the capacity.
   void append(const int8_t* codes, int tokens = 1);
   void truncate(int count) { matrix.rows = count; }  // keeps the first `count` tokens
@@ -156,10 +159,14 @@ struct ValuePool {
   static size_t sums_bytes(int head_dim);
 
   int count() const { return matrix.inner; }
-  void prefetch() const;
+  size_t used_bytes() const;  // like a KeyPool's
+  void prefetch(int begin, int end, int of) const;
   int32_t* sums() const;
   void append(const int8_t* codes, int tokens = 1);
   void truncate(int count);
+
+ private:
+  size_t panel_bytes() const;  // of a panel's used bytes
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -245,9 +252,25 @@ struct Product {
   Output out;
 };
 
+// Something small to do along with a product, in as many parts as the product has panels: run()
+// is called before each of them, by the thread that computes the panel.
+struct Aside {
+  void (*run)(const void* what, int part, int parts);
+  const void* what;
+
+  // what(part, parts); the object must outlive the product.
+  template <class What>
+  static Aside of(const What& what) {
+    return {[](const void* self, int part, int parts) {
+              (*static_cast<const What*>(self))(part, parts);
+            },
+            &what};
+  }
+};
+
 // Products of the same prepared rows with `count` matrices, all of the rows' weight_bits and inner.
-void matmul(const Prepared& rows, const Product* products, int count,
-            ThreadPool* threads = nullptr);
+void matmul(const Prepared& rows, const Product* products, int count, ThreadPool* threads = nullptr,
+            const Aside* aside = nullptr);
 
 inline void matmul(const Prepared& rows, const PackedMatrix& weights, const Output& out,
                    ThreadPool* threads = nullptr) {
