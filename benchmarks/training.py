@@ -13,7 +13,7 @@ peak of resident memory beyond what importing the libraries needs.
 * distillation: cross-entropy and KL to the teacher, nothing quantized.
 * qat w4a4, qat 4:8: the same losses and Squat's quantizers.
 * squat w4a4, squat 4:8: the paper's losses on top, which need the attention maps of both models.
-* naive w4a4, naive 4:8: as squat, with every quantizer written down straight from SPEC's formulas: a chain of
+* naive w4a4, naive 4:8: as squat, with every quantizer written down straight from the formulas (arXiv 2402.10787, eq. 1-7): a chain of
   elementwise operations, and at 4:8 both widths of every token. Never compiled.
 """
 
@@ -45,7 +45,7 @@ VARIANTS = (
 
 
 class NaiveQuantizer(nn.Module):
-    """alpha * round(clip(x / alpha)), straight-through, LSQ's gradient to alpha; SPEC, section 2."""
+    """alpha * round(clip(x / alpha)), straight-through, LSQ's gradient to alpha: """
 
     def __init__(self, step: Tensor, qmin: int, qmax: int) -> None:
         super().__init__()

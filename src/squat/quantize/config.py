@@ -26,7 +26,7 @@ Bits = int | Literal["4:8"]
 
 @dataclass(frozen=True)
 class Site:
-    """A tensor of the graph that is quantized (SPEC of the sites: docs/format.md).
+    """A tensor of the graph that is quantized (the sites are defined in docs/format.md).
 
     `follows`: which layer's importance gives a token its width at this site, or None where the width
     never depends on the token. `bits`: the site's own bits; None: the config's `activation_bits`.
