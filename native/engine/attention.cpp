@@ -181,15 +181,8 @@ float Session::importance(int token, int position) const {
   const Model& m = model_;
   if (m.importance == Importance::kValuePeak) {
     const size_t values_at = static_cast<size_t>(m.n_embd_q() + m.n_embd_kv());
-    const float* value =
-        qkv_ + static_cast<size_t>(token) * static_cast<size_t>(m.n_embd_qkv()) + values_at;
-    float peak = 0;
-    double squares = 0;
-    for (int i = 0; i < m.n_embd_kv(); i++) {
-      peak = std::max(peak, std::abs(value[i]));
-      squares += static_cast<double>(value[i]) * value[i];
-    }
-    return peak * peak / (static_cast<float>(squares / m.n_embd_kv()) + 1e-30f);
+    const size_t row = static_cast<size_t>(token) * static_cast<size_t>(m.n_embd_qkv());
+    return ops_.value_peak(qkv_ + row + values_at, m.n_embd_kv());
   }
   float sum = 0;
   for (int h = 0; h < m.n_head; h++) sum += first_probs_[token * m.n_head + h];

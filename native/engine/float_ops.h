@@ -29,6 +29,8 @@ struct FloatOps {
   // x = scale * H x for each block of x, H a Hadamard matrix; `block` is a power of two that
   // divides n.
   void (*hadamard)(float* x, int n, int block, float scale);
+  // The square of the largest |x| over the mean of x^2: a token's importance by its value.
+  float (*value_peak)(const float* x, int n);
   // y += x.
   void (*add)(const float* x, int n, float* y);
   // Rotates the pairs (x[2i], x[2i+1]) of n elements by angles: x[j] * cosine[j] + x[j ^ 1] *

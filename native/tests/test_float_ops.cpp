@@ -1,6 +1,7 @@
 // Softmax to codes: every instruction set that this CPU runs gives the same bits, rounds ties to
 // even, and writes nothing but zeros behind a row's end. Rotation: the textbook formula, bit by
-// bit. Rows of two widths: taken apart and put together again, for every share of wide tokens.
+// bit. Importance: the largest value and a plain sum. Rows of two widths: taken apart and put
+// together again, for every share of wide tokens.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -93,6 +94,24 @@ void test_rotation(const FloatOps& ops) {
   }
 }
 
+void test_value_peak(const FloatOps& ops) {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  for (int n = 1; n <= 70; ++n) {
+    std::vector<float> x(static_cast<size_t>(n));
+    float peak = 0;
+    double squares = 0;
+    for (float& v : x) {
+      v = normal(random);
+      peak = std::max(peak, std::abs(v));
+      squares += static_cast<double>(v) * v;
+    }
+    const float expected = peak * peak / (static_cast<float>(squares / n) + 1e-30f);
+    CHECK(ops.value_peak(x.data(), n) == expected);
+  }
+  CHECK(ops.value_peak(std::vector<float>(8).data(), 8) == 0);
+}
+
 void test_widths(const FloatOps& ops) {
   std::mt19937 random(3);
   for (int n = 1; n <= 100; ++n) {
@@ -131,6 +150,7 @@ int main() {
     test_equal_scores(*ops);
     test_ends(*ops);
     test_rotation(*ops);
+    test_value_peak(*ops);
     test_widths(*ops);
   }
   test_same_bits(all);
