@@ -3,6 +3,7 @@
     python benchmarks/training.py                     # eager
     python benchmarks/training.py --compile           # torch.compile on the students and the teacher
     python benchmarks/training.py --threads 2 --batch 32 --rounds 9
+    python benchmarks/training.py --teacher-layers 24 --only 'qat w4a4' 'kept w4a4'   # a larger teacher
 
 Every variant is a process of its own with the same random Llama as student and as teacher (the shape of
 babylm-6m unless told otherwise) and the same batches; they are asked for one step at a time, in turn, so
@@ -12,20 +13,25 @@ peak of resident memory beyond what importing the libraries needs.
 
 * distillation: cross-entropy and KL to the teacher, nothing quantized.
 * qat w4a4, qat 4:8: the same losses and Squat's quantizers.
+* kept w4a4: as qat, with the teacher's answers read from a teacher cache instead of asked for.
 * squat w4a4, squat 4:8: the paper's losses on top, which need the attention maps of both models.
-* naive w4a4, naive 4:8: as squat, with every quantizer written down straight from the formulas (arXiv 2402.10787, eq. 1-7): a chain of
-  elementwise operations, and at 4:8 both widths of every token. Never compiled.
+* naive w4a4, naive 4:8: as squat, with every quantizer written down straight from the formulas (arXiv
+  2402.10787, eq. 1-7): a chain of elementwise operations, and at 4:8 both widths of every token. Never
+  compiled.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import ctypes
 import json
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -37,6 +43,7 @@ VARIANTS = (
     "distillation",
     "qat w4a4",
     "qat 4:8",
+    "kept w4a4",
     "squat w4a4",
     "squat 4:8",
     "naive w4a4",
@@ -45,7 +52,7 @@ VARIANTS = (
 
 
 class NaiveQuantizer(nn.Module):
-    """alpha * round(clip(x / alpha)), straight-through, LSQ's gradient to alpha: """
+    """alpha * round(clip(x / alpha)), straight-through, LSQ's gradient to alpha."""
 
     def __init__(self, step: Tensor, qmin: int, qmax: int) -> None:
         super().__init__()
@@ -110,6 +117,7 @@ def work(variant: str, options: argparse.Namespace) -> None:
     from squat.data import PackedDataset
     from squat.distill import LossConfig, SquatTrainer
     from squat.distill.losses import cross_entropy, distillation
+    from squat.distill.teacher_cache import TeacherCache
     from squat.quantize import SquatConfig, quantize
 
     before = memory("VmRSS")
@@ -123,14 +131,17 @@ def work(variant: str, options: argparse.Namespace) -> None:
         num_key_value_heads=options.heads,
         tie_word_embeddings=True,
     )
-    teacher, student = (LlamaForCausalLM(copy.deepcopy(shape)) for _ in range(2))
-    student.load_state_dict(teacher.state_dict())
+    larger = copy.deepcopy(shape)
+    larger.num_hidden_layers = options.teacher_layers or options.layers
+    teacher, student = LlamaForCausalLM(larger), LlamaForCausalLM(shape)
+    student.load_state_dict(teacher.state_dict(), strict=False)  # the layers that it has
     tokens = torch.randint(3, options.vocab, (options.batch * options.length * 64,)).numpy()
-    dataset = PackedDataset(tokens, options.length, options.batch * 64, seed=0)
+    keeps = variant.startswith("kept")
+    dataset = PackedDataset(tokens, options.length, options.batch * 64, seed=0, same_windows=keeps)
     batches = [
         {
             key: torch.stack([dataset[i][key] for i in range(first, first + options.batch)])
-            for key in ("input_ids", "labels")
+            for key in dataset[0]
         }
         for first in range(0, options.batch * 8, options.batch)
     ]
@@ -157,9 +168,16 @@ def work(variant: str, options: argparse.Namespace) -> None:
         quantize(student, config, calibration=[batches[0]["input_ids"]])
         if kind == "naive":
             make_naive(student)
-        loss = LossConfig(entropy=0, distribution=0) if kind == "qat" else LossConfig()
+        loss = LossConfig() if kind in ("squat", "naive") else LossConfig(entropy=0, distribution=0)
         args = TrainingArguments(output_dir="/tmp", use_cpu=True, bf16=True, report_to=[])
         trainer = SquatTrainer(student, [teacher], args, dataset, loss=loss)
+        if keeps:
+            folder = tempfile.mkdtemp()
+            atexit.register(shutil.rmtree, folder)
+            trainer.cache = TeacherCache(folder, [teacher], dataset, loss.temperature, draws=64)
+            for batch in batches:
+                with torch.no_grad():
+                    trainer.cache.write(batch["window"], teacher(batch["input_ids"]).logits)
         optimizer = torch.optim.AdamW(student.parameters(), lr=2.5e-4)
         student.train()
         model = compiled(student)
@@ -190,6 +208,7 @@ def main() -> None:
     sizes |= {"batch": 16, "length": 128, "threads": 1, "rounds": 5, "warmup": 1}
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=size, help=f"default: {size}")
+    parser.add_argument("--teacher-layers", type=int, help="default: as many as the student")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--work", help=argparse.SUPPRESS)

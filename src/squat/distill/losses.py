@@ -55,6 +55,22 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float, counted: 
     return temperature**2 * (per_token * counted).sum() / counted.sum()
 
 
+def distillation_from_draws(
+    student: Tensor, draws: Tensor, temperature: float, counted: Tensor
+) -> Tensor:
+    """tau^2 * KL(frequencies || student), averaged per token; see module `teacher_cache`.
+
+    Args:
+        student: logits [tokens, vocabulary].
+        draws: ids [tokens, draws] from the teacher's distribution at this temperature.
+        counted: bool [tokens], False for padding.
+    """
+    log_q = F.log_softmax(student.float() / temperature, dim=-1)
+    frequency = (draws[:, :, None] == draws[:, None, :]).sum(dim=-1) / draws.shape[1]
+    per_token = (frequency.log() - log_q.gather(1, draws)).mean(dim=-1)
+    return temperature**2 * (per_token * counted).sum() / counted.sum()
+
+
 def entropy(queries: list[Tensor], keys: list[Tensor]) -> Tensor:
     """L_E = -log( sum over layers and heads of log(1 + var(q) * var(k)) ).
 

@@ -35,9 +35,6 @@ from squat.data.generated import weights_hash
 from squat.data.packed import PackedDataset, digest, token_dtype
 from squat.errors import DataError
 
-_NOT_DRAWN = -100.0
-"""The log-probability of what was not drawn: exp of it is nothing, and it is finite."""
-
 
 class TeacherCache:
     """Answers of teachers to the windows of one text.
@@ -61,7 +58,7 @@ class TeacherCache:
         temperature: float,
         draws: int,
     ) -> None:
-        self.vocabulary = teachers[0].config.get_text_config().vocab_size
+        vocabulary = teachers[0].config.get_text_config().vocab_size
         self.temperature, self.draws = temperature, draws
         key = digest(
             [weights_hash(teacher) for teacher in teachers],
@@ -70,7 +67,7 @@ class TeacherCache:
             temperature,
             draws,
         )
-        ids = (token_dtype(self.vocabulary), (dataset.sequence_length, draws))
+        ids = (token_dtype(vocabulary), (dataset.sequence_length, draws))
         row = np.dtype([("checksum", np.uint32), ("ids", *ids)])
         self.file = Path(folder) / f"teachers-{key}"
         size = dataset.windows_per_epoch * row.itemsize
@@ -87,18 +84,14 @@ class TeacherCache:
         self._rows = np.memmap(self.file, dtype=row, mode="r+", shape=dataset.windows_per_epoch)
 
     def read(self, windows: Tensor) -> Tensor | None:
-        """Logits [batch, tokens, vocabulary] for some windows [batch]; None if one is missing.
-
-        Divided by the temperature they are the logarithms of the frequencies.
-        """
+        """Ids [batch, tokens, draws] for some windows [batch]; None if one is missing."""
         rows = self._rows[windows.cpu().numpy()]
         if any(row["checksum"] != _checksum(row) for row in rows):
             return None
-        ids = torch.from_numpy(rows["ids"].astype(np.int64)).to(windows.device)
-        return self._logits(ids)
+        return torch.from_numpy(rows["ids"].astype(np.int64)).to(windows.device)
 
     def write(self, windows: Tensor, logits: Tensor) -> Tensor:
-        """Keep the teachers' averaged logits [batch, tokens, vocabulary] of some windows [batch].
+        """Draw from the teachers' averaged logits [batch, tokens, vocabulary] for some windows [batch].
 
         Returns what `read` will: a run that fills the file has the losses of one that finds it.
         """
@@ -109,20 +102,12 @@ class TeacherCache:
         for row in rows:
             row["checksum"] = _checksum(row)
         self._rows[windows.cpu().numpy()] = rows
-        return self._logits(ids)
+        return ids
 
     def _draw(self, window: int, p: Tensor) -> Tensor:
         """Ids [tokens, draws] drawn from p [tokens, vocabulary], the same ones every time."""
         generator = torch.Generator(p.device).manual_seed(window)
         return torch.multinomial(p, self.draws, replacement=True, generator=generator)
-
-    def _logits(self, ids: Tensor) -> Tensor:
-        shape = (*ids.shape[:2], self.vocabulary)
-        counts = torch.zeros(shape, device=ids.device)
-        counts.scatter_add_(2, ids, torch.ones_like(ids, dtype=counts.dtype))
-        drawn = counts.gather(2, ids).div_(self.draws).log_()
-        counts.fill_(_NOT_DRAWN * self.temperature)
-        return counts.scatter_(2, ids, drawn.mul_(self.temperature))
 
 
 def _checksum(row: np.void) -> int:

@@ -20,7 +20,14 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from squat import replicas
-from squat.distill.losses import LossConfig, cross_entropy, distillation, distribution, entropy
+from squat.distill.losses import (
+    LossConfig,
+    cross_entropy,
+    distillation,
+    distillation_from_draws,
+    distribution,
+    entropy,
+)
 from squat.distill.teacher_cache import TeacherCache
 from squat.errors import CheckpointError, ConfigError
 from squat.quantize.attention import TokenState
@@ -194,14 +201,12 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         logits = outputs.logits[:, :-1].flatten(0, 1)
         terms = {"ce": cross_entropy(logits, targets)}
         loss = (1 - config.gamma) * terms["ce"]
-        teacher_logits, teacher_maps = self._ask_teachers(fed, windows)
+        keeps = self.cache is not None and windows is not None
+        answer, teacher_maps = self._ask_teachers(fed, windows)
         if config.gamma > 0:
-            terms["kl"] = distillation(
-                logits,
-                teacher_logits[:, :-1].flatten(0, 1),
-                config.temperature,
-                counted=targets != -100,
-            )
+            match = distillation_from_draws if keeps else distillation
+            answer = answer[:, :-1].flatten(0, 1)
+            terms["kl"] = match(logits, answer, config.temperature, counted=targets != -100)
             loss = loss + config.gamma * terms["kl"]
         if taps and config.entropy > 0:
             terms["entropy"] = entropy([t.query for t in taps], [t.key for t in taps])
@@ -217,7 +222,7 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
     def _ask_teachers(
         self, fed: dict[str, Tensor], windows: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Averaged logits of all teachers, attention maps of the first; from the cache what it has."""
+        """Averaged logits of all teachers, or draws from them by the cache; attention maps of the first."""
         kept = self.cache.read(windows) if self.cache and windows is not None else None
         total, maps = torch.zeros(()), []
         with self.accelerator.autocast():
