@@ -9,9 +9,12 @@ Every variant is a process of its own with the same random Llama as student and 
 babylm-6m unless told otherwise) and the same batches; they are asked for one step at a time, in turn, so
 that what else the machine does meets them all alike. A step is forward, loss, backward and AdamW. Printed
 are the median seconds of a step, its ratio to plain distillation (the median of the rounds' ratios), and the
-peak of resident memory beyond what importing the libraries needs.
+peak of resident memory in a step, beyond what importing the libraries needs. That is measured in a step
+before the timed ones, in which freed memory goes back at once: what an allocator keeps for later depends on
+its history.
 
-* distillation: cross-entropy and KL to the teacher, nothing quantized.
+* distillation: cross-entropy and KL to the teacher as one writes them in PyTorch, nothing quantized.
+* lean distillation: the same with the losses of this project, which hold less memory.
 * qat w4a4, qat 4:8: the same losses and Squat's quantizers.
 * kept w4a4: as qat, with the teacher's answers read from a teacher cache instead of asked for.
 * squat w4a4, squat 4:8: the paper's losses on top, which need the attention maps of both models.
@@ -37,10 +40,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 VARIANTS = (
     "distillation",
+    "lean distillation",
     "qat w4a4",
     "qat 4:8",
     "kept w4a4",
@@ -103,10 +108,23 @@ def memory(which: str) -> float:
     return int(status[which].split()[0]) / 1e3
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+GIVE_BACK, KEEP = 1 << 16, 1 << 25
+"""Bytes from which on freed memory goes back to the system; the second is the most that glibc takes."""
+
+
 def start_of_peak() -> None:
-    """From here on VmHWM is measured, without what calibration or a compiler has freed."""
-    ctypes.CDLL(None).malloc_trim(0)
+    """From here on VmHWM is measured, and memory that is freed does not count."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, GIVE_BACK)
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def end_of_peak() -> None:
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, KEEP)
+    libc.mallopt(M_TRIM_THRESHOLD, KEEP * 64)
 
 
 def work(variant: str, options: argparse.Namespace) -> None:
@@ -149,7 +167,7 @@ def work(variant: str, options: argparse.Namespace) -> None:
     def compiled(module: nn.Module) -> Any:
         return torch.compile(module) if options.compile and "naive" not in variant else module
 
-    if variant == "distillation":
+    if variant.endswith("distillation"):
         optimizer = torch.optim.AdamW(student.parameters(), lr=2.5e-4)
         student, teacher = compiled(student.train()), compiled(teacher.eval())
 
@@ -159,8 +177,12 @@ def work(variant: str, options: argparse.Namespace) -> None:
             with torch.no_grad():
                 answer = teacher(input_ids=batch["input_ids"], use_cache=False).logits
             logits, answer = logits[:, :-1].flatten(0, 1), answer[:, :-1].flatten(0, 1)
-            kl = distillation(logits, answer, 2.0, targets != -100)
-            return 0.5 * cross_entropy(logits, targets) + 0.5 * kl
+            if variant.startswith("lean"):
+                kl = distillation(logits, answer, 2.0, targets != -100)
+                return 0.5 * cross_entropy(logits, targets) + 0.5 * kl
+            log_p, log_q = (F.log_softmax(x.float() / 2, dim=-1) for x in (answer, logits))
+            kl = 4 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+            return 0.5 * F.cross_entropy(logits.float(), targets) + 0.5 * kl
 
     else:
         kind, bits = variant.split()
@@ -186,18 +208,18 @@ def work(variant: str, options: argparse.Namespace) -> None:
         def loss_of(batch: dict[str, Tensor]) -> Tensor:
             return trainer.compute_loss(model, batch)
 
-    start_of_peak()
     for number, _ in enumerate(sys.stdin):
+        if number == options.warmup:
+            start_of_peak()
         start = perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
             loss_value = loss_of(batches[number % len(batches)])
         loss_value.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds = perf_counter() - start
-        print(json.dumps([seconds, memory("VmHWM") - before]), flush=True)
-        if number == options.warmup - 1:
-            start_of_peak()
+        print(json.dumps([perf_counter() - start, memory("VmHWM") - before]), flush=True)
+        if number == options.warmup:
+            end_of_peak()
 
 
 def main() -> None:
@@ -239,19 +261,20 @@ def main() -> None:
     for _ in range(options.warmup):
         for name in workers:
             step(name)
+    peaks = {name: step(name)[1] for name in workers}
     rounds = [{name: step(name) for name in workers} for _ in range(options.rounds)]
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
 
     first = next(iter(workers))
-    base_memory = rounds[-1][first][1]
     print(f"{'':14} {'s/step':>8} {'ratio':>7} {'peak MB':>9} {'ratio':>7}")
     for name in workers:
         seconds = statistics.median(r[name][0] for r in rounds)
         ratio = statistics.median(r[name][0] / r[first][0] for r in rounds)
-        peak = rounds[-1][name][1]
-        print(f"{name:14} {seconds:8.3f} {ratio:7.2f} {peak:9.0f} {peak / base_memory:7.2f}")
+        print(
+            f"{name:14} {seconds:8.3f} {ratio:7.2f} {peaks[name]:9.0f} {peaks[name] / peaks[first]:7.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from models import some_ids, tiny_model
 from squat.data import PackedDataset
-from squat.distill import LossConfig, SquatTrainer
+from squat.distill import LossConfig, SquatTrainer, losses
 from squat.distill.losses import distillation, distribution, entropy
 from squat.errors import CheckpointError, ConfigError
 from squat.quantize import SquatConfig, quantize
@@ -29,6 +29,38 @@ def test_distillation_is_the_formula_per_token():
     # Per token: twice the text, the same value.
     twice = distillation(student.repeat(2, 1), teacher.repeat(2, 1), 2.0, counted.repeat(2))
     torch.testing.assert_close(twice, expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 25, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_and_gradients_are_those_of_pytorch_however_many_tokens_at_once(
+    monkeypatch, at_once, dtype
+):
+    monkeypatch.setattr(losses, "_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    teacher, labels = torch.randn(7, 11, dtype=dtype), torch.randint(0, 11, (7,))
+    labels[2] = -100
+    counted = labels != -100
+
+    def gradient(loss_of):
+        logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(1)).to(dtype)
+        loss = 0.25 * loss_of(logits.requires_grad_())
+        loss.backward()
+        return loss.detach(), logits.grad
+
+    def kl(logits):
+        log_p, log_q = (F.log_softmax(x[counted].float() / 2, -1) for x in (teacher, logits))
+        return 4 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+    pairs = [
+        (lambda x: losses.cross_entropy(x, labels), lambda x: F.cross_entropy(x.float(), labels)),
+        (lambda x: distillation(x, teacher, 2.0, counted), kl),
+    ]
+    for ours, theirs in pairs:
+        (loss, grad), (expected, expected_grad) = gradient(ours), gradient(theirs)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(grad, expected_grad)
+        assert (grad[2] == 0).all()
 
 
 def test_entropy_rewards_the_product_of_variances():

@@ -8,12 +8,18 @@ Where a batch is spread over processes, every term is that of the whole batch (m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from squat import replicas
+
+_AT_ONCE = 1 << 21
+"""Logits whose loss is computed at once: few megabytes, and enough work for a GPU."""
 
 
 class LossConfig(BaseModel):
@@ -30,13 +36,47 @@ class LossConfig(BaseModel):
     )
 
 
+class _SumOfTokens(torch.autograd.Function):
+    """A loss summed over tokens, some of them at a time, and its gradient with it.
+
+    With tens of thousands of entries in a vocabulary, logits are the largest tensors of a step. Nothing of
+    a loss is left here until the backward pass but the gradient, in the logits' own precision.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, loss_of: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(logits) if wanted else None
+        total = torch.zeros((), device=logits.device)
+        step = max(1, _AT_ONCE // logits.shape[1])
+        for begin in range(0, logits.shape[0], step):
+            rows = slice(begin, begin + step)
+            with torch.enable_grad():
+                some = logits[rows].detach().float().requires_grad_(wanted)
+                loss = loss_of(some, rows)
+            if gradient is not None:
+                (gradient[rows],) = torch.autograd.grad(loss, some)
+            total += loss.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats.
 
     Args:
         logits: [tokens, vocabulary]; labels: [tokens], -100 where nothing is to be predicted.
     """
-    return F.cross_entropy(logits.float(), labels)
+
+    def of(some: Tensor, rows: slice) -> Tensor:
+        return F.cross_entropy(some, labels[rows], reduction="sum")
+
+    return _SumOfTokens.apply(logits, of) / (labels != -100).sum()
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float, counted: Tensor) -> Tensor:
@@ -49,10 +89,14 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float, counted: 
         student, teacher: logits [tokens, vocabulary].
         counted: bool [tokens], False for padding.
     """
-    log_p = F.log_softmax(teacher.float() / temperature, dim=-1)
-    log_q = F.log_softmax(student.float() / temperature, dim=-1)
-    per_token = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
-    return temperature**2 * (per_token * counted).sum() / counted.sum()
+
+    def of(some: Tensor, rows: slice) -> Tensor:
+        log_p = F.log_softmax(teacher[rows].float() / temperature, dim=-1)
+        log_q = F.log_softmax(some / temperature, dim=-1)
+        per_token = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
+        return (per_token * counted[rows]).sum()
+
+    return temperature**2 * _SumOfTokens.apply(student, of) / counted.sum()
 
 
 def distillation_from_draws(
@@ -65,10 +109,15 @@ def distillation_from_draws(
         draws: ids [tokens, draws] from the teacher's distribution at this temperature.
         counted: bool [tokens], False for padding.
     """
-    log_q = F.log_softmax(student.float() / temperature, dim=-1)
-    frequency = (draws[:, :, None] == draws[:, None, :]).sum(dim=-1) / draws.shape[1]
-    per_token = (frequency.log() - log_q.gather(1, draws)).mean(dim=-1)
-    return temperature**2 * (per_token * counted).sum() / counted.sum()
+
+    def of(some: Tensor, rows: slice) -> Tensor:
+        ids = draws[rows]
+        frequency = (ids[:, :, None] == ids[:, None, :]).sum(dim=-1) / ids.shape[1]
+        log_q = F.log_softmax(some / temperature, dim=-1)
+        per_token = (frequency.log() - log_q.gather(1, ids)).mean(dim=-1)
+        return (per_token * counted[rows]).sum()
+
+    return temperature**2 * _SumOfTokens.apply(student, of) / counted.sum()
 
 
 def entropy(queries: list[Tensor], keys: list[Tensor]) -> Tensor:

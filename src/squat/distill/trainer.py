@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
@@ -197,16 +198,16 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
                 "it to False in activation_checkpointing_kwargs, or loss.entropy and loss.distribution to 0"
             )
 
-        targets = labels[:, 1:].flatten()
-        logits = outputs.logits[:, :-1].flatten(0, 1)
+        targets = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+        logits = outputs.logits.flatten(0, 1)
         terms = {"ce": cross_entropy(logits, targets)}
         loss = (1 - config.gamma) * terms["ce"]
         keeps = self.cache is not None and windows is not None
         answer, teacher_maps = self._ask_teachers(fed, windows)
         if config.gamma > 0:
             match = distillation_from_draws if keeps else distillation
-            answer = answer[:, :-1].flatten(0, 1)
-            terms["kl"] = match(logits, answer, config.temperature, counted=targets != -100)
+            counted = targets != -100
+            terms["kl"] = match(logits, answer.flatten(0, 1), config.temperature, counted)
             loss = loss + config.gamma * terms["kl"]
         if taps and config.entropy > 0:
             terms["entropy"] = entropy([t.query for t in taps], [t.key for t in taps])
@@ -224,19 +225,20 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
     ) -> tuple[Tensor, list[Tensor]]:
         """Averaged logits of all teachers, or draws from them by the cache; attention maps of the first."""
         kept = self.cache.read(windows) if self.cache and windows is not None else None
-        total, maps = torch.zeros(()), []
+        total, maps = torch.empty(0), []
         with self.accelerator.autocast():
             for index, teacher in enumerate(self.teachers):
                 wants_maps = index == 0 and self.loss_config.distribution > 0
                 if kept is not None and not wants_maps:
                     continue
                 answer = teacher(**fed, use_cache=False, output_attentions=wants_maps)
-                total = answer.logits.float() + (total if index else 0.0)
+                total = total.float().add_(answer.logits) if index else answer.logits
                 if wants_maps:
                     maps = list(answer.attentions)
         if kept is not None:
             return kept, maps
-        total = total / max(len(self.teachers), 1)
+        if len(self.teachers) > 1:
+            total /= len(self.teachers)
         if self.cache and windows is not None:
             total = self.cache.write(windows, total)
         return total, maps
