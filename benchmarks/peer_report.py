@@ -60,8 +60,8 @@ def peers_of(groups: Results, shape: str) -> list[str]:
 
 def origin(rows: Sequence[dict[str, Any]]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
-    first, last = rows[0]["time"], rows[-1]["time"]
-    return f"CPU: {rows[0]['cpu']}. Measured {first} to {last}, at commit {commits}."
+    times = [row["time"] for row in rows]
+    return f"CPU: {rows[0]['cpu']}. Measured {min(times)} to {max(times)}, at commit {commits}."
 
 
 def summary(key: tuple[str, str, int], group: Sequence[dict[str, Any]]) -> dict[str, Any]:
