@@ -168,11 +168,11 @@ def ablation_figure(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str
         else:
             line = {"ecolor": INK, "elinewidth": 1}
             axes.barh(names, values, xerr=spread, color=colours, error_kw=line)
-        for name, value in zip(names, values, strict=True):
+        for name, value, error in zip(names, values, spread, strict=True):
             if not np.isnan(value):
                 axes.annotate(
                     f"{value:.3g}",
-                    (value, name),
+                    (value + error, name),
                     xytext=(7, 0),
                     textcoords="offset points",
                     va="center",
