@@ -109,8 +109,8 @@ def memory(which: str) -> float:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-GIVE_BACK, KEEP = 1 << 16, 1 << 25
-"""Bytes from which on freed memory goes back to the system; the second is the most that glibc takes."""
+GIVE_BACK, KEEP, NEVER_TRIM = 1 << 16, 1 << 25, 1 << 30
+"""Bytes from which on freed memory goes back to the system; KEEP is the most that glibc takes."""
 
 
 def start_of_peak() -> None:
@@ -122,9 +122,10 @@ def start_of_peak() -> None:
 
 
 def end_of_peak() -> None:
+    """From here on freed memory is kept for the next step, as it is without these functions."""
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, KEEP)
-    libc.mallopt(M_TRIM_THRESHOLD, KEEP * 64)
+    libc.mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
 
 
 def work(variant: str, options: argparse.Namespace) -> None:

@@ -81,8 +81,9 @@ void ThreadPool::work(int thread) {
       wake_.wait(lock, announced);
       sleeping_.fetch_sub(1);
     }
-    if (stop_.load()) return;
     seen = step_.load();  // others may have gone by: the caller took this thread's share of them
+    // Asked after the step is read: the last step is no work, but the end of the pool.
+    if (stop_.load()) return;
     run_share(thread, seen);
   }
 }

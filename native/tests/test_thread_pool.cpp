@@ -1,5 +1,5 @@
 // The thread pool: every share runs exactly once, after sleeping as well and with more threads than
-// any machine has cores, and pools do not disturb each other.
+// any machine has cores, pools do not disturb each other, and none runs a share while it ends.
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -53,6 +53,19 @@ void test_several_pools() {
   CHECK(total == 3 * 300 * 10);
 }
 
+// Workers that come late, to a pool whose caller has done all the work and is already ending it.
+void test_end_at_once() {
+  for (int round = 0; round < 2000; ++round) {
+    std::atomic<int> calls{0};
+    const auto body = [&](int) { ++calls; };
+    {
+      ThreadPool pool(4);
+      pool.run(body);
+    }
+    CHECK(calls == 4);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -62,5 +75,6 @@ int main() {
   }
   for (int round = 0; round < 50; ++round) ThreadPool idle(3);  // stopped while spinning
   test_several_pools();
+  test_end_at_once();
   return squat::test::report("test_thread_pool");
 }

@@ -202,10 +202,9 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         logits = outputs.logits.flatten(0, 1)
         terms = {"ce": cross_entropy(logits, targets)}
         loss = (1 - config.gamma) * terms["ce"]
-        keeps = self.cache is not None and windows is not None
         answer, teacher_maps = self._ask_teachers(fed, windows)
         if config.gamma > 0:
-            match = distillation_from_draws if keeps else distillation
+            match = distillation if answer.is_floating_point() else distillation_from_draws
             counted = targets != -100
             terms["kl"] = match(logits, answer.flatten(0, 1), config.temperature, counted)
             loss = loss + config.gamma * terms["kl"]
@@ -223,7 +222,7 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
     def _ask_teachers(
         self, fed: dict[str, Tensor], windows: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Averaged logits of all teachers, or draws from them by the cache; attention maps of the first."""
+        """Averaged logits of all teachers, or ids drawn from them by the cache; maps of the first."""
         kept = self.cache.read(windows) if self.cache and windows is not None else None
         total, maps = torch.empty(0), []
         with self.accelerator.autocast():
