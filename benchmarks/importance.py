@@ -40,8 +40,8 @@ from squat.data import tokenize_corpus
 from squat.data.packed import sample
 from squat.distill import LossConfig, SquatTrainer
 from squat.distill.losses import distillation
-from squat.quantize import SquatConfig, quantize
-from squat.quantize.tokens import IMPORTANCE, POLICIES
+from squat.quantization import SquatConfig, quantize
+from squat.quantization.tokens import IMPORTANCE, POLICIES
 
 CONTROL = "scattered"
 CALIBRATION = 32

@@ -93,7 +93,7 @@ def naive(quantizer: Any) -> NaiveQuantizer:
 
 def make_naive(model: nn.Module) -> None:
     """Put the straightforward quantizers in the place of Squat's."""
-    from squat.quantize.modules import SiteQuantizer
+    from squat.quantization.modules import SiteQuantizer
 
     for name, module in list(model.named_modules()):
         if isinstance(module, SiteQuantizer):
@@ -137,7 +137,7 @@ def work(variant: str, options: argparse.Namespace) -> None:
     from squat.distill import LossConfig, SquatTrainer
     from squat.distill.losses import cross_entropy, distillation
     from squat.distill.teacher_cache import TeacherCache
-    from squat.quantize import SquatConfig, quantize
+    from squat.quantization import SquatConfig, quantize
 
     before = memory("VmRSS")
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from models import ARCHITECTURES, some_ids, tiny_model
 from squat.data import PackedDataset
 from squat.distill import SquatTrainer
 from squat.errors import ConfigError
-from squat.quantize import SquatConfig, convert, quantize
+from squat.quantization import SquatConfig, convert, quantize
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

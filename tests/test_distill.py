@@ -13,8 +13,8 @@ from squat.data import PackedDataset
 from squat.distill import LossConfig, SquatTrainer, losses
 from squat.distill.losses import distillation, distribution, entropy
 from squat.errors import CheckpointError, ConfigError
-from squat.quantize import SquatConfig, quantize
-from squat.quantize.quantizers import QUANTIZERS
+from squat.quantization import SquatConfig, quantize
+from squat.quantization.quantizers import QUANTIZERS
 
 
 def test_distillation_is_the_formula_per_token():

@@ -38,7 +38,7 @@ from squat.evaluate import (
     read_minimal_pairs,
 )
 from squat.evaluate.huggingface import HuggingFaceScorer
-from squat.quantize import SquatConfig, quantize
+from squat.quantization import SquatConfig, quantize
 
 NOUNS = ["dog", "cat", "teacher", "river", "old house"]
 VERBS = ["sleeps", "runs away", "barks at the moon", "falls"]

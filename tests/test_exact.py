@@ -14,8 +14,8 @@ from squat.deploy.export import describe, export, tokenizer_json
 from squat.deploy.parity import compare
 from squat.engine import Engine
 from squat.errors import CheckpointError
-from squat.quantize import SquatConfig, quantize
-from squat.quantize.exact import (
+from squat.quantization import SquatConfig, quantize
+from squat.quantization.exact import (
     exponential,
     gelu,
     inverse_root,

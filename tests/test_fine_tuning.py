@@ -22,7 +22,7 @@ from squat.evaluate.fine_tuning import (
     training_file,
     write_fine_tuning,
 )
-from squat.quantize import SquatConfig, quantize
+from squat.quantization import SquatConfig, quantize
 from squat.report.sections import read_section
 
 WORDS = ["dog", "cat", "sees", "hears", "good", "old", "tree", "house", "runs"]

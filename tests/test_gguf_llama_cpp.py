@@ -71,7 +71,7 @@ def test_perplexity_of_a_trained_model(tmp_path: Path, weight_bits: int) -> None
     from transformers import AutoModelForCausalLM
 
     from squat.deploy.export import export
-    from squat.quantize import SquatConfig, quantize
+    from squat.quantization import SquatConfig, quantize
 
     data = Path(os.environ["SQUAT_DATA"])
     folder = data.parent / "models" / "babylm-6m"

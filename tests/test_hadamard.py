@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import TINY, some_ids, tiny_model
-from squat.quantize import SquatConfig, quantize
-from squat.quantize.config import FLOAT
-from squat.quantize.hadamard import block_of, fold, hadamard, hadamard_product, scale_of
+from squat.quantization import SquatConfig, quantize
+from squat.quantization.config import FLOAT
+from squat.quantization.hadamard import block_of, fold, hadamard, hadamard_product, scale_of
 
 blocks = st.integers(0, 8).map(lambda k: 2**k)
 

@@ -15,7 +15,7 @@ from squat.engine import Engine
 from squat.errors import ConfigError
 from squat.evaluate import evaluate_minimal_pairs, read_minimal_pairs
 from squat.evaluate.huggingface import HuggingFaceScorer
-from squat.quantize import SquatConfig, quantize
+from squat.quantization import SquatConfig, quantize
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance

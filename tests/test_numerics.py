@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squat.quantize.numerics import (
+from squat.quantization.numerics import (
     MAX_STEP,
     MIN_STEP,
     code_range,
@@ -18,7 +18,7 @@ from squat.quantize.numerics import (
     representable_step,
     step_from_log,
 )
-from squat.quantize.quantizers import (
+from squat.quantization.quantizers import (
     QUANTIZERS,
     DorefaQuantizer,
     LearnedStepQuantizer,

@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models import TINY, real_data, real_model, some_ids, tiny_model
 from squat.errors import ConfigError
-from squat.quantize import SquatConfig, quantize
-from squat.quantize.attention import AttentionSites
-from squat.quantize.config import SITES
-from squat.quantize.modules import QuantizedLinear, QuantizedWeight, SiteQuantizer
-from squat.quantize.quantizers import QUANTIZERS
-from squat.quantize.tokens import IMPORTANCE, Arrival
+from squat.quantization import SquatConfig, quantize
+from squat.quantization.attention import AttentionSites
+from squat.quantization.config import SITES
+from squat.quantization.modules import QuantizedLinear, QuantizedWeight, SiteQuantizer
+from squat.quantization.quantizers import QUANTIZERS
+from squat.quantization.tokens import IMPORTANCE, Arrival
 
 CONFIGS = {
     "w8a8": SquatConfig(weight_bits=8, activation_bits=8),

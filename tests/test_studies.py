@@ -13,7 +13,7 @@ from squat.deploy.export import export, tokenizer_json
 from squat.evaluate.observation import entropy_bits, observe
 from squat.evaluate.sensitivity import groups_of, only, sensitivity
 from squat.evaluate.tasks import label_of
-from squat.quantize import SquatConfig, quantize
+from squat.quantization import SquatConfig, quantize
 from squat.report.sections import read_section
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models import real_data, real_model
-from squat.quantize import SquatConfig, quantize
+from squat.quantization import SquatConfig, quantize
 
 TEXTS = {
     "babylm-6m": "babylm/dev/simple_wiki.dev",

@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Engine": "squat.engine",
-    "SquatConfig": "squat.quantize",
-    "quantize": "squat.quantize",
+    "SquatConfig": "squat.quantization",
+    "quantize": "squat.quantization",
     "LossConfig": "squat.distill",
     "SquatTrainer": "squat.distill",
     "SquatError": "squat.errors",
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from squat.distill import LossConfig, SquatTrainer
     from squat.engine import Engine
     from squat.errors import SquatError
-    from squat.quantize import SquatConfig, quantize
+    from squat.quantization import SquatConfig, quantize
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from squat.data.tokenizer import wrap_tokenizer
 from squat.errors import CheckpointError, SquatError
-from squat.quantize.hf import saving  # also registers the checkpoint format with transformers
+from squat.quantization.hf import saving  # also registers the checkpoint format with transformers
 
 _PARTIAL = ".partial"
 

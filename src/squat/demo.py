@@ -28,7 +28,7 @@ from squat.evaluate import evaluate_minimal_pairs, perplexity, read_minimal_pair
 from squat.evaluate.huggingface import HuggingFaceScorer
 from squat.evaluate.speed import tokens_per_second
 from squat.generation import continue_text
-from squat.quantize import SquatConfig, quantize
+from squat.quantization import SquatConfig, quantize
 from squat.recipes import (
     Data,
     Distillation,

@@ -22,7 +22,7 @@ from pydantic import model_validator as validates_model
 from squat.data.packed import CACHE
 from squat.distill.losses import LossConfig
 from squat.errors import ConfigError
-from squat.quantize import SquatConfig
+from squat.quantization import SquatConfig
 
 
 def _expand(path: str) -> str:

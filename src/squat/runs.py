@@ -48,7 +48,7 @@ from squat.data.tokenizer import check_same_tokenizer
 from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
 from squat.errors import ConfigError, UnfinishedError
-from squat.quantize import SquatConfig, quantize
+from squat.quantization import SquatConfig, quantize
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
 from squat.report.figures import loss_figure
 

@@ -134,7 +134,7 @@ def quantize(
     by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
 ) -> None:
     """Quantize without training (PTQ): seconds, and worse than squat train at 4 bits."""
-    from squat.quantize import SquatConfig
+    from squat.quantization import SquatConfig
     from squat.runs import quantize_without_training
 
     bits: Any = int(activation_bits) if activation_bits.isdigit() else activation_bits

@@ -69,7 +69,7 @@ def sensitivity(
     by_source: BySource = True,
 ) -> None:
     """Quantize each part of a model alone, without training: which one hurts? (Figure 1)"""
-    from squat.quantize import SquatConfig
+    from squat.quantization import SquatConfig
     from squat.report.studies import sensitivity_study
 
     config = SquatConfig(

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.errors import CheckpointError
-from squat.quantize.config import FLOAT, SITES, SquatConfig
-from squat.quantize.convert import architecture_of
-from squat.quantize.hadamard import block_of
-from squat.quantize.modules import QuantizedWeight, SiteQuantizer
-from squat.quantize.quantizers import method_of
-from squat.quantize.tokens import ThresholdPolicy
+from squat.quantization.config import FLOAT, SITES, SquatConfig
+from squat.quantization.convert import architecture_of
+from squat.quantization.hadamard import block_of
+from squat.quantization.modules import QuantizedWeight, SiteQuantizer
+from squat.quantization.quantizers import method_of
+from squat.quantization.tokens import ThresholdPolicy
 
 
 @dataclass(frozen=True)

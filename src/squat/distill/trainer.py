@@ -31,9 +31,9 @@ from squat.distill.losses import (
 )
 from squat.distill.teacher_cache import TeacherCache
 from squat.errors import CheckpointError, ConfigError
-from squat.quantize.attention import TokenState
-from squat.quantize.hf import saving
-from squat.quantize.tokens import follow_importance
+from squat.quantization.attention import TokenState
+from squat.quantization.hf import saving
+from squat.quantization.tokens import follow_importance
 
 
 class SequentialTrainer(Trainer):

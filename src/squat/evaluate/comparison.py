@@ -28,7 +28,7 @@ from squat.evaluate.perplexity import perplexity
 from squat.evaluate.scorer import Scorer, progress
 from squat.evaluate.speed import tokens_per_second
 from squat.evaluate.tasks import engine_tokenizer, is_gguf, label_of
-from squat.quantize.modules import QuantizedWeight
+from squat.quantization.modules import QuantizedWeight
 from squat.report.sections import Table
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from squat.modes import evaluating
-from squat.quantize import SquatConfig
-from squat.quantize.config import FLOAT, SITES
-from squat.quantize.convert import convert
-from squat.quantize.numerics import subsample
+from squat.quantization import SquatConfig
+from squat.quantization.config import FLOAT, SITES
+from squat.quantization.convert import convert
+from squat.quantization.numerics import subsample
 
 _SAMPLE = 1 << 15
 
@@ -58,7 +58,7 @@ def observe(model: PreTrainedModel, windows: Tensor, text: Sequence[int]) -> Obs
         text: token ids of the text whose widths are wanted.
 
     Raises:
-        ConfigError: an architecture without a row in `squat.quantize.convert`.
+        ConfigError: an architecture without a row in `squat.quantization.convert`.
     """
     if not hasattr(model, "token_state"):
         nothing: Any = dict.fromkeys(SITES, FLOAT)

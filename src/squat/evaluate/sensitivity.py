@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from squat.evaluate.scorer import progress
 from squat.modes import evaluating
-from squat.quantize.config import SITES
-from squat.quantize.convert import architecture_of
-from squat.quantize.modules import QuantizedWeight, SiteQuantizer
+from squat.quantization.config import SITES
+from squat.quantization.convert import architecture_of
+from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 
 
 @dataclass(frozen=True)

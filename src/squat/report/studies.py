@@ -25,7 +25,7 @@ from squat.evaluate.comparison import compare, comparison_table, to_csv, to_json
 from squat.evaluate.observation import Observation, entropy_bits, observe
 from squat.evaluate.sensitivity import sensitivity
 from squat.evaluate.tasks import is_gguf, label_of
-from squat.quantize import SquatConfig, quantize
+from squat.quantization import SquatConfig, quantize
 from squat.report import study_figures
 from squat.report.sections import Section, Table, write_section
 from squat.runs import calibration_batches

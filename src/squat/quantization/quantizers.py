@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from squat import replicas
 from squat.errors import ConfigError
-from squat.quantize.numerics import (
+from squat.quantization.numerics import (
     Bound,
     code_range,
     fake_quantize,

@@ -24,10 +24,10 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from transformers.masking_utils import eager_mask
 
 from squat.errors import ConfigError
-from squat.quantize.exact import softmax as exact_softmax
-from squat.quantize.modules import SiteQuantizer
-from squat.quantize.numerics import exact_product
-from squat.quantize.tokens import IMPORTANCE, Arrival, ThresholdPolicy, TopKPolicy
+from squat.quantization.exact import softmax as exact_softmax
+from squat.quantization.modules import SiteQuantizer
+from squat.quantization.numerics import exact_product
+from squat.quantization.tokens import IMPORTANCE, Arrival, ThresholdPolicy, TopKPolicy
 
 IMPLEMENTATION = "squat"
 """The name under which the function is registered: `attn_implementation="squat"`."""

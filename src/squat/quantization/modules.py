@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import Self
 
-from squat.quantize.config import ADAPTIVE, FLOAT, SITES, Bits
-from squat.quantize.hadamard import hadamard, hadamard_product
-from squat.quantize.numerics import exact_product, subsample
-from squat.quantize.quantizers import LearnedStepQuantizer, method_of
+from squat.quantization.config import ADAPTIVE, FLOAT, SITES, Bits
+from squat.quantization.hadamard import hadamard, hadamard_product
+from squat.quantization.numerics import exact_product, subsample
+from squat.quantization.quantizers import LearnedStepQuantizer, method_of
 
 WIDE, NARROW = 8, 4
 """The two widths of a token-adaptive site."""

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from squat.errors import ConfigError
-from squat.quantize.quantizers import INITIAL_STEPS, method_of
-from squat.quantize.tokens import IMPORTANCE, POLICIES
+from squat.quantization.quantizers import INITIAL_STEPS, method_of
+from squat.quantization.tokens import IMPORTANCE, POLICIES
 
 ADAPTIVE: Final = "4:8"
 """A site whose tokens have 8 or 4 bits each, by the token's importance."""

@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from squat.errors import ConfigError
-from squat.quantize.attention import IMPLEMENTATION, AttentionSites, TokenState
-from squat.quantize.config import FLOAT, SquatConfig
-from squat.quantize.exact import ExactLayerNorm, ExactRMSNorm, ExactRotary, exact_activation
-from squat.quantize.hadamard import block_of, fold
-from squat.quantize.modules import QUANTIZED, QuantizedWeight, SiteQuantizer
-from squat.quantize.quantizers import method_of
-from squat.quantize.tokens import POLICIES, ThresholdPolicy, follow_importance
+from squat.quantization.attention import IMPLEMENTATION, AttentionSites, TokenState
+from squat.quantization.config import FLOAT, SquatConfig
+from squat.quantization.exact import ExactLayerNorm, ExactRMSNorm, ExactRotary, exact_activation
+from squat.quantization.hadamard import block_of, fold
+from squat.quantization.modules import QUANTIZED, QuantizedWeight, SiteQuantizer
+from squat.quantization.quantizers import method_of
+from squat.quantization.tokens import POLICIES, ThresholdPolicy, follow_importance
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def architecture_of(model_type: str) -> Architecture:
     except KeyError:
         known = ", ".join(ARCHITECTURES)
         raise ConfigError(
-            f"model_type: architecture {model_type!r} has no row in squat.quantize.convert.ARCHITECTURES; "
+            f"model_type: architecture {model_type!r} has no row in squat.quantization.convert.ARCHITECTURES; "
             f"there is one for {known}"
         ) from None
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from squat.quantize.config import SquatConfig
-from squat.quantize.convert import (
+from squat.quantization.config import SquatConfig
+from squat.quantization.convert import (
     calibrate,
     check_convertible,
     convert,
