@@ -113,8 +113,8 @@ def architecture_of(model_type: str) -> Architecture:
     except KeyError:
         known = ", ".join(ARCHITECTURES)
         raise ConfigError(
-            f"model_type: architecture {model_type!r} has no row in squat.quantization.convert.ARCHITECTURES; "
-            f"there is one for {known}"
+            f"model_type: architecture {model_type!r} has no row in "
+            f"squat.quantization.convert.ARCHITECTURES; there is one for {known}"
         ) from None
 
 
