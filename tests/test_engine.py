@@ -381,7 +381,7 @@ def test_native_tokenizer_on_special_tokens(tokenizers: tuple[Engine, Tokenizer]
 
 @pytest.mark.slow
 def test_unicode_tables_are_what_their_script_writes() -> None:
-    folder = Path(__file__).parent.parent / "native" / "engine"
+    folder = Path(__file__).parent.parent / "native" / "text"
     written = (folder / "unicode_tables.inc").read_text(encoding="ascii")
     if f"Unicode {unicodedata.unidata_version}." not in written:
         pytest.skip("this Python has another version of Unicode")

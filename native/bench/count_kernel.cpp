@@ -11,7 +11,7 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #if defined(__aarch64__)
 #include <arm_neon.h>

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <new>
 
-#include "engine.h"
-#include "error.h"
+#include "api/engine.h"
+#include "base/error.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {

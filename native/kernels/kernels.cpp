@@ -5,8 +5,8 @@
 #include <cassert>
 #include <cstring>
 
-#include "../engine/cpu.h"
-#include "../engine/thread_pool.h"
+#include "base/cpu.h"
+#include "base/thread_pool.h"
 #include "micro.h"
 
 namespace squat::kernels {

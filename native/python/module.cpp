@@ -5,9 +5,9 @@
 #include <cstdlib>
 #include <string>
 
+#include "base/cpu.h"
 #include "bind.h"
-#include "cpu.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace nb = nanobind;
 namespace kernels = squat::kernels;

@@ -11,9 +11,9 @@
 #include <thread>
 #include <vector>
 
+#include "api/engine.h"
 #include "check.h"
-#include "engine.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "model_file.h"
 #include "squat.h"
 

@@ -10,10 +10,10 @@
 #include <random>
 #include <vector>
 
+#include "base/cpu.h"
 #include "check.h"
-#include "cpu.h"
-#include "float_ops.h"
-#include "kernels.h"
+#include "graph/float_ops.h"
+#include "kernels/kernels.h"
 
 using squat::FloatOps;
 

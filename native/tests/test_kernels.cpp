@@ -14,10 +14,10 @@
 #include <string>
 #include <vector>
 
+#include "base/cpu.h"
+#include "base/thread_pool.h"
 #include "check.h"
-#include "cpu.h"
-#include "kernels.h"
-#include "thread_pool.h"
+#include "kernels/kernels.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>

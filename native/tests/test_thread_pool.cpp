@@ -5,8 +5,8 @@
 #include <thread>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "check.h"
-#include "thread_pool.h"
 
 using squat::ThreadPool;
 

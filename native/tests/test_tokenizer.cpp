@@ -5,12 +5,12 @@
 #include <string>
 #include <vector>
 
+#include "api/engine.h"
+#include "base/error.h"
 #include "check.h"
-#include "engine.h"
-#include "error.h"
 #include "model_file.h"
-#include "tokenizer.h"
-#include "unicode.h"
+#include "text/tokenizer.h"
+#include "text/unicode.h"
 
 namespace {
 

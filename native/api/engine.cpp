@@ -8,7 +8,7 @@
 #include <sched.h>
 #endif
 
-#include "error.h"
+#include "base/error.h"
 
 namespace squat {
 

@@ -15,7 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "gguf.h"
+#include "file/gguf.h"
 
 namespace squat {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <queue>
 
-#include "error.h"
+#include "base/error.h"
 #include "unicode.h"
 
 namespace squat {

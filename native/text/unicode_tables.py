@@ -1,6 +1,6 @@
 """Writes unicode_tables.inc, the character properties that the tokenizer needs, from unicodedata.
 
-Run it as `python native/engine/unicode_tables.py` when a newer Unicode version is wanted. Tables:
+Run it as `python native/text/unicode_tables.py` when a newer Unicode version is wanted. Tables:
 ranges of letters and numbers (the GPT-2 pre-tokenization), full compatibility decompositions,
 canonical combining classes and primary composites (NFKC). Hangul syllables are left out: their
 (de)composition is arithmetic.

@@ -2,7 +2,7 @@
 #define SQUAT_FLOAT_LANES 8
 #include "float_ops.inc"
 
-#include "cpu.h"
+#include "base/cpu.h"
 
 namespace squat {
 

@@ -8,12 +8,12 @@
 #include <string>
 #include <vector>
 
-#include "code_tensor.h"
-#include "gguf.h"
-#include "kernels.h"
-#include "mapped_file.h"
-#include "memory.h"
-#include "thread_pool.h"
+#include "base/mapped_file.h"
+#include "base/memory.h"
+#include "base/thread_pool.h"
+#include "file/code_tensor.h"
+#include "file/gguf.h"
+#include "kernels/kernels.h"
 
 namespace squat {
 

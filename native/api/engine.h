@@ -5,13 +5,13 @@
 #include <memory>
 #include <string>
 
-#include "gguf.h"
-#include "kernels.h"
-#include "mapped_file.h"
-#include "model.h"
-#include "session.h"
-#include "thread_pool.h"
-#include "tokenizer.h"
+#include "base/mapped_file.h"
+#include "base/thread_pool.h"
+#include "file/gguf.h"
+#include "graph/model.h"
+#include "graph/session.h"
+#include "kernels/kernels.h"
+#include "text/tokenizer.h"
 
 namespace squat {
 

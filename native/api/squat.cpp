@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "engine.h"
-#include "error.h"
-#include "sampler.h"
+#include "graph/sampler.h"
 
 struct squat_engine {
   squat::Engine engine;

@@ -5,7 +5,7 @@
 #include <limits>
 #include <string>
 
-#include "error.h"
+#include "base/error.h"
 
 namespace squat {
 

@@ -16,12 +16,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/memory.h"
+#include "base/profile.h"
+#include "base/thread_pool.h"
 #include "float_ops.h"
-#include "kernels.h"
-#include "memory.h"
+#include "kernels/kernels.h"
 #include "model.h"
-#include "profile.h"
-#include "thread_pool.h"
 
 namespace squat {
 

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "base/mapped_file.h"
 #include "gguf.h"
-#include "mapped_file.h"
 
 namespace squat {
 
