@@ -77,11 +77,13 @@ double speed(const Kernel& kernel, int m, int n, int k, size_t working_set) {
   rows.stride = k;
   rows.rows = m;
   rows.inner = k;
+  const std::vector<float> row_steps(m, 0.5f), steps(n, 0.5f);
+  rows.steps = row_steps.data();
   Aligned scratch(prepared_bytes(choice, m, k));
   const Prepared prepared = prepare(choice, kernel.weight_bits, rows, scratch.data());
   std::vector<float> out(size_t(m) * n);
   const double seconds = best_seconds([&](int call) {
-    matmul(prepared, matrices[call % copies], Output::scaled(out.data(), n, 0.5f));
+    matmul(prepared, matrices[call % copies], Output::scaled(out.data(), n, steps.data()));
   });
   return double(m) * n * k / seconds * 1e-9;
 }

@@ -64,9 +64,12 @@ void run_kernel(const Kernel& kernel, int calls) {
   rows.rows = kTokens;
   rows.inner = kInner;
   rows.bits = widths.data();
+  const std::vector<float> row_steps(kTokens, 0.5f), steps(kRows, 0.5f);
+  rows.steps = row_steps.data();
   std::vector<uint8_t> scratch(prepared_bytes(choice, kTokens, kInner) + 64);
   const Prepared prepared = prepare(choice, kernel.weight_bits, rows, scratch.data());
-  for (int i = 0; i < calls; ++i) matmul(prepared, matrix, Output::scaled(out, kRows, 0.5f));
+  const Output output = Output::scaled(out, kRows, steps.data());
+  for (int i = 0; i < calls; ++i) matmul(prepared, matrix, output);
 }
 
 }  // namespace

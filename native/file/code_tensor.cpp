@@ -10,7 +10,9 @@ namespace squat {
 namespace {
 
 constexpr int kBlock = 32;
-constexpr size_t kQ4Bytes = 18, kQ8Bytes = 34;  // an fp16 scale and 32 codes
+
+// An fp16 scale and 32 codes.
+constexpr size_t block_bytes(int bits) { return bits == 4 ? 18 : 34; }
 
 // An fp16 number that is positive, finite and normal; 0 for any other.
 float half_to_float(uint16_t half) {
@@ -49,27 +51,21 @@ bool is_step(float value) {
   return (bits & 0x1fff) == 0;  // no more than fp16's ten bits of fraction
 }
 
-CodeTensor::CodeTensor(const Gguf& file, const std::string& name, uint64_t rows, uint64_t inner)
+CodeTensor::CodeTensor(const Gguf& file, const std::string& name, uint64_t rows, uint64_t inner,
+                       Steps steps)
     : tensor_(file.find_tensor(name)),
       name_(file.name() + ": tensor '" + name + "'"),
       rows_(static_cast<int>(rows)),
-      inner_(static_cast<int>(inner)) {
-  blocks_ = tensor_ != nullptr;
-  if (blocks_) {
+      inner_(static_cast<int>(inner)),
+      one_step_(steps == Steps::kOne) {
+  if (tensor_ != nullptr) {
     if (tensor_->type != TensorType::kQ4_0 && tensor_->type != TensorType::kQ8_0) {
       throw Error(SQUAT_ERROR_FORMAT, name_ + " has type " + tensor_type_name(tensor_->type) +
                                           ", expected Q4_0 or Q8_0");
     }
     check_shape(*tensor_, name_, inner, rows);
     bits_ = tensor_->type == TensorType::kQ4_0 ? 4 : 8;
-    row_bytes_ = inner / kBlock * (bits_ == 4 ? kQ4Bytes : kQ8Bytes);
-    scale_ = load_scale(tensor_->data);
-    step_ = half_to_float(scale_);
-    if (step_ == 0) {
-      throw Error(SQUAT_ERROR_FORMAT, name_ + " block 0 has an fp16 scale with the bits " +
-                                          std::to_string(scale_) +
-                                          ", which is no step: not normal and positive");
-    }
+    row_bytes_ = inner / kBlock * block_bytes(bits_);
     return;
   }
   const GgufTensor* narrow = file.find_tensor(name + ".q4");
@@ -80,69 +76,103 @@ CodeTensor::CodeTensor(const Gguf& file, const std::string& name, uint64_t rows,
                 name_ + " is missing; export the model again with `squat export`");
   }
   bits_ = narrow != nullptr ? 4 : 8;
-  name_ += bits_ == 4 ? ".q4" : ".q8";
-  if (tensor_->type != TensorType::kI8 || step->type != TensorType::kF32 ||
-      step->size != sizeof(float)) {
-    throw Error(SQUAT_ERROR_FORMAT, name_ + " and its step have types " +
-                                        tensor_type_name(tensor_->type) + " and " +
-                                        tensor_type_name(step->type) + ", expected I8 and one F32");
+  const std::string of_step = file.name() + ": tensor '" + name + ".step'";
+  name_ = file.name() + ": tensor '" + name + (bits_ == 4 ? ".q4'" : ".q8'");
+  if (tensor_->type != TensorType::kI8) {
+    throw Error(SQUAT_ERROR_FORMAT,
+                name_ + " has type " + tensor_type_name(tensor_->type) + ", expected I8");
   }
   row_bytes_ = bits_ == 4 ? (inner + 1) / 2 : inner;
   check_shape(*tensor_, name_, row_bytes_, rows);
-  std::memcpy(&step_, step->data, sizeof step_);
-  if (!is_step(step_)) {
-    throw Error(SQUAT_ERROR_FORMAT, name_ + " has the step " + std::to_string(step_) +
-                                        ", which is not an fp16 number of at least 2^-14");
+  const uint64_t count = one_step_ ? 1 : rows;
+  if (step->type != TensorType::kF32 || step->rank != 1 || step->ne[0] != count) {
+    throw Error(SQUAT_ERROR_FORMAT,
+                of_step + " has type " + tensor_type_name(step->type) + ", rank " +
+                    std::to_string(step->rank) + " and " + std::to_string(step->ne[0]) +
+                    " elements a row, expected F32, rank 1 and " + std::to_string(count));
+  }
+  steps_ = step->data;
+  for (uint64_t row = 0; row < count; row++) {
+    const float value = this->step(static_cast<int>(row));
+    if (!is_step(value)) {
+      throw Error(SQUAT_ERROR_FORMAT, of_step + " element " + std::to_string(row) + " is " +
+                                          std::to_string(value) +
+                                          ", which is not an fp16 number of at least 2^-14");
+    }
   }
 }
 
-int CodeTensor::unpack(int row, int8_t* codes) const {
-  const uint8_t* at = tensor_->data + static_cast<size_t>(row) * row_bytes_;
-  if (!blocks_) {
+const uint8_t* CodeTensor::block(int row, int index) const {
+  return tensor_->data + static_cast<size_t>(row) * row_bytes_ +
+         static_cast<size_t>(index) * block_bytes(bits_);
+}
+
+uint16_t CodeTensor::scale(int row) const {
+  return load_scale(block(static_cast<int>(step_index(row)), 0));
+}
+
+int CodeTensor::bad_block(int row) const {
+  if (steps_ != nullptr) return -1;
+  const uint16_t expected = scale(row);
+  if (half_to_float(expected) == 0) return 0;
+  const int blocks = inner_ / kBlock;
+  for (int i = 0; i < blocks; i++) {
+    if (load_scale(block(row, i)) != expected) return i;
+  }
+  return -1;
+}
+
+void CodeTensor::refuse(int row, int index) const {
+  const std::string where =
+      name_ + " row " + std::to_string(row) + " block " + std::to_string(index);
+  const uint16_t found = load_scale(block(row, index));
+  if (half_to_float(found) == 0) {
+    throw Error(SQUAT_ERROR_FORMAT, where + " has an fp16 scale with the bits " +
+                                        std::to_string(found) +
+                                        ", which is no step: not normal and positive");
+  }
+  throw Error(SQUAT_ERROR_FORMAT,
+              where + " has another scale than the " + (one_step_ ? "tensor" : "row") +
+                  "'s first: all of its blocks share one step; export the model with "
+                  "`squat export`, not with another program");
+}
+
+void CodeTensor::check_scales() const {
+  for (int row = 0; row < rows_; row++) {
+    if (const int index = bad_block(row); index >= 0) refuse(row, index);
+  }
+}
+
+float CodeTensor::step(int row) const {
+  if (steps_ == nullptr) return half_to_float(scale(row));
+  float step;
+  std::memcpy(&step, steps_ + step_index(row) * sizeof step, sizeof step);
+  return step;
+}
+
+void CodeTensor::unpack(int row, int8_t* codes) const {
+  if (steps_ != nullptr) {
+    const uint8_t* at = block(row, 0);
     if (bits_ == 8) {
       std::memcpy(codes, at, row_bytes_);
-    } else {
-      for (int k = 0; k < inner_; k++) {
-        codes[k] = static_cast<int8_t>((k % 2 == 0 ? at[k / 2] & 15 : at[k / 2] >> 4) - 8);
-      }
+      return;
     }
-    return -1;
+    for (int k = 0; k < inner_; k++) {
+      codes[k] = static_cast<int8_t>((k % 2 == 0 ? at[k / 2] & 15 : at[k / 2] >> 4) - 8);
+    }
+    return;
   }
   const int blocks = inner_ / kBlock;
-  for (int block = 0; block < blocks; block++, codes += kBlock) {
-    if (load_scale(at) != scale_) return block;
-    at += sizeof scale_;
+  for (int i = 0; i < blocks; i++, codes += kBlock) {
+    const uint8_t* at = block(row, i) + sizeof(uint16_t);
     if (bits_ == 8) {
       std::memcpy(codes, at, kBlock);
-      at += kBlock;
     } else {
       // Low nibbles hold the first half of the block, high nibbles the second.
       for (int k = 0; k < kBlock / 2; k++) {
         codes[k] = static_cast<int8_t>((at[k] & 15) - 8);
         codes[k + kBlock / 2] = static_cast<int8_t>((at[k] >> 4) - 8);
       }
-      at += kBlock / 2;
-    }
-  }
-  return -1;
-}
-
-void CodeTensor::refuse(int row, int block) const {
-  const int blocks = inner_ / kBlock;
-  throw Error(SQUAT_ERROR_FORMAT,
-              name_ + " block " + std::to_string(static_cast<int64_t>(row) * blocks + block) +
-                  " has another scale than block 0: a Squat tensor has one step; export the model "
-                  "with `squat export`, not with another program");
-}
-
-void CodeTensor::check_scales() const {
-  if (!blocks_) return;
-  const size_t block_bytes = bits_ == 4 ? kQ4Bytes : kQ8Bytes;
-  const size_t blocks = tensor_->size / block_bytes;
-  for (size_t block = 0; block < blocks; block++) {
-    if (load_scale(tensor_->data + block * block_bytes) != scale_) {
-      const size_t per_row = static_cast<size_t>(inner_ / kBlock);
-      refuse(static_cast<int>(block / per_row), static_cast<int>(block % per_row));
     }
   }
 }

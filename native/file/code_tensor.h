@@ -1,6 +1,6 @@
-// A matrix of integer codes with one step, as it stands in a file: Q4_0 or Q8_0 blocks that all
-// carry the same scale, or, where the inner size is no multiple of 32, the tensors NAME.q4 or
-// NAME.q8 and NAME.step (docs/format.md, "Tensors").
+// A matrix of integer codes with a step for each row, as it stands in a file: Q4_0 or Q8_0 blocks,
+// all of a row with the same scale, or, where the inner size is no multiple of 32, the tensors
+// NAME.q4 or NAME.q8 and NAME.step (docs/format.md, "Tensors").
 #pragma once
 
 #include <cstdint>
@@ -13,34 +13,45 @@ namespace squat {
 
 class CodeTensor {
  public:
-  // Throws Error if there is no such tensor, its shape is not [rows, inner], or its step is none.
-  CodeTensor(const Gguf& file, const std::string& name, uint64_t rows, uint64_t inner);
+  // Files of version 1 have one step for all rows.
+  enum class Steps { kByRow, kOne };
+
+  // Throws Error if there is no such tensor, its shape is not [rows, inner], or a step of NAME.step
+  // is none.
+  CodeTensor(const Gguf& file, const std::string& name, uint64_t rows, uint64_t inner, Steps steps);
 
   int bits() const { return bits_; }
   int rows() const { return rows_; }
   int inner() const { return inner_; }
-  float step() const { return step_; }
   const uint8_t* data() const { return tensor_->data; }
   size_t size() const { return tensor_->size; }
 
-  // Writes the `inner` codes of a row. Returns the index of the row's first block whose scale is
-  // not the tensor's, or -1 if there is none.
-  int unpack(int row, int8_t* codes) const;
-
-  // The same check for all rows, without the codes.
+  // The row's first block whose scale is no step, or not the row's; -1 if there is none.
+  int bad_block(int row) const;
+  // Throws Error about such a block.
   [[noreturn]] void refuse(int row, int block) const;
+  // Throws Error if any row has one.
   void check_scales() const;
 
+  // Of a row without bad blocks: its step, and its `inner` codes.
+  float step(int row) const;
+  void unpack(int row, int8_t* codes) const;
+
  private:
+  const uint8_t* block(int row, int index) const;
+  // fp16, that the blocks of a row have.
+  uint16_t scale(int row) const;
+  // Of the row that has the step of this one.
+  size_t step_index(int row) const { return one_step_ ? 0 : static_cast<size_t>(row); }
+
   const GgufTensor* tensor_;
-  std::string name_;  // "FILE: tensor 'NAME'", for messages
+  const uint8_t* steps_ = nullptr;  // float32, of a tensor without blocks
+  std::string name_;                // "FILE: tensor 'NAME'", for messages
   int bits_;
   int rows_;
   int inner_;
   size_t row_bytes_;
-  bool blocks_;
-  uint16_t scale_ = 0;  // fp16, of every block
-  float step_;
+  bool one_step_;
 };
 
 // The values that docs/format.md allows for a step: exact in fp16, from 2^-14 up.

@@ -11,7 +11,7 @@ namespace squat {
 
 namespace {
 
-constexpr uint32_t kFormatVersion = 1;
+constexpr uint32_t kFormatVersion = 2;  // version 1 is read as well
 constexpr uint32_t kMaxContext = 1u << 20;
 constexpr uint32_t kMaxVocabulary = 1u << 24;
 
@@ -63,9 +63,10 @@ class Loader {
   }
 
   void read_dimensions() {
-    if (const uint32_t version = file_.u32("squat.format_version"); version != kFormatVersion) {
-      fail("key 'squat.format_version' is " + std::to_string(version) + ", but this engine reads " +
-           std::to_string(kFormatVersion) +
+    version_ = file_.u32("squat.format_version");
+    if (version_ < 1 || version_ > kFormatVersion) {
+      fail("key 'squat.format_version' is " + std::to_string(version_) +
+           ", but this engine reads 1 to " + std::to_string(kFormatVersion) +
            "; use the engine that belongs to the exporter, or export again");
     }
     architecture_ = file_.string("general.architecture");
@@ -288,12 +289,14 @@ class Loader {
     return norm;
   }
 
+  CodeTensor codes(const std::string& name, int rows, int inner) const {
+    return CodeTensor(file_, name, static_cast<uint64_t>(rows), static_cast<uint64_t>(inner),
+                      version_ == 1 ? CodeTensor::Steps::kOne : CodeTensor::Steps::kByRow);
+  }
+
   void read_weights(const std::string& name, int rows, int inner, Weights* weights) {
-    pending_.push_back({CodeTensor(file_, name + ".weight", static_cast<uint64_t>(rows),
-                                   static_cast<uint64_t>(inner)),
-                        weights});
+    pending_.push_back({codes(name + ".weight", rows, inner), weights});
     weights->bits = pending_.back().tensor.bits();
-    weights->step = pending_.back().tensor.step();
     if (file_.find_tensor(name + ".bias") != nullptr) {
       weights->bias = floats(name + ".bias", static_cast<uint64_t>(rows));
     }
@@ -301,8 +304,7 @@ class Loader {
 
   void read_tensors() {
     Model& m = model_;
-    const uint64_t n_embd = static_cast<uint64_t>(m.n_embd);
-    m.embedding.emplace(file_, kEmbedding, static_cast<uint64_t>(m.n_vocab), n_embd);
+    m.embedding = codes(kEmbedding, m.n_vocab, m.n_embd);
     m.layers.resize(static_cast<size_t>(m.n_layer));
     const bool llama = m.architecture == Architecture::kLlama;
     for (int l = 0; l < m.n_layer; l++) {
@@ -334,7 +336,6 @@ class Loader {
     if (tied) {
       pending_.push_back({*m.embedding, &m.head});
       m.head.bits = m.embedding->bits();
-      m.head.step = m.embedding->step();
     } else {
       read_weights("output", m.n_vocab, m.n_embd, &m.head);
       m.embedding->check_scales();
@@ -346,10 +347,10 @@ class Loader {
   void read_positions() {
     Model& m = model_;
     const std::string name = "position_embd.weight";
-    const uint64_t n_embd = static_cast<uint64_t>(m.n_embd);
-    const uint64_t rows = static_cast<uint64_t>(m.n_context);
     const GgufTensor* tensor = file_.find_tensor(name);
     if (tensor != nullptr && tensor->type == TensorType::kF32) {
+      const uint64_t n_embd = static_cast<uint64_t>(m.n_embd);
+      const uint64_t rows = static_cast<uint64_t>(m.n_context);
       if (tensor->rank != 2 || tensor->ne[0] != n_embd || tensor->ne[1] != rows) {
         fail("tensor '" + name + "' has shape " + std::to_string(tensor->ne[0]) + " x " +
              std::to_string(tensor->ne[1]) + ", but the metadata ask for " +
@@ -358,7 +359,7 @@ class Loader {
       m.positions.floats = tensor->data;
       return;
     }
-    m.positions.codes.emplace(file_, name, rows, n_embd);
+    m.positions.codes = codes(name, m.n_context, m.n_embd);
     m.positions.codes->check_scales();
     release(*m.positions.codes);
   }
@@ -378,6 +379,7 @@ class Loader {
         uint8_t* data = arena.take<uint8_t>(bytes);
         p.weights->matrix = kernels::packed_matrix(choice_, p.tensor.bits(), p.tensor.rows(),
                                                    p.tensor.inner(), data);
+        p.weights->steps = arena.take<float>(static_cast<size_t>(p.tensor.rows()));
       }
       return arena.used();
     };
@@ -390,16 +392,17 @@ class Loader {
     for (const Pending& p : pending_) {
       const kernels::PackedMatrix& matrix = p.weights->matrix;
       const int panel = matrix.layout->n;
-      std::atomic<int64_t> bad{-1};  // a row and block with another scale
+      std::atomic<int64_t> bad{-1};  // a row and block whose scale is not the row's
       threads_.parallel_for((matrix.rows + panel - 1) / panel, [&](int begin, int end, int thread) {
         int8_t* codes = rows.data() + static_cast<size_t>(thread) * kernels::kMaxInner;
         const int last = std::min(end * panel, matrix.rows);
         for (int row = begin * panel; row < last; row++) {
-          const int block = p.tensor.unpack(row, codes);
-          if (block >= 0) {
+          if (const int block = p.tensor.bad_block(row); block >= 0) {
             bad.store(static_cast<int64_t>(row) << 32 | block);
             return;
           }
+          p.weights->steps[row] = p.tensor.step(row);
+          p.tensor.unpack(row, codes);
           kernels::pack_row(matrix, row, codes);
         }
       });
@@ -418,6 +421,7 @@ class Loader {
   const MappedFile* mapping_;
   const kernels::Choice& choice_;
   ThreadPool& threads_;
+  uint32_t version_ = 0;
   std::string architecture_;
   bool adaptive_ = false;
   std::vector<Pending> pending_;

@@ -36,7 +36,7 @@ struct Sites {
 struct Weights {
   kernels::PackedMatrix matrix;
   int bits = 0;
-  float step = 0;
+  float* steps = nullptr;   // of each row, in the memory of the weights
   std::vector<float> bias;  // empty: none
 };
 

@@ -50,6 +50,7 @@ size_t Session::lay_out(Arena arena) {
 
   residual_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
   codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(widest));
+  steps_ = arena.take<float>(chunk);
   qkv_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_qkv()));
   query_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_q()));
   key_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
@@ -211,13 +212,13 @@ Session::Input Session::quantize_rows(Step step_of_graph, const Site& site, int 
   input.widths = widths == nullptr ? nullptr : widths + first;
   input.rows = count;
   input.inner = size;
-  input.step8 = step(site.step8, layer);
-  input.step4 = step(site.step4, layer);
+  input.steps = steps_ + first;
   threads_.parallel_for(count, [&](int begin, int end, int thread) {
     for (int i = first + begin; i < first + end; i++) {
       const float* values = row(i, scratch_[static_cast<size_t>(thread)].row);
       const bool wide = is_wide(widths, i);
-      kernels::quantize(choice_, values, size, wide ? input.step8 : input.step4, wide ? 8 : 4,
+      steps_[i] = step(wide ? site.step8 : site.step4, layer);
+      kernels::quantize(choice_, values, size, steps_[i], wide ? 8 : 4,
                         codes_ + static_cast<size_t>(i) * static_cast<size_t>(size));
     }
   });
@@ -240,8 +241,7 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
   rows.rows = input.rows;
   rows.inner = input.inner;
   rows.bits = input.widths;
-  rows.step8 = input.step8;
-  rows.step4 = input.step4;
+  rows.steps = input.steps;
   for (const int bits : {8, 4}) {
     kernels::Product products[3];
     int count = 0;
@@ -252,7 +252,7 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
       if (w.bits == bits) {
         const float* bias = w.bias.empty() ? nullptr : w.bias.data();
         kernels::Product& product = products[count++];
-        product = {&w.matrix, kernels::Output::scaled(to, stride, w.step, bias)};
+        product = {&w.matrix, kernels::Output::scaled(to, stride, w.steps, bias)};
         product.out.add = add == Add::kYes;
         columns += w.matrix.rows;
       }
@@ -331,8 +331,9 @@ void Session::embed(const int32_t* tokens, const Chunk& chunk) {
   const Model& m = model_;
   const size_t n_embd = static_cast<size_t>(m.n_embd), pairs = m.rope_frequencies.size();
   const auto dequantize = [&](const CodeTensor& table, int row, int8_t* codes, float* out) {
-    table.unpack(row, codes);  // the scales were compared when the model was loaded
-    for (size_t k = 0; k < n_embd; k++) out[k] = static_cast<float>(codes[k]) * table.step();
+    table.unpack(row, codes);  // the scales were checked when the model was loaded
+    const float step = table.step(row);
+    for (size_t k = 0; k < n_embd; k++) out[k] = static_cast<float>(codes[k]) * step;
   };
   threads_.parallel_for(chunk.count, [&](int begin, int end, int thread) {
     for (int i = begin; i < end; i++) {

@@ -112,7 +112,7 @@ class Session {
     const int8_t* codes;
     const uint8_t* widths;
     int rows, inner;
-    float step8, step4;
+    const float* steps;  // of each row
   };
 
   size_t lay_out(Arena arena);
@@ -211,7 +211,8 @@ class Session {
 
   // Of the chunk in flight; row i belongs to its token i.
   float* residual_;
-  int8_t* codes_;        // the quantized input of the next product
+  int8_t* codes_;        // the quantized input of the next product,
+  float* steps_;         // and its step
   float* qkv_;           // [token][q heads, k heads, v heads][head_dim]
   int8_t* query_codes_;  // [key head][token][q head of the group][head_dim]
   int8_t* key_codes_;    // [key head][token][head_dim]

@@ -620,7 +620,7 @@ struct Source {
   size_t stride;
   int rows, inner;
   const uint8_t* bits;
-  float step8, step4;
+  const float* steps;
 };
 
 template <class Code>
@@ -671,7 +671,7 @@ Prepared prepare_rows(const Choice& choice, int weight_bits, const Source<Code>&
   int count = 0;
   const auto take = [&](int row) {
     order[count] = row;
-    steps[count] = source.bits == nullptr || source.bits[row] == 8 ? source.step8 : source.step4;
+    if (source.steps != nullptr) steps[count] = source.steps[row];
     ++count;
   };
   for (int row = 0; row < source.rows; ++row) {
@@ -721,14 +721,14 @@ size_t prepared_bytes(const Choice& choice, int rows, int inner) {
 
 Prepared prepare(const Choice& choice, int weight_bits, const ActivationRows& rows, void* buffer,
                  ThreadPool* threads) {
-  const Source<int8_t> source{rows.codes, rows.stride, rows.rows, rows.inner,
-                              rows.bits,  rows.step8,  rows.step4};
+  const Source<int8_t> source{rows.codes, rows.stride, rows.rows,
+                              rows.inner, rows.bits,   rows.steps};
   return prepare_rows(choice, weight_bits, source, buffer, threads);
 }
 
 Prepared prepare(const Choice& choice, int weight_bits, const ProbabilityRows& rows, void* buffer,
                  ThreadPool* threads) {
-  const Source<uint8_t> source{rows.codes, rows.stride, rows.rows, rows.inner, nullptr, 1.0f, 1.0f};
+  const Source<uint8_t> source{rows.codes, rows.stride, rows.rows, rows.inner, nullptr, nullptr};
   return prepare_rows(choice, weight_bits, source, buffer, threads);
 }
 

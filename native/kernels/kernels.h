@@ -2,7 +2,7 @@
 //
 // A product has M tokens of 8- or 4-bit activation codes on one side and N rows of 8- or 4-bit
 // weight codes on the other, and is an exact int32 sum over the whole inner dimension K, because
-// each side has one step for all of K. Its parts:
+// every row of either side has one step for all of K. Its parts:
 //
 //   choose()      picks the instruction set (ISA) and with it one micro-kernel for every pair of
 //                 widths, out of the one table in kernels.inc
@@ -18,7 +18,7 @@
 //
 // Nothing here allocates, starts threads or keeps state: buffers and the thread pool are the
 // caller's, and different threads may compute at the same time. Every ISA gives the same bits:
-// integers are exact, and a float result is `float(acc) * (step_activation * step_weight) + bias`,
+// integers are exact, and a float result is `float(acc) * (step_of_token * step_of_row) + bias`,
 // and where it is added to something that plus the result, each operation rounded on its own,
 // whatever M, N, the chunk size or the number of threads.
 //
@@ -179,8 +179,7 @@ struct ActivationRows {
   int rows = 0;                   // M
   int inner = 0;                  // K
   const uint8_t* bits = nullptr;  // width of every row, 8 or 4; nullptr: 8 for all
-  float step8 = 1.0f;             // step of the rows with 8 bits
-  float step4 = 1.0f;             // step of the rows with 4 bits
+  const float* steps = nullptr;   // step of every row; nullptr: only for exact results
 };
 
 // M rows of unsigned probabilities for one ValuePool: `inner` is the pool's count, and a token that
@@ -205,7 +204,7 @@ struct Prepared {
   Group group[2];                  // empty groups are never run
   const int32_t* order = nullptr;  // token of a packed row
   const int32_t* sums = nullptr;   // sum of a packed row's codes
-  const float* steps = nullptr;    // step of a packed row
+  const float* steps = nullptr;    // step of a packed row, if the rows have any
 };
 
 // Bytes that prepare() needs for any widths of rows and weights.
@@ -226,10 +225,10 @@ Prepared prepare(const Choice& choice, int weight_bits, const ProbabilityRows& r
 struct Output {
   int32_t* accumulators = nullptr;
   float* values = nullptr;
-  size_t stride = 0;            // elements from a row to the next
-  float step = 1.0f;            // step of the weights
-  const float* bias = nullptr;  // N, or nullptr
-  bool add = false;             // values += result
+  size_t stride = 0;             // elements from a row to the next
+  const float* steps = nullptr;  // N, of the weights' rows; for values
+  const float* bias = nullptr;   // N, or nullptr
+  bool add = false;              // values += result
 
   static Output exact(int32_t* accumulators, size_t stride) {
     Output out;
@@ -237,11 +236,12 @@ struct Output {
     out.stride = stride;
     return out;
   }
-  static Output scaled(float* values, size_t stride, float step, const float* bias = nullptr) {
+  static Output scaled(float* values, size_t stride, const float* steps,
+                       const float* bias = nullptr) {
     Output out;
     out.values = values;
     out.stride = stride;
-    out.step = step;
+    out.steps = steps;
     out.bias = bias;
     return out;
   }

@@ -82,9 +82,10 @@ SQUAT_INLINE void write_exact(int32_t* __restrict to, const int32_t* __restrict 
 }
 
 SQUAT_INLINE void write_scaled(float* __restrict to, const int32_t* __restrict acc, int32_t offset,
-                               float step, const float* bias, bool add, int count) {
+                               float row_step, const float* steps, const float* bias, bool add,
+                               int count) {
   for (int i = 0; i < count; ++i) {
-    float value = static_cast<float>(acc[i] - offset) * step;
+    float value = static_cast<float>(acc[i] - offset) * (row_step * steps[i]);
     if (bias != nullptr) value += bias[i];
     to[i] = add ? to[i] + value : value;
   }
@@ -104,8 +105,8 @@ SQUAT_INLINE void write_tile(const MatmulCall& call, const int32_t* acc, int row
       write_exact(out.accumulators + start, acc, offset, sums, at.count);
     } else {
       const float* bias = out.bias == nullptr ? nullptr : out.bias + at.column;
-      write_scaled(out.values + start, acc, offset, call.steps[row] * out.step, bias, out.add,
-                   at.count);
+      write_scaled(out.values + start, acc, offset, call.steps[row], out.steps + at.column, bias,
+                   out.add, at.count);
     }
   }
 }

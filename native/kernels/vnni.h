@@ -50,8 +50,9 @@ SQUAT_INLINE void write_row(const MatmulCall& call, typename Vector::Type left,
     });
     return;
   }
-  const auto step = Vector::splat(call.steps[row] * out.step);
+  const auto row_step = Vector::splat(call.steps[row]);
   unroll<2>([&](auto i) SQUAT_LAMBDA {
+    const auto step = Vector::multiply(row_step, Vector::load(out.steps + column + i * kLanes));
     auto value = Vector::multiply(Vector::to_float(sums[i]), step);
     if (out.bias != nullptr) {
       value = Vector::add(value, Vector::load(out.bias + column + i * kLanes));

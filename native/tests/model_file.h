@@ -2,6 +2,7 @@
 // codes.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -114,6 +115,8 @@ struct ModelOptions {
   int weight_bits = 4, embedding_bits = 8;
   std::string activations = "4:8";
   bool tied = true;
+  uint32_t version = 2;
+  bool row_steps = true;  // in version 1 none
   uint32_t seed = 1;
 };
 
@@ -168,22 +171,40 @@ inline void add_tokenizer(GgufBuilder* file) {
   file->boolean("squat.tokenizer.nfkc", true);
 }
 
-// fp16 of a power of two.
+// fp16 of a power of two, and of a random number from there to the next one.
 inline uint16_t half_power(int exponent) { return static_cast<uint16_t>((exponent + 15) << 10); }
+inline uint16_t half_from(int exponent, std::mt19937* random) {
+  return static_cast<uint16_t>(half_power(exponent) | ((*random)() & 0x3ff));
+}
 
+// A normal fp16 number.
+inline float half_value(uint16_t half) {
+  return std::ldexp(1.0f + static_cast<float>(half & 0x3ff) / 1024.0f, (half >> 10) - 15);
+}
+
+// A matrix of random codes, with a step for each row or one for all.
 inline void add_matrix(GgufBuilder* file, std::mt19937* random, const std::string& name, int rows,
-                       int inner, int bits, int step_exponent) {
-  GgufBuilder::Tensor& t = file->tensor(name);
-  t.shape = {static_cast<uint64_t>(inner), static_cast<uint64_t>(rows)};
-  t.type = bits == 4 ? 2 : 8;
-  const uint16_t scale = half_power(step_exponent);
-  for (int block = 0; block < rows * inner / 32; block++) {
-    t.data.push_back(static_cast<uint8_t>(scale & 0xff));
-    t.data.push_back(static_cast<uint8_t>(scale >> 8));
-    for (int i = 0; i < (bits == 4 ? 16 : 32); i++) {
+                       int inner, int bits, int step_exponent, bool row_steps) {
+  const bool blocks = inner % 32 == 0;
+  const int row_bytes = bits == 8 ? inner : (inner + 1) / 2;
+  GgufBuilder::Tensor t;
+  t.name = blocks ? name : name + (bits == 4 ? ".q4" : ".q8");
+  t.type = !blocks ? 24 : bits == 4 ? 2 : 8;
+  t.shape = {static_cast<uint64_t>(blocks ? inner : row_bytes), static_cast<uint64_t>(rows)};
+  std::vector<float> steps;
+  for (int row = 0; row < rows; row++) {
+    const uint16_t scale = row_steps ? half_from(step_exponent, random) : half_power(step_exponent);
+    if (row_steps || row == 0) steps.push_back(half_value(scale));
+    for (int i = 0; i < row_bytes; i++) {
+      if (blocks && i % (4 * bits) == 0) {
+        t.data.push_back(static_cast<uint8_t>(scale & 0xff));
+        t.data.push_back(static_cast<uint8_t>(scale >> 8));
+      }
       t.data.push_back(static_cast<uint8_t>((*random)()));
     }
   }
+  file->tensors.push_back(t);
+  if (!blocks) file->floats(name + ".step", steps);
 }
 
 inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
@@ -193,7 +214,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   const int kv_heads = o.gpt2 ? o.heads : o.kv_heads;
   const uint32_t layers = static_cast<uint32_t>(o.layers);
   file.string("general.architecture", arch);
-  file.u32("squat.format_version", 1);
+  file.u32("squat.format_version", o.version);
   file.u32(arch + ".context_length", static_cast<uint32_t>(o.context));
   file.u32(arch + ".embedding_length", static_cast<uint32_t>(o.hidden));
   file.u32(arch + ".block_count", layers);
@@ -235,7 +256,8 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   };
   const auto matrix = [&](const std::string& name, int rows, int inner, int bits) {
     // Entries of about 1/8 whatever the width.
-    add_matrix(&file, &random, name + ".weight", rows, inner, bits, bits == 4 ? -5 : -9);
+    add_matrix(&file, &random, name + ".weight", rows, inner, bits, bits == 4 ? -5 : -9,
+               o.version > 1 && o.row_steps);
   };
   matrix("token_embd", kVocabulary, o.hidden, o.embedding_bits);
   if (o.gpt2) matrix("position_embd", o.context, o.hidden, o.embedding_bits);

@@ -125,10 +125,19 @@ void test_chunks_threads_and_isas() {
 // The same bits on every platform: what follows was computed once, on x86 with AVX512-VNNI.
 void test_bits() {
   const std::vector<int32_t> tokens = random_tokens(75);
-  for (const auto& [gpt2, expected] : {std::pair(false, uint64_t{0x8c0da9a767ae2306u}),
-                                       std::pair(true, uint64_t{0x2afaf405b8e88a76u})}) {
+  struct Case {
+    bool gpt2;
+    uint32_t version;
+    bool row_steps;
+    uint64_t hash;
+  };
+  for (const auto& [gpt2, version, row_steps, expected] :
+       {Case{false, 1, false, 0x8c0da9a767ae2306u}, Case{true, 1, false, 0x2afaf405b8e88a76u},
+        Case{false, 2, false, 0x8c0da9a767ae2306u}, Case{true, 2, false, 0x2afaf405b8e88a76u}}) {
     ModelOptions options;
     options.gpt2 = gpt2;
+    options.version = version;
+    options.row_steps = row_steps;
     const Bytes file = tiny_model(options).bytes();
     Engine engine(file.data(), file.size(), "model", 1, 0);
     uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a

@@ -1,6 +1,7 @@
 // The GGUF reader and the model loader against files that lie.
 #include "../fuzz/fuzz_gguf.cpp"
 
+#include <cmath>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -81,8 +82,11 @@ void test_header() {
   file = tiny_model();
   file.erase("squat.format_version");
   expect_refusal("not Squat", file, {"not a Squat one", "squat export"});
-  file.u32("squat.format_version", 2);
-  expect_refusal("format version", file, {"'squat.format_version' is 2"});
+  for (const uint32_t version : {0u, 3u}) {
+    file.u32("squat.format_version", version);
+    expect_refusal("format version", file,
+                   {"'squat.format_version' is " + std::to_string(version), "reads 1 to 2"});
+  }
 
   const auto patched = [](size_t offset, uint64_t value) {
     std::vector<uint8_t> bytes = tiny_model().bytes();
@@ -247,19 +251,60 @@ void test_model() {
                  {"'blk.2.attn_v.weight' is missing"});
   expect_refusal("short norm", with_key([](G& f) { f.floats("output_norm.weight", {1, 2}); }),
                  {"'output_norm.weight'", "2 elements"});
-  // One block of many with another scale: in a product's matrix, and in an embedding that is not.
-  expect_refusal("scale", with_key([](G& f) { f.tensor("blk.1.ffn_down.weight").data[18 * 77]++; }),
-                 {"tensor 'blk.1.ffn_down.weight' block 77"});
-  ModelOptions untied;
-  untied.tied = false;
-  GgufBuilder file = tiny_model(untied);
-  file.tensor("token_embd.weight").data[34 * 5 + 1]++;
-  expect_refusal("embedding scale", file, {"tensor 'token_embd.weight' block 5"});
-  expect_refusal("negative scale", with_key([](G& f) {
-                   std::vector<uint8_t>& data = f.tensor("blk.0.ffn_up.weight").data;
-                   for (size_t i = 1; i < data.size(); i += 18) data[i] |= 0x80;
-                 }),
-                 {"tensor 'blk.0.ffn_up.weight'", "no step"});
+}
+
+// A step for each row, in whatever form; in version 1 one for all rows.
+void test_steps() {
+  // One block of many with another scale: in a product's matrix, and in embeddings that are none.
+  ModelOptions options;
+  GgufBuilder file = tiny_model(options);
+  file.tensor("blk.1.ffn_down.weight").data[18 * (25 * 3 + 2)]++;
+  expect_refusal("scale", file, {"tensor 'blk.1.ffn_down.weight' row 25 block 2", "the row's"});
+  options.tied = false;
+  file = tiny_model(options);
+  file.tensor("token_embd.weight").data[34 * (2 * 2 + 1) + 1]++;
+  expect_refusal("embedding scale", file, {"tensor 'token_embd.weight' row 2 block 1"});
+  options.gpt2 = true;
+  file = tiny_model(options);
+  file.tensor("position_embd.weight").data[34 * 5 + 1]++;
+  expect_refusal("position scale", file, {"tensor 'position_embd.weight' row 2 block 1"});
+  for (const uint16_t scale : {0x0000, 0x8400, 0x7c00, 0x7e00, 0x0001}) {
+    file = tiny_model();
+    uint8_t* row = file.tensor("blk.0.ffn_up.weight").data.data() + 7 * 2 * 18;
+    std::memcpy(row, &scale, sizeof scale);
+    std::memcpy(row + 18, &scale, sizeof scale);
+    expect_refusal(
+        "bad scale", file,
+        {"tensor 'blk.0.ffn_up.weight' row 7 block 0", std::to_string(scale), "no step"});
+  }
+
+  ModelOptions first;
+  first.version = 1;
+  file = tiny_model(first);
+  CHECK(refusal(file.bytes()).empty());
+  for (int block : {0, 1}) file.tensor("blk.1.ffn_up.weight").data[18 * (2 * 9 + block)]++;
+  expect_refusal("version 1", file, {"'blk.1.ffn_up.weight' row 9 block 0", "the tensor's"});
+
+  // Tensors of bytes, with their steps beside them.
+  ModelOptions bytes;
+  bytes.ffn = 41;
+  const std::string step = "blk.2.ffn_down.weight.step";
+  file = tiny_model(bytes);
+  CHECK(refusal(file.bytes()).empty());
+  for (const float value : {0.0f, 0.1f, -1.0f, 3e-5f, 1e9f, NAN}) {
+    file = tiny_model(bytes);
+    std::memcpy(file.tensor(step).data.data() + 63 * sizeof value, &value, sizeof value);
+    expect_refusal("bytes", file, {"tensor '" + step + "' element 63", "2^-14"});
+  }
+  file.floats(step, {0.5f});
+  expect_refusal("one step", file, {"tensor '" + step + "'", "1 elements", "expected F32", "64"});
+  file.tensor(step).name = "x";
+  expect_refusal("no steps", file, {"'blk.2.ffn_down.weight' is missing"});
+  first.ffn = 41;
+  file = tiny_model(first);
+  CHECK(refusal(file.bytes()).empty());
+  file.floats(step, std::vector<float>(64, 0.5f));
+  expect_refusal("many steps", file, {"tensor '" + step + "'", "64 elements", "and 1"});
 }
 
 // A file that ends early is refused wherever it ends.
@@ -278,6 +323,7 @@ void test_damage() {
   for (const bool gpt2 : {false, true}) {
     ModelOptions options;
     options.gpt2 = gpt2;
+    options.version = gpt2 ? 1 : 2;
     options.layers = 1;
     const std::vector<uint8_t> bytes = tiny_model(options).bytes();
     for (int round = 0; round < 1500; round++) {
@@ -305,6 +351,7 @@ int main() {
   test_metadata();
   test_tensors();
   test_model();
+  test_steps();
   test_truncation();
   test_damage();
   return squat::test::report("test_gguf");

@@ -225,7 +225,9 @@ void test_mixed(const Choice& choice) {
     fill(w.data(), w.size(), weight_bits, any_fill());
     Buffer<float> bias(n);
     for (int j = 0; j < n; ++j) bias[j] = pick(-1000, 1000) / 37.0f;
-    const float step_w = 0.0123f;
+    Buffer<float> row_steps(m), steps(n);
+    for (int i = 0; i < m; ++i) row_steps[i] = pick(1, 1000) / 741.0f;
+    for (int j = 0; j < n; ++j) steps[j] = pick(1, 1000) / 8191.0f;
 
     ActivationRows rows;
     rows.codes = a.data();
@@ -233,8 +235,7 @@ void test_mixed(const Choice& choice) {
     rows.rows = m;
     rows.inner = k;
     rows.bits = bits.data();
-    rows.step8 = 0.017f;
-    rows.step4 = 0.31f;
+    rows.steps = row_steps.data();
 
     ThreadPool pool(1 + round % 3);
     const std::vector<int32_t> want = plain_product(a.data(), stride, w.data(), m, n, k);
@@ -250,15 +251,15 @@ void test_mixed(const Choice& choice) {
     for (size_t i = 0; i < out_size; ++i) exact[i] = -77, biased[i] = plain[i] = -77.0f;
     const Product products[] = {
         {&packed.matrix, Output::exact(exact.data(), out_stride)},
-        {&packed.matrix, Output::scaled(biased.data(), out_stride, step_w, bias.data())},
-        {&packed.matrix, Output::scaled(plain.data(), out_stride, step_w)}};
+        {&packed.matrix, Output::scaled(biased.data(), out_stride, steps.data(), bias.data())},
+        {&packed.matrix, Output::scaled(plain.data(), out_stride, steps.data())}};
     matmul(prepared, products, 3, &pool);
 
     bool ok = same(exact.data(), out_stride, want, m, n);
     for (int i = 0; i < m; ++i) {
-      const float step = (bits[i] == 8 ? rows.step8 : rows.step4) * step_w;
       for (int j = 0; j < n; ++j) {
         // volatile: this file's own arithmetic must not be fused either
+        volatile float step = row_steps[i] * steps[j];
         volatile float scaled = static_cast<float>(want[size_t(i) * n + j]) * step;
         ok = ok && plain[i * out_stride + j] == scaled;
         ok = ok && biased[i * out_stride + j] == scaled + bias[j];
