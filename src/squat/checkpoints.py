@@ -21,20 +21,27 @@ from transformers.utils import logging as transformers_logging
 
 from squat.data.tokenizer import wrap_tokenizer
 from squat.errors import CheckpointError, SquatError
+from squat.importing.file import GgufFile
+from squat.importing.model import read_model
+from squat.importing.tokenizer import read_tokenizer
 from squat.quantization.hf import saving  # also registers the checkpoint format with transformers
 
 _PARTIAL = ".partial"
 
 
 def load_model(name: str) -> PreTrainedModel:
-    """A causal language model, float or quantized, in eval mode: a folder or a name on the Hub.
+    """A causal language model, float or quantized, in eval mode: a folder, a name on the Hub, or a
+    .gguf file that another program wrote (`squat.importing`).
 
     Raises:
         CheckpointError: not there, cut short, or of an unknown kind.
     """
+    if name.endswith(".gguf"):
+        with quiet():
+            return read_model(GgufFile(name))
     if Path(name).is_dir():
         _check_weights(Path(name))
-    with _quiet(), _readable(name, "model"):
+    with quiet(), _readable(name, "model"):
         model = AutoModelForCausalLM.from_pretrained(name)
     return model.eval()
 
@@ -45,12 +52,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises:
         CheckpointError: there is none.
     """
+    if name.endswith(".gguf"):
+        return read_tokenizer(GgufFile(name))
     if name.endswith(".json"):
         try:
             return wrap_tokenizer(Tokenizer.from_file(name))
         except Exception as error:  # the library raises nothing more special
             raise CheckpointError(f"{name}: no tokenizer.json that can be read ({error})") from None
-    with _quiet(), _readable(name, "tokenizer"):
+    with quiet(), _readable(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{name}: its tokenizer has no tokenizer.json (a fast tokenizer)")
@@ -72,7 +81,7 @@ def save_model(
     """
 
     def write(partial: Path) -> None:
-        with _quiet(), saving(model, weights):
+        with quiet(), saving(model, weights):
             model.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
 
@@ -126,7 +135,7 @@ def _readable(name: str, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bars for what takes a moment."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
-from squat.evaluate.tasks import is_gguf
+from squat.evaluate.tasks import runs_in_engine
 
 
 def continue_text(
@@ -18,7 +18,7 @@ def continue_text(
         SquatError: a model that cannot be loaded, or settings that are not possible.
     """
     yield prompt
-    if is_gguf(model):
+    if runs_in_engine(model):
         from squat.engine import Engine
 
         yield from Engine(model).generate(

@@ -40,11 +40,14 @@ def _existing(path: str) -> str:
 
 
 def _model_reference(name: str) -> str:
-    """A folder, or something that can be a name on the Hugging Face Hub."""
+    """A folder, a .gguf file, or something that can be a name on the Hugging Face Hub."""
     expanded = _expand(name)
-    if Path(expanded).exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", expanded):
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", expanded) and not expanded.endswith(".gguf")
+    if Path(expanded).exists() or hub:
         return expanded
-    raise ValueError(f"{expanded} is neither a folder nor a model's name on the Hub (owner/name)")
+    raise ValueError(
+        f"{expanded} is neither a folder nor a .gguf file nor a model's name on the Hub (owner/name)"
+    )
 
 
 NewPath = Annotated[str, AfterValidator(_expand)]

@@ -118,9 +118,22 @@ def sweep(
         raise typer.Exit(1)
 
 
+@app.command(name="import")
+def import_(
+    file: Annotated[str, typer.Argument(help="A .gguf file that another program wrote.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the model.")],
+) -> None:
+    """Make a float32 model's folder of a .gguf file, also one that is quantized in blocks."""
+    from squat.importing.folder import import_model
+
+    console.print(import_model(file, output))
+
+
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(help="The full-precision model's folder or Hub name.")],
+    model: Annotated[
+        str, typer.Argument(help="The full-precision model: a folder, Hub name or .gguf file.")
+    ],
     output: Annotated[Path, typer.Argument(help="Folder of the quantized model.")],
     weight_bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
     activation_bits: Annotated[str, typer.Option(help="4, 8, or 4:8 by token.")] = "4:8",

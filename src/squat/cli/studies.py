@@ -54,7 +54,9 @@ def compare(
 
 @studies.command()
 def sensitivity(
-    model: Annotated[str, typer.Argument(help="The full-precision model's folder or Hub name.")],
+    model: Annotated[
+        str, typer.Argument(help="The full-precision model: a folder, Hub name or .gguf file.")
+    ],
     data: Text,
     output: Annotated[Path, typer.Option(help="Folder of the table, the figure, the numbers.")],
     weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 4,

@@ -27,7 +27,7 @@ from squat.evaluate.minimal_pairs import evaluate_minimal_pairs, read_minimal_pa
 from squat.evaluate.perplexity import perplexity
 from squat.evaluate.scorer import Scorer, progress
 from squat.evaluate.speed import tokens_per_second
-from squat.evaluate.tasks import engine_tokenizer, is_gguf, label_of
+from squat.evaluate.tasks import engine_tokenizer, label_of, runs_in_engine
 from squat.quantization.modules import QuantizedWeight
 from squat.report.sections import Table
 
@@ -61,7 +61,7 @@ class _Loaded:
     def __init__(self, name: str) -> None:
         self.name = name
         self.network: PreTrainedModel | Engine
-        if is_gguf(name):
+        if runs_in_engine(name):
             self.network = Engine(name)
             self.tokenizer = engine_tokenizer(self.network)
             self.vocabulary = self.network.info.vocab_size

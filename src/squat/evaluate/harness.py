@@ -24,7 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from squat.errors import ConfigError
 from squat.evaluate.scorer import progress
-from squat.evaluate.tasks import is_gguf
+from squat.evaluate.tasks import runs_in_engine
 
 Answer = tuple[float, bool]
 """Log-probability of a continuation in nats, and whether greedy decoding would give it."""
@@ -174,7 +174,7 @@ class SquatLM(TemplateLM):
         size = 64 if str(batch_size).startswith("auto") else int(batch_size)
         self.path = path
         self._backend: _Backend = (
-            _File(path, int(threads)) if is_gguf(path) else _Checkpoint(path, size, device)
+            _File(path, int(threads)) if runs_in_engine(path) else _Checkpoint(path, size, device)
         )
         self.max_length = min(int(max_length or self._backend.context), self._backend.context)
         if self._backend.prefix is None and self._backend.end is None:

@@ -18,6 +18,7 @@ from squat.evaluate.minimal_pairs import (
 )
 from squat.evaluate.perplexity import perplexity, perplexity_table
 from squat.evaluate.scorer import Scorer
+from squat.importing.file import is_foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,9 +52,9 @@ class FineTuningSettings(Settings):
 Answer = tuple[Table, dict[str, Any]]
 
 
-def is_gguf(model: str) -> bool:
-    """Whether a model's name is that of a file for the engine."""
-    return model.endswith(".gguf")
+def runs_in_engine(model: str) -> bool:
+    """Whether a model's name is that of a file for the engine; another program's is read into PyTorch."""
+    return model.endswith(".gguf") and not is_foreign(model)
 
 
 def label_of(model: str) -> str:
@@ -79,7 +80,7 @@ def perplexity_of_text(model: str, settings: Settings) -> Answer:
     if len(settings.data) != 1:
         raise DataError(f"--data: perplexity is of one text; {len(settings.data)} were given")
     loaded: Any
-    if is_gguf(model):
+    if runs_in_engine(model):
         from squat.engine import Engine
 
         loaded = Engine(model)
@@ -113,7 +114,7 @@ def glue(model: str, settings: Settings) -> Answer:
     if len(settings.data) != 1:
         raise DataError(f"--data: glue is one folder; {len(settings.data)} were given")
     assert isinstance(settings, FineTuningSettings)
-    if is_gguf(model):
+    if runs_in_engine(model):
         raise ConfigError(f"{model}: a file cannot be fine-tuned; name the checkpoint's folder")
     recipe = fine_tuning.FineTuning(
         settings.epochs,
@@ -168,7 +169,7 @@ def run_task(task: str, model: str, settings: Settings) -> Answer:
 
 
 def _scorer(model: str, batch_size: int) -> Scorer:
-    if is_gguf(model):
+    if runs_in_engine(model):
         from squat.engine import Engine
 
         return Engine(model)

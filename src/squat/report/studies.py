@@ -24,7 +24,7 @@ from squat.errors import ConfigError, DataError
 from squat.evaluate.comparison import compare, comparison_table, to_csv, to_json
 from squat.evaluate.observation import Observation, entropy_bits, observe
 from squat.evaluate.sensitivity import sensitivity
-from squat.evaluate.tasks import is_gguf, label_of
+from squat.evaluate.tasks import label_of, runs_in_engine
 from squat.quantization import SquatConfig, quantize
 from squat.report import study_figures
 from squat.report.sections import Section, Table, write_section
@@ -231,7 +231,7 @@ def _numbers(seen: dict[str, Observation], name: str) -> dict[str, Any]:
 
 
 def _load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    if is_gguf(name):
+    if runs_in_engine(name):
         raise ConfigError(f"{name}: a file cannot be looked into; name the checkpoint's folder")
     model, tokenizer = load_model(name), load_tokenizer(name)
     check_tokenizer(tokenizer, model.config.vocab_size)
