@@ -69,8 +69,9 @@ int32_t optional_token(const Gguf& file, const char* key, int n_vocab) {
 std::string explain(const Model& model, const kernels::Choice& choice) {
   bool used[2][2] = {};  // [activations 8 | 4][weights 8 | 4]
   const auto use = [&used](const Site& site, int weight_bits) {
-    if (site.bits != Site::Bits::k4) used[0][weight_bits == 4] = true;
-    if (site.bits != Site::Bits::k8) used[1][weight_bits == 4] = true;
+    const bool narrow = site.bits != Site::Bits::k8, levels = site.has_levels();
+    if (site.bits != Site::Bits::k4 || levels) used[0][weight_bits == 4] = true;
+    if (narrow && !levels) used[1][weight_bits == 4] = true;
   };
   const Sites& s = model.sites;
   for (const Layer& layer : model.layers) {

@@ -319,18 +319,24 @@ std::string_view Gguf::string(std::string_view key) const {
   return {reinterpret_cast<const char*>(data + 8), static_cast<size_t>(load<uint64_t>(data))};
 }
 
-std::vector<float> Gguf::f32_array(std::string_view key) const {
-  const Value& found = array(key, GgufType::kF32);
-  std::vector<float> out(found.count);
-  if (found.count != 0) std::memcpy(out.data(), found.data, found.count * sizeof(float));
+template <class Number>
+std::vector<Number> Gguf::numbers(std::string_view key, GgufType type) const {
+  const Value& found = array(key, type);
+  std::vector<Number> out(found.count);
+  if (found.count != 0) std::memcpy(out.data(), found.data, found.count * sizeof(Number));
   return out;
 }
 
+std::vector<float> Gguf::f32_array(std::string_view key) const {
+  return numbers<float>(key, GgufType::kF32);
+}
+
+std::vector<uint32_t> Gguf::u32_array(std::string_view key) const {
+  return numbers<uint32_t>(key, GgufType::kU32);
+}
+
 std::vector<int32_t> Gguf::i32_array(std::string_view key) const {
-  const Value& found = array(key, GgufType::kI32);
-  std::vector<int32_t> out(found.count);
-  if (found.count != 0) std::memcpy(out.data(), found.data, found.count * sizeof(int32_t));
-  return out;
+  return numbers<int32_t>(key, GgufType::kI32);
 }
 
 std::vector<std::string_view> Gguf::string_array(std::string_view key) const {

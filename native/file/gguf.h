@@ -60,6 +60,7 @@ class Gguf {
   bool boolean(std::string_view key) const;
   std::string_view string(std::string_view key) const;
   std::vector<float> f32_array(std::string_view key) const;
+  std::vector<uint32_t> u32_array(std::string_view key) const;
   std::vector<int32_t> i32_array(std::string_view key) const;
   std::vector<std::string_view> string_array(std::string_view key) const;
   bool has(std::string_view key) const { return values_.count(key) != 0; }
@@ -78,6 +79,8 @@ class Gguf {
 
   const Value& value(std::string_view key, GgufType type) const;
   const Value& array(std::string_view key, GgufType element) const;
+  template <class Number>
+  std::vector<Number> numbers(std::string_view key, GgufType type) const;
 
   std::string name_;
   std::unordered_map<std::string_view, Value> values_;

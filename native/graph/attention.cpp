@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "exponents.h"
 #include "session.h"
 
 namespace squat {
@@ -46,14 +47,17 @@ void Session::attend(const Chunk& chunk, int layer) {
   const int keys_at = m.n_embd_q(), values_at = keys_at + m.n_embd_kv();
   {
     const Profile::Timer timer(profile_, Step::kScores, macs, bytes);
-    quantize_vectors(chunk, layer, m.sites.k, chunk.previous, keys_at, 1, 0, true, key_codes_);
-    quantize_vectors(chunk, layer, m.sites.q, chunk.previous, 0, m.group(), first_query(chunk),
-                     true, query_codes_);
+    const Vectors keys = {m.sites.k, chunk.previous, keys_at, 1, true, key_codes_, key_exponents_};
+    const Vectors queries = {m.sites.q,    chunk.previous,  0, m.group(), true,
+                             query_codes_, query_exponents_};
+    quantize_vectors(chunk, layer, keys, 0);
+    quantize_vectors(chunk, layer, queries, first_query(chunk));
     for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
     decide_widths(chunk, layer);
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
-  quantize_vectors(chunk, layer, m.sites.v, chunk.current, values_at, 1, 0, false, value_codes_);
+  const Vectors values = {m.sites.v, chunk.current, values_at, 1, false, value_codes_, nullptr};
+  quantize_vectors(chunk, layer, values, 0);
   for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
 }
 
@@ -75,31 +79,27 @@ void Session::read_ahead(int layer, int part, int parts) const {
   }
 }
 
-void Session::quantize_vectors(const Chunk& chunk, int layer, const Site& site,
-                               const uint8_t* by_token, int column, int group, int from,
-                               bool rotated, int8_t* codes) {
+void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vectors, int from) {
   const Model& m = model_;
-  const uint8_t* widths = site_widths(site, by_token);
-  const float step8 = step(site.step8, layer), step4 = step(site.step4, layer);
-  const int turned = rotated ? 2 * static_cast<int>(m.rope_frequencies.size()) : 0;
+  const Site& site = vectors.site;
+  const int group = vectors.group;
+  const uint8_t* widths = site_widths(site, vectors.by_token);
+  const int turned = vectors.rotated ? 2 * static_cast<int>(m.rope_frequencies.size()) : 0;
   threads_.parallel_for(chunk.count - from, [&](int begin, int end, int) {
     for (int i = from + begin; i < from + end; i++) {
       const bool wide = is_wide(widths, i);
       const size_t angles = static_cast<size_t>(i) * static_cast<size_t>(turned);
-      float* x = qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + column;
+      float* x =
+          qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + vectors.column;
       for (int v = 0; v < m.n_head_kv * group; v++, x += m.head_dim) {
         if (turned > 0) ops_.rotate(cosine_ + angles, sine_ + angles, turned, x);
-        const size_t of_head = static_cast<size_t>(v % group) * static_cast<size_t>(m.head_dim);
-        kernels::quantize(choice_, x, m.head_dim, wide ? step8 : step4, wide ? 8 : 4,
-                          codes + codes_at(chunk, group, v / group, i) + of_head);
+        const size_t to = vector_of(chunk, group, v / group, i) + static_cast<size_t>(v % group);
+        const int exponent = quantize(site, layer, wide, x, m.head_dim,
+                                      vectors.codes + to * static_cast<size_t>(m.head_dim));
+        if (vectors.exponents != nullptr) vectors.exponents[to] = static_cast<uint8_t>(exponent);
       }
     }
   });
-}
-
-size_t Session::codes_at(const Chunk& chunk, int group, int head, int token) const {
-  const int row = (head * chunk.count + token) * group;
-  return static_cast<size_t>(row) * static_cast<size_t>(model_.head_dim);
 }
 
 uint8_t* Session::probs_row(const Chunk& chunk, int token, int query_head) const {
@@ -118,13 +118,18 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
   kernels::ActivationRows queries;
   queries.stride = static_cast<size_t>(m.head_dim);
   queries.inner = m.head_dim;
-  queries.bits = query_widths == nullptr ? nullptr : scratch.query_widths;
+  queries.bits = code_widths(m.sites.q, query_widths) == nullptr ? nullptr : scratch.query_widths;
 
   for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
     const int end = std::min(begin + kQueryBlock, chunk.count);
     for_runs(key_widths, begin, end, [&](bool wide, int from, int count) {
       (wide ? pools.key8 : pools.key4).append(key_codes_ + codes_at(chunk, 1, head, from), count);
     });
+    if (pools.key_exponents != nullptr) {
+      std::memcpy(pools.key_exponents + chunk.position + begin,
+                  key_exponents_ + vector_of(chunk, 1, head, begin),
+                  static_cast<size_t>(end - begin));
+    }
     const int from = std::max(begin, first_query(chunk));
     if (from >= end) continue;
 
@@ -159,9 +164,13 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   const Site &q = m.sites.q, &k = m.sites.k;
   const int visible = chunk.position + token + 1;
   const float scaling = static_cast<float>(1.0 / std::sqrt(static_cast<double>(m.head_dim)));
-  const float query_step = step(scratch.query_widths[row] == 8 ? q.step8 : q.step4, layer);
-  const float step8 = query_step * step(k.step8, layer);
-  const float step4 = query_step * step(k.step4, layer);
+  const int group = m.group();
+  const size_t vector =
+      vector_of(chunk, group, query_head / group, token) + static_cast<size_t>(query_head % group);
+  const float query_step =
+      q.step(layer, scratch.query_widths[row] == 8) * power_of_two(query_exponents_[vector]);
+  const float step8 = query_step * k.step(layer, true);
+  const float step4 = query_step * k.step(layer, false);
   const size_t offset = static_cast<size_t>(row) * static_cast<size_t>(stride);
   const int32_t *wide = scratch.sums[0] + offset, *narrow = scratch.sums[1] + offset;
   float* scores = scratch.scores;
@@ -173,8 +182,12 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
     ops_.merge_scores(widths_[static_cast<size_t>(layer - 1)].bits, wide, step8, narrow, step4,
                       scaling, visible, scores);
   }
-  first_probs_[token * m.n_head + query_head] = ops_.softmax_codes(
-      scores, visible, 1.0f / step(m.sites.probs_step, layer), probs_row(chunk, token, query_head));
+  if (pools.key_exponents != nullptr) {
+    ops_.multiply_powers(pools.key_exponents, visible, scores);
+  }
+  first_probs_[token * m.n_head + query_head] =
+      ops_.softmax_codes(scores, visible, 1.0f / m.sites.probs_step[static_cast<size_t>(layer)],
+                         probs_row(chunk, token, query_head));
 }
 
 float Session::importance(int token, int position) const {
@@ -212,7 +225,8 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
   HeadPools& pools = pools_[static_cast<size_t>(layer * m.n_head_kv + head)];
   const uint8_t* value_widths = site_widths(v, chunk.current);
   const size_t stride = static_cast<size_t>(keys_padded(chunk.keys()));
-  const float step8 = step(v.step8, layer), step4 = step(v.step4, layer);
+  const float step8 = v.step(layer, true), step4 = v.step(layer, false);
+  const float step_p = m.sites.probs_step[static_cast<size_t>(layer)];
 
   for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
     const int end = std::min(begin + kQueryBlock, chunk.count);
@@ -253,8 +267,7 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       const size_t token = static_cast<size_t>(from + row / group);
       float* out = attention_ + token * static_cast<size_t>(m.n_embd_q()) +
                    static_cast<size_t>(head * group + row % group) * head_dim;
-      ops_.combine_values(wide, step8, narrow, step4, step(m.sites.probs_step, layer), m.head_dim,
-                          out);
+      ops_.combine_values(wide, step8, narrow, step4, step_p, m.head_dim, out);
     }
   }
 }

@@ -11,6 +11,17 @@
 
 namespace squat {
 
+// The sixteen values of 4-bit codes, and where they part: a code above a threshold belongs to the
+// level above it.
+struct Levels {
+  int8_t lowest;
+  int8_t thresholds[15];
+  uint8_t distances[15];  // from each level to the next
+};
+
+// `levels` ascend, from -128 to 127. Halfway between two is still the lower one.
+Levels make_levels(const int32_t levels[16]);
+
 struct FloatOps {
   // out = weight * (x / sqrt(mean(x^2) + epsilon)); out may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int n, float* out);
@@ -29,6 +40,10 @@ struct FloatOps {
   // x = scale * H x for each block of x, H a Hadamard matrix; `block` is a power of two that
   // divides n.
   void (*hadamard)(float* x, int n, int block, float scale);
+  // The largest |x|; a NaN counts as zero.
+  float (*largest)(const float* x, int n);
+  // Each code becomes the level next to it.
+  void (*to_levels)(const Levels& levels, int n, int8_t* codes);
   // The square of the largest |x| over the mean of x^2: a token's importance by its value.
   float (*value_peak)(const float* x, int n);
   // y += x.
@@ -42,6 +57,8 @@ struct FloatOps {
   // the next of `narrow` elsewhere, with the step of its width. All rows are padded.
   void (*merge_scores)(const uint8_t* widths, const int32_t* wide, float step8,
                        const int32_t* narrow, float step4, float scaling, int n, float* out);
+  // x *= 2^exponents. Both rows are padded.
+  void (*multiply_powers)(const uint8_t* exponents, int n, float* x);
   // The other way: codes whose width is 8 one after the other in `wide`, the others in `narrow`.
   // All rows are padded.
   void (*split_codes)(const uint8_t* widths, const uint8_t* codes, int n, uint8_t* wide,

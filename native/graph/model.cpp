@@ -29,6 +29,7 @@ class Loader {
       : file_(file), mapping_(mapping), choice_(choice), threads_(threads) {}
 
   Model load() {
+    read_version();
     read_dimensions();
     read_rotation();
     read_sites();
@@ -62,13 +63,24 @@ class Loader {
     return value;
   }
 
-  void read_dimensions() {
+  void read_version() {
     version_ = file_.u32("squat.format_version");
     if (version_ < 1 || version_ > kFormatVersion) {
       fail("key 'squat.format_version' is " + std::to_string(version_) +
            ", but this engine reads 1 to " + std::to_string(kFormatVersion) +
            "; use the engine that belongs to the exporter, or export again");
     }
+    if (version_ == 1 || !file_.has(kFeatureList)) return;
+    for (const std::string_view name : file_.string_array(kFeatureList)) {
+      if (name != kExponents && name != kHadamard && name != kLevels) {
+        fail("key '" + std::string(kFeatureList) + "' names '" + std::string(name.substr(0, 64)) +
+             "', which this engine does not know; use the engine that belongs to the exporter");
+      }
+      features_.emplace_back(name);
+    }
+  }
+
+  void read_dimensions() {
     architecture_ = file_.string("general.architecture");
     const bool llama = architecture_ == "llama";
     if (!llama && architecture_ != "gpt2") {
@@ -191,8 +203,77 @@ class Loader {
     return values;
   }
 
-  // `follows_previous`: the site's widths are the previous layer's, so that layer 0 is always wide.
-  Site read_site(const char* name, bool follows_previous) {
+  // Whether a site has a key of a feature. If so, the file must name the feature, and the site must
+  // be one that can have it.
+  bool has_feature(const std::string& key, const char* feature, bool possible) const {
+    if (!file_.has(key)) return false;
+    if (!possible) fail("key '" + key + "' is there, but this site has no " + feature);
+    if (std::find(features_.begin(), features_.end(), feature) == features_.end()) {
+      fail("key '" + key + "' is there, but '" + kFeatureList + "' does not name '" + feature +
+           "'");
+    }
+    return true;
+  }
+
+  // By layer, each a power of two that divides the site's size.
+  std::vector<int> read_blocks(const std::string& name, int size) const {
+    const bool by_layer = version_ > 1;
+    const std::vector<uint32_t> blocks =
+        by_layer ? file_.u32_array(name)
+                 : std::vector<uint32_t>(static_cast<size_t>(model_.n_layer), file_.u32(name));
+    if (blocks.size() != static_cast<size_t>(model_.n_layer)) {
+      fail("key '" + name + "' has " + std::to_string(blocks.size()) + " elements, expected " +
+           std::to_string(model_.n_layer));
+    }
+    for (size_t i = 0; i < blocks.size(); i++) {
+      const uint32_t block = blocks[i];
+      if (block == 0 || (block & (block - 1)) != 0 || static_cast<uint32_t>(size) % block != 0) {
+        fail("key '" + name + "'" + (by_layer ? " element " + std::to_string(i) : "") + " is " +
+             std::to_string(block) + ", no power of two that divides the site's size " +
+             std::to_string(size));
+      }
+    }
+    return {blocks.begin(), blocks.end()};
+  }
+
+  // Sixteen a layer; zeros where no token has 4 bits.
+  std::vector<Levels> read_levels(const std::string& name, const Site& site, bool follows) const {
+    const std::vector<int32_t> values = file_.i32_array(name);
+    const size_t layers = static_cast<size_t>(model_.n_layer);
+    if (values.size() != 16 * layers) {
+      fail("key '" + name + "' has " + std::to_string(values.size()) + " elements, expected " +
+           std::to_string(16 * layers) + ", 16 a layer");
+    }
+    std::vector<Levels> levels(layers);
+    for (size_t layer = 0; layer < layers; layer++) {
+      const bool narrow =
+          site.bits == Site::Bits::k4 || (site.by_token() && !(follows && layer == 0));
+      for (size_t i = 16 * layer; i < 16 * (layer + 1); i++) {
+        const std::string what =
+            "key '" + name + "' element " + std::to_string(i) + " is " + std::to_string(values[i]);
+        if (!narrow) {
+          if (values[i] == 0) continue;
+          fail(what + ", expected 0: layer " + std::to_string(layer) + " has no 4-bit tokens");
+        }
+        if (values[i] < -128 || values[i] > 127) fail(what + ", not from -128 to 127");
+        if (i % 16 > 0 && values[i] <= values[i - 1]) {
+          fail(what + ", not more than the one before it: the levels of a layer ascend");
+        }
+      }
+      levels[layer] = make_levels(values.data() + 16 * layer);
+    }
+    return levels;
+  }
+
+  // What there is to know about a site beside its keys.
+  struct Kind {
+    bool follows_previous = false;  // its widths are the previous layer's: layer 0 is always wide
+    bool exponents = false;         // whether it can have token exponents,
+    int transformed = 0;            // be transformed, and with what size,
+    bool levels = false;            // and have levels
+  };
+
+  Site read_site(const char* name, const Kind& kind) {
     const std::string prefix = std::string("squat.") + name + ".";
     const std::string_view bits = file_.string(prefix + "bits");
     const bool head = std::strcmp(name, "head_in") == 0;
@@ -210,40 +291,51 @@ class Loader {
     const int count = head ? 1 : model_.n_layer;
     if (site.bits != Site::Bits::k4) site.step8 = steps(prefix + "step8", count, 0);
     if (site.bits != Site::Bits::k8) {
-      const bool first_is_wide = site.by_token() && follows_previous;
+      const bool first_is_wide = site.by_token() && kind.follows_previous;
       site.step4 = steps(prefix + "step4", count, first_is_wide ? 1 : 0);
     }
     adaptive_ = adaptive_ || site.by_token();
+
+    if (has_feature(prefix + "margin", kExponents, kind.exponents)) {
+      site.margin = bounded(prefix + "margin", 0, 7);
+    }
+    if (has_feature(prefix + "hadamard", kHadamard, kind.transformed > 0)) {
+      site.hadamard = read_blocks(prefix + "hadamard", kind.transformed);
+    }
+    if (has_feature(prefix + "levels4", kLevels, kind.levels)) {
+      site.levels = read_levels(prefix + "levels4", site, kind.follows_previous);
+    }
     return site;
   }
 
   void read_sites() {
     Sites& s = model_.sites;
-    s.attn_in = read_site("attn_in", true);
-    s.q = read_site("q", true);
-    s.k = read_site("k", true);
-    s.v = read_site("v", false);
-    s.attn_out = read_site("attn_out", false);
-    s.mlp_in = read_site("mlp_in", false);
-    s.mlp_mid = read_site("mlp_mid", false);
-    s.head_in = read_site("head_in", false);
+    const int n_embd = model_.n_embd, n_ff = model_.n_ff;
+    // Version 1 has one feature, which it does not name.
+    if (version_ == 1 && file_.has("squat.mlp_mid.hadamard")) features_.emplace_back(kHadamard);
+    s.attn_in = read_site("attn_in", {true, true, n_embd, true});
+    s.q = read_site("q", {true, true, 0, true});
+    s.k = read_site("k", {true, true, 0, false});
+    s.v = read_site("v", {});
+    s.attn_out = read_site("attn_out", {false, true, 0, true});
+    s.mlp_in = read_site("mlp_in", {false, true, n_embd, true});
+    s.mlp_mid = read_site("mlp_mid", {false, true, n_ff, true});
+    s.head_in = read_site("head_in", {false, true, 0, false});
+    read_probs();
+    if (adaptive_) read_importance();
+  }
+
+  void read_probs() {
     if (const std::string_view bits = file_.string("squat.probs.bits"); bits != "8") {
       fail("key 'squat.probs.bits' is '" + std::string(bits.substr(0, 64)) + "', expected '8'");
     }
-    s.probs_step = steps("squat.probs.step8", model_.n_layer, 0);
+    model_.sites.probs_step = steps("squat.probs.step8", model_.n_layer, 0);
+    has_feature("squat.probs.margin", kExponents, false);
+    has_feature("squat.probs.hadamard", kHadamard, false);
+    has_feature("squat.probs.levels4", kLevels, false);
+  }
 
-    if (file_.has(kHadamard)) {
-      const uint32_t block = file_.u32(kHadamard);
-      const uint32_t n_ff = static_cast<uint32_t>(model_.n_ff);
-      if (block < 2 || (block & (block - 1)) != 0 || n_ff % block != 0) {
-        fail("key '" + std::string(kHadamard) + "' is " + std::to_string(block) +
-             ", no power of two from 2 that divides the feed-forward length " +
-             std::to_string(n_ff));
-      }
-      model_.hadamard_block = static_cast<int>(block);
-    }
-
-    if (!adaptive_) return;
+  void read_importance() {
     const std::string_view importance = file_.string("squat.importance");
     if (importance == "first_token") {
       model_.importance = Importance::kFirstToken;
@@ -294,11 +386,15 @@ class Loader {
                       version_ == 1 ? CodeTensor::Steps::kOne : CodeTensor::Steps::kByRow);
   }
 
-  void read_weights(const std::string& name, int rows, int inner, Weights* weights) {
-    pending_.push_back({codes(name + ".weight", rows, inner), weights});
+  // Of a matrix whose input is transformed in blocks the tensor has another name; its bias too, but
+  // only in version 1.
+  void read_weights(const std::string& name, int rows, int inner, Weights* weights, int block = 1) {
+    const std::string matrix = block > 1 ? name + "_hadamard" : name;
+    pending_.push_back({codes(matrix + ".weight", rows, inner), weights});
     weights->bits = pending_.back().tensor.bits();
-    if (file_.find_tensor(name + ".bias") != nullptr) {
-      weights->bias = floats(name + ".bias", static_cast<uint64_t>(rows));
+    const std::string bias = (version_ == 1 ? matrix : name) + ".bias";
+    if (file_.find_tensor(bias) != nullptr) {
+      weights->bias = floats(bias, static_cast<uint64_t>(rows));
     }
   }
 
@@ -312,23 +408,23 @@ class Loader {
       const std::string block = "blk." + std::to_string(l) + ".";
       layer.attn_norm = read_norm(block + "attn_norm");
       layer.mlp_norm = read_norm(block + "ffn_norm");
+      const int of_qkv = m.sites.attn_in.block(l), of_ffn = m.sites.mlp_in.block(l);
       if (llama) {
         layer.qkv.resize(3);
-        read_weights(block + "attn_q", m.n_embd_q(), m.n_embd, &layer.qkv[0]);
-        read_weights(block + "attn_k", m.n_embd_kv(), m.n_embd, &layer.qkv[1]);
-        read_weights(block + "attn_v", m.n_embd_kv(), m.n_embd, &layer.qkv[2]);
+        read_weights(block + "attn_q", m.n_embd_q(), m.n_embd, &layer.qkv[0], of_qkv);
+        read_weights(block + "attn_k", m.n_embd_kv(), m.n_embd, &layer.qkv[1], of_qkv);
+        read_weights(block + "attn_v", m.n_embd_kv(), m.n_embd, &layer.qkv[2], of_qkv);
         layer.mlp_in.resize(2);
-        read_weights(block + "ffn_gate", m.n_ff, m.n_embd, &layer.mlp_in[0]);
-        read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[1]);
+        read_weights(block + "ffn_gate", m.n_ff, m.n_embd, &layer.mlp_in[0], of_ffn);
+        read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[1], of_ffn);
       } else {
         layer.qkv.resize(1);
-        read_weights(block + "attn_qkv", m.n_embd_qkv(), m.n_embd, &layer.qkv[0]);
+        read_weights(block + "attn_qkv", m.n_embd_qkv(), m.n_embd, &layer.qkv[0], of_qkv);
         layer.mlp_in.resize(1);
-        read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[0]);
+        read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[0], of_ffn);
       }
       read_weights(block + "attn_output", m.n_embd, m.n_embd_q(), &layer.attn_out);
-      read_weights(block + (m.hadamard_block > 1 ? "ffn_down_hadamard" : "ffn_down"), m.n_embd,
-                   m.n_ff, &layer.mlp_mid);
+      read_weights(block + "ffn_down", m.n_embd, m.n_ff, &layer.mlp_mid, m.sites.mlp_mid.block(l));
     }
     m.out_norm = read_norm("output_norm");
     const bool tied = file_.find_tensor("output.weight") == nullptr &&
@@ -415,13 +511,18 @@ class Loader {
   }
 
   static constexpr const char* kEmbedding = "token_embd.weight";
-  static constexpr const char* kHadamard = "squat.mlp_mid.hadamard";
+  // What a file may have beyond the plain network.
+  static constexpr const char* kFeatureList = "squat.features";
+  static constexpr const char* kExponents = "token_exponents";
+  static constexpr const char* kHadamard = "hadamard";
+  static constexpr const char* kLevels = "levels";
 
   const Gguf& file_;
   const MappedFile* mapping_;
   const kernels::Choice& choice_;
   ThreadPool& threads_;
   uint32_t version_ = 0;
+  std::vector<std::string> features_;
   std::string architecture_;
   bool adaptive_ = false;
   std::vector<Pending> pending_;

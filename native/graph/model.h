@@ -13,6 +13,7 @@
 #include "base/thread_pool.h"
 #include "file/code_tensor.h"
 #include "file/gguf.h"
+#include "float_ops.h"
 #include "kernels/kernels.h"
 
 namespace squat {
@@ -23,8 +24,20 @@ enum class Architecture { kLlama, kGpt2 };
 struct Site {
   enum class Bits { k4, k8, kByToken } bits = Bits::k8;
   std::vector<float> step8, step4;  // by layer; 0 where a width is never used
+  int margin = -1;                  // of token exponents; -1: none
+  std::vector<int> hadamard;        // blocks that are transformed, by layer; empty: none are
+  std::vector<Levels> levels;       // of 4-bit codes, by layer; empty: codes are uniform
 
   bool by_token() const { return bits == Bits::kByToken; }
+  bool token_exponents() const { return margin >= 0; }
+  float step(int layer, bool wide) const {
+    const std::vector<float>& steps = wide ? step8 : step4;
+    return steps.empty() ? 0.0f : steps[static_cast<size_t>(layer)];
+  }
+  // 1: nothing is transformed.
+  int block(int layer) const { return hadamard.empty() ? 1 : hadamard[static_cast<size_t>(layer)]; }
+  // Whether 4-bit codes are 8-bit codes for a kernel.
+  bool has_levels() const { return !levels.empty(); }
 };
 
 struct Sites {
@@ -73,7 +86,6 @@ struct Model {
   Importance importance = Importance::kFirstToken;
   std::vector<float> thresholds;  // by layer; empty: no site is 4:8
   Sites sites;
-  int hadamard_block = 1;  // of the down projection's input, by which it is transformed; 1: not
 
   std::optional<CodeTensor> embedding;
   Positions positions;
@@ -83,12 +95,6 @@ struct Model {
   size_t weight_bytes = 0;
   Memory weight_memory;
 
-  // 1 / sqrt(hadamard_block), or the power of two next to it from above.
-  float hadamard_scale() const {
-    float scale = 1;
-    for (int block = hadamard_block; block >= 4; block /= 4) scale /= 2;
-    return scale;
-  }
   int group() const { return n_head / n_head_kv; }  // query heads of a key head
   int n_embd_q() const { return n_head * head_dim; }
   int n_embd_kv() const { return n_head_kv * head_dim; }

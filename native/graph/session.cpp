@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "exponents.h"
 
 namespace squat {
 
@@ -19,6 +20,13 @@ int chunk_size(const Model& model, int context) {
   constexpr int64_t kMostBytes = int64_t{1} << 28;
   const int64_t fits = kMostBytes / (int64_t{model.n_head} * context);
   return static_cast<int>(std::clamp<int64_t>(fits, 1, std::min(kChunk, context)));
+}
+
+// 1 / sqrt(block), or the power of two next to it from above.
+float hadamard_scale(int block) {
+  float scale = 1;
+  for (; block >= 4; block /= 4) scale /= 2;
+  return scale;
 }
 
 }  // namespace
@@ -55,6 +63,8 @@ size_t Session::lay_out(Arena arena) {
   query_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_q()));
   key_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
   value_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
+  query_exponents_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head));
+  key_exponents_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head_kv));
   attention_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_q()));
   mlp_ = arena.take<float>(chunk * 2 * static_cast<size_t>(m.n_ff));
   cosine_ = arena.take<float>(chunk * 2 * m.rope_frequencies.size());
@@ -99,6 +109,7 @@ size_t Session::lay_out(Arena arena) {
     pools_[i].key4 = key_pool(4, k.bits == Site::Bits::k4 || (k.by_token() && !first_layer));
     pools_[i].value8 = value_pool(8, v.bits != Site::Bits::k4);
     pools_[i].value4 = value_pool(4, v.bits != Site::Bits::k8);
+    pools_[i].key_exponents = k.token_exponents() ? arena.take<uint8_t>(keys) : nullptr;
   }
   return arena.used();
 }
@@ -191,7 +202,7 @@ void Session::rewind(size_t length) {
 // ---------------------------------------------------------------------------------------------
 // Steps that all parts of the network share
 
-const float* Session::normalize(const Norm& norm, const float* x, float* out) const {
+float* Session::normalize(const Norm& norm, const float* x, float* out) const {
   if (norm.bias.empty()) {
     ops_.rms_norm(x, norm.weight.data(), model_.norm_epsilon, model_.n_embd, out);
   } else {
@@ -199,6 +210,22 @@ const float* Session::normalize(const Norm& norm, const float* x, float* out) co
                     out);
   }
   return out;
+}
+
+int Session::quantize(const Site& site, int layer, bool wide, const float* x, int n,
+                      int8_t* codes) const {
+  const bool levels = !wide && site.has_levels();
+  const int bits = wide || levels ? 8 : 4;
+  const float step = site.step(layer, wide);
+  int exponent = 0;
+  if (site.token_exponents()) {
+    const int most = (1 << (bits - 1)) - 1;
+    const float reach = step * static_cast<float>(most << site.margin);
+    exponent = token_exponent(ops_.largest(x, n), reach);
+  }
+  kernels::quantize(choice_, x, n, step * power_of_two(exponent), bits, codes);
+  if (levels) ops_.to_levels(site.levels[static_cast<size_t>(layer)], n, codes);
+  return exponent;
 }
 
 template <class Row>
@@ -209,17 +236,19 @@ Session::Input Session::quantize_rows(Step step_of_graph, const Site& site, int 
   const uint8_t* widths = site_widths(site, by_token);
   Input input;
   input.codes = codes_ + static_cast<size_t>(first) * static_cast<size_t>(size);
-  input.widths = widths == nullptr ? nullptr : widths + first;
+  input.widths = code_widths(site, widths == nullptr ? nullptr : widths + first);
   input.rows = count;
   input.inner = size;
   input.steps = steps_ + first;
+  const int block = site.block(layer);
   threads_.parallel_for(count, [&](int begin, int end, int thread) {
     for (int i = first + begin; i < first + end; i++) {
-      const float* values = row(i, scratch_[static_cast<size_t>(thread)].row);
+      float* values = row(i, scratch_[static_cast<size_t>(thread)].row);
+      if (block > 1) ops_.hadamard(values, size, block, hadamard_scale(block));
       const bool wide = is_wide(widths, i);
-      steps_[i] = step(wide ? site.step8 : site.step4, layer);
-      kernels::quantize(choice_, values, size, steps_[i], wide ? 8 : 4,
-                        codes_ + static_cast<size_t>(i) * static_cast<size_t>(size));
+      const int exponent = quantize(site, layer, wide, values, size,
+                                    codes_ + static_cast<size_t>(i) * static_cast<size_t>(size));
+      steps_[i] = site.step(layer, wide) * power_of_two(exponent);
     }
   });
   return input;
@@ -314,7 +343,6 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
       } else {
         ops_.gelu(row, m.n_ff);
       }
-      if (m.hadamard_block > 1) ops_.hadamard(row, m.n_ff, m.hadamard_block, m.hadamard_scale());
       return row;
     };
     const Input mlp_mid = quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, chunk.current, from,

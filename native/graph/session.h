@@ -64,6 +64,7 @@ class Session {
   struct HeadPools {
     kernels::KeyPool key8, key4;
     kernels::ValuePool value8, value4;
+    uint8_t* key_exponents;  // by position, whatever pool; null if keys have none
 
     size_t used_bytes() const {
       size_t sum = 0;
@@ -115,19 +116,32 @@ class Session {
     const float* steps;  // of each row
   };
 
+  // Vectors of q, k or v in the columns of qkv_ behind `column`, `group` of them for each key head,
+  // and where their codes and exponents go: [key head][token][group][head_dim].
+  struct Vectors {
+    const Site& site;
+    const uint8_t* by_token;  // what decides their widths
+    int column, group;
+    bool rotated;  // rotated first, if the model does that
+    int8_t* codes;
+    uint8_t* exponents;  // null: not kept
+  };
+
   size_t lay_out(Arena arena);
   void check_tokens(const int32_t* tokens, size_t n, int length) const;
 
   void forward(const int32_t* tokens, int count, int wanted);
   void embed(const int32_t* tokens, const Chunk& chunk);
   void attend(const Chunk& chunk, int layer);
-  // Quantizes vectors of q, k or v, `group` of them for each key head, of the tokens from `from`
-  // on: from the columns of qkv_ behind `column` to codes [key head][token][group][head_dim]. With
-  // `rotated`, rotates them first if the model does.
-  void quantize_vectors(const Chunk& chunk, int layer, const Site& site, const uint8_t* by_token,
-                        int column, int group, int from, bool rotated, int8_t* codes);
-  // Where the codes of a head of a token begin.
-  size_t codes_at(const Chunk& chunk, int group, int head, int token) const;
+  // Quantizes the vectors of the tokens from `from` on.
+  void quantize_vectors(const Chunk& chunk, int layer, const Vectors& vectors, int from);
+  // Which of all vectors is the first one of a token at a key head, and where its codes begin.
+  static size_t vector_of(const Chunk& chunk, int group, int head, int token) {
+    return static_cast<size_t>((head * chunk.count + token) * group);
+  }
+  size_t codes_at(const Chunk& chunk, int group, int head, int token) const {
+    return vector_of(chunk, group, head, token) * static_cast<size_t>(model_.head_dim);
+  }
   // In decoding, attention would wait for memory longer than it computes: while the product before
   // it reads its weights, a layer's keys and values are asked for, part by part. Not with several
   // tokens, which compute longer than they wait, nor if they would not stay in the second-level
@@ -159,10 +173,6 @@ class Session {
 
   // Rows of keys are padded to whole vectors and cache lines.
   static int keys_padded(int keys) { return (keys + 63) / 64 * 64; }
-  // 0 where a width is never used.
-  static float step(const std::vector<float>& steps, int layer) {
-    return steps.empty() ? 0.0f : steps[static_cast<size_t>(layer)];
-  }
   static bool is_wide(const uint8_t* widths, int token) {
     return widths == nullptr || widths[token] == 8;
   }
@@ -173,8 +183,10 @@ class Session {
   template <class Body>
   void for_heads(const Chunk& chunk, Body&& body);
 
+  // Makes a vector's codes; returns its exponent.
+  int quantize(const Site& site, int layer, bool wide, const float* x, int n, int8_t* codes) const;
   // Quantizes rows first .. first+count-1 of a float tensor into codes_; row(i, buffer) returns row
-  // i, which it may make in the buffer.
+  // i, which it may make in the buffer. Where the site says so the row is transformed, in place.
   template <class Row>
   Input quantize_rows(Step step, const Site& site, int layer, const uint8_t* by_token, int first,
                       int count, int size, Row&& row);
@@ -182,11 +194,15 @@ class Session {
   enum class Add { kNo, kYes };
   void multiply(Step step, const Input& input, const Weights* weights, size_t matrices, float* out,
                 size_t stride, Add add = Add::kNo, const kernels::Aside* aside = nullptr);
-  const float* normalize(const Norm& norm, const float* x, float* out) const;
+  float* normalize(const Norm& norm, const float* x, float* out) const;
 
   // The widths of the chunk's tokens at a site; null: 8 bits.
   const uint8_t* site_widths(const Site& site, const uint8_t* by_token) const {
     return site.bits == Site::Bits::k8 ? nullptr : site.by_token() ? by_token : all_narrow_;
+  }
+  // The same, as a kernel sees the codes: a level is eight bits wide.
+  static const uint8_t* code_widths(const Site& site, const uint8_t* widths) {
+    return site.has_levels() ? nullptr : widths;
   }
 
   uint8_t* probs_row(const Chunk& chunk, int token, int query_head) const;
@@ -217,9 +233,11 @@ class Session {
   int8_t* query_codes_;  // [key head][token][q head of the group][head_dim]
   int8_t* key_codes_;    // [key head][token][head_dim]
   int8_t* value_codes_;
-  float* attention_;  // [token][q heads][head_dim]
-  float* mlp_;        // [token][gate, up]; gpt2: [token][up]
-  float* cosine_;     // [token][rotated elements of a head]; see FloatOps::rotate
+  uint8_t* query_exponents_;  // [key head][token][q head of the group]
+  uint8_t* key_exponents_;    // [key head][token]
+  float* attention_;          // [token][q heads][head_dim]
+  float* mlp_;                // [token][gate, up]; gpt2: [token][up]
+  float* cosine_;             // [token][rotated elements of a head]; see FloatOps::rotate
   float* sine_;
   uint8_t* probs_;       // [key head][token][q head of the group][keys]
   float* first_probs_;   // [token][q head]: attention to the first token

@@ -2,10 +2,12 @@
 // codes.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <random>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -58,6 +60,11 @@ class GgufBuilder {
   void f32_array(const std::string& name, const std::vector<float>& values) {
     std::string encoded = array_header(6, values.size());
     for (const float value : values) encoded += raw(value);
+    set(name, encoded);
+  }
+  void u32_array(const std::string& name, const std::vector<uint32_t>& values) {
+    std::string encoded = array_header(4, values.size());
+    for (const uint32_t value : values) encoded += raw(value);
     set(name, encoded);
   }
   void i32_array(const std::string& name, const std::vector<int32_t>& values) {
@@ -116,7 +123,8 @@ struct ModelOptions {
   std::string activations = "4:8";
   bool tied = true;
   uint32_t version = 2;
-  bool row_steps = true;  // in version 1 none
+  // What version 1 has not. All on, as a file may have it; every combination is tested from Python.
+  bool row_steps = true, exponents = true, hadamard = true, levels = true;
   uint32_t seed = 1;
 };
 
@@ -207,6 +215,29 @@ inline void add_matrix(GgufBuilder* file, std::mt19937* random, const std::strin
   if (!blocks) file->floats(name + ".step", steps);
 }
 
+// Blocks by layer: the largest possible one, none, a quarter of it.
+inline std::vector<uint32_t> hadamard_blocks(int layers, int size) {
+  const uint32_t largest = static_cast<uint32_t>(size & -size);
+  std::vector<uint32_t> blocks;
+  for (int layer = 0; layer < layers; layer++) {
+    blocks.push_back(layer % 3 == 0 ? largest : layer % 3 == 1 ? 1 : std::max(largest / 4, 1u));
+  }
+  return blocks;
+}
+
+// Sixteen random levels a layer; zeros in layer 0 where it has no 4-bit tokens.
+inline std::vector<int32_t> random_levels(int layers, bool first_is_wide, std::mt19937* random) {
+  std::vector<int32_t> all;
+  for (int layer = 0; layer < layers; layer++) {
+    std::set<int32_t> levels;
+    while (levels.size() < 16) levels.insert(static_cast<int32_t>((*random)() % 256) - 128);
+    if (layer == 0 && first_is_wide) levels.clear();
+    all.insert(all.end(), levels.begin(), levels.end());
+    all.resize(static_cast<size_t>(16 * (layer + 1)));
+  }
+  return all;
+}
+
 inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   GgufBuilder file;
   std::mt19937 random(o.seed);
@@ -228,20 +259,41 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     file.u32("llama.attention.key_length", static_cast<uint32_t>(o.head_dim));
     file.f32("llama.rope.freq_base", 10000.0f);
   }
-  for (const char* site : {"attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid"}) {
-    const std::string prefix = std::string("squat.") + site;
+  const bool exponents = o.version > 1 && o.exponents, hadamard = o.version > 1 && o.hadamard;
+  const bool levels = o.version > 1 && o.levels;
+  if (o.version > 1) {
+    file.string_array("squat.features", {"token_exponents", "hadamard", "levels"});
+  }
+  for (const std::string site : {"attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid"}) {
+    const std::string prefix = "squat." + site;
+    const bool follows = site == "attn_in" || site == "q" || site == "k";
+    const bool has_exponents = exponents && site != "v";
+    const bool has_levels = levels && site != "k" && site != "v";
+    // Vectors with exponents are several times as large as their steps reach.
+    const float scale = has_exponents ? 0.125f : 1.0f;
     file.string(prefix + ".bits", o.activations);
     if (o.activations != "4") {
-      file.f32_array(prefix + ".step8", std::vector<float>(layers, 0.03125f));
+      file.f32_array(prefix + ".step8", std::vector<float>(layers, 0.03125f * scale));
     }
     if (o.activations != "8") {
-      file.f32_array(prefix + ".step4", std::vector<float>(layers, 0.375f));
+      const float step4 = has_levels ? 0.03125f : 0.375f;
+      file.f32_array(prefix + ".step4", std::vector<float>(layers, step4 * scale));
+      if (has_levels) {
+        const bool first_is_wide = follows && o.activations == "4:8";
+        file.i32_array(prefix + ".levels4", random_levels(o.layers, first_is_wide, &random));
+      }
+    }
+    if (has_exponents) file.u32(prefix + ".margin", 1);
+    if (hadamard && (site == "attn_in" || site == "mlp_in" || site == "mlp_mid")) {
+      file.u32_array(prefix + ".hadamard",
+                     hadamard_blocks(o.layers, site == "mlp_mid" ? o.ffn : o.hidden));
     }
   }
   file.string("squat.probs.bits", "8");
   file.f32_array("squat.probs.step8", std::vector<float>(layers, 0.00390625f));
   file.string("squat.head_in.bits", "8");
   file.f32_array("squat.head_in.step8", {0.03125f});
+  if (exponents) file.u32("squat.head_in.margin", 0);
   if (o.activations == "4:8") {
     file.string("squat.importance", "relative_first_token");
     file.f32_array("squat.threshold", std::vector<float>(layers, 1.0f));
@@ -266,19 +318,24 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   const int query = o.heads * o.head_dim, key = kv_heads * o.head_dim;
   for (int layer = 0; layer < o.layers; layer++) {
     const std::string block = "blk." + std::to_string(layer) + ".";
+    const auto suffix = [&](int size) {
+      const bool transformed = hadamard && hadamard_blocks(o.layers, size)[layer] > 1;
+      return transformed ? "_hadamard" : "";
+    };
+    const std::string of_hidden = suffix(o.hidden), of_ffn = suffix(o.ffn);
     norm(block + "attn_norm");
     norm(block + "ffn_norm");
     if (o.gpt2) {
-      matrix(block + "attn_qkv", query + 2 * key, o.hidden, o.weight_bits);
+      matrix(block + "attn_qkv" + of_hidden, query + 2 * key, o.hidden, o.weight_bits);
     } else {
-      matrix(block + "attn_q", query, o.hidden, o.weight_bits);
-      matrix(block + "attn_k", key, o.hidden, o.weight_bits);
-      matrix(block + "attn_v", key, o.hidden, o.weight_bits);
-      matrix(block + "ffn_gate", o.ffn, o.hidden, o.weight_bits);
+      matrix(block + "attn_q" + of_hidden, query, o.hidden, o.weight_bits);
+      matrix(block + "attn_k" + of_hidden, key, o.hidden, o.weight_bits);
+      matrix(block + "attn_v" + of_hidden, key, o.hidden, o.weight_bits);
+      matrix(block + "ffn_gate" + of_hidden, o.ffn, o.hidden, o.weight_bits);
     }
     matrix(block + "attn_output", o.hidden, query, o.weight_bits);
-    matrix(block + "ffn_up", o.ffn, o.hidden, o.weight_bits);
-    matrix(block + "ffn_down", o.hidden, o.ffn, o.weight_bits);
+    matrix(block + "ffn_up" + of_hidden, o.ffn, o.hidden, o.weight_bits);
+    matrix(block + "ffn_down" + of_ffn, o.hidden, o.ffn, o.weight_bits);
   }
   return file;
 }

@@ -70,6 +70,8 @@ bool same(const Logits& a, const Logits& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
+// Each as a file of version 1, with everything that version 2 has, and so with sizes that are no
+// multiples of 32.
 std::vector<ModelOptions> variants() {
   std::vector<ModelOptions> all;
   for (const bool gpt2 : {false, true}) {
@@ -77,10 +79,18 @@ std::vector<ModelOptions> variants() {
       ModelOptions o;
       o.gpt2 = gpt2;
       o.activations = activations;
+      o.version = 1;
       all.push_back(o);
+      o.version = 2;
       o.weight_bits = 8;
       o.embedding_bits = 4;
       o.tied = false;
+      all.push_back(o);
+      o.weight_bits = 4;
+      o.embedding_bits = 8;
+      o.hidden = 36;
+      o.head_dim = gpt2 ? 9 : 10;
+      o.ffn = 42;
       all.push_back(o);
     }
   }
@@ -128,16 +138,17 @@ void test_bits() {
   struct Case {
     bool gpt2;
     uint32_t version;
-    bool row_steps;
+    bool features;
     uint64_t hash;
   };
-  for (const auto& [gpt2, version, row_steps, expected] :
+  for (const auto& [gpt2, version, features, expected] :
        {Case{false, 1, false, 0x8c0da9a767ae2306u}, Case{true, 1, false, 0x2afaf405b8e88a76u},
-        Case{false, 2, false, 0x8c0da9a767ae2306u}, Case{true, 2, false, 0x2afaf405b8e88a76u}}) {
+        Case{false, 2, false, 0x8c0da9a767ae2306u}, Case{true, 2, false, 0x2afaf405b8e88a76u},
+        Case{false, 2, true, 0x20eb5353cde018b1u}, Case{true, 2, true, 0x39741e3b01c13efau}}) {
     ModelOptions options;
     options.gpt2 = gpt2;
     options.version = version;
-    options.row_steps = row_steps;
+    options.row_steps = options.exponents = options.hadamard = options.levels = features;
     const Bytes file = tiny_model(options).bytes();
     Engine engine(file.data(), file.size(), "model", 1, 0);
     uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a

@@ -1,17 +1,21 @@
 // Softmax to codes: every instruction set that this CPU runs gives the same bits, rounds ties to
 // even, and writes nothing but zeros behind a row's end. Rotation: the textbook formula, bit by
-// bit. Importance: the largest value and a plain sum. Rows of two widths: taken apart and put
-// together again, for every share of wide tokens.
+// bit. Hadamard transform, exponents and levels: their definitions in docs/format.md. Importance:
+// the largest value and a plain sum. Rows of two widths: taken apart and put together again, for
+// every share of wide tokens.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
 #include "base/cpu.h"
 #include "check.h"
+#include "graph/exponents.h"
 #include "graph/float_ops.h"
 #include "kernels/kernels.h"
 
@@ -94,6 +98,121 @@ void test_rotation(const FloatOps& ops) {
   }
 }
 
+void test_hadamard(const FloatOps& ops) {
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  for (int block = 2; block <= 4096; block *= 2) {
+    for (const int blocks : {1, 3}) {
+      const int n = block * blocks;
+      std::vector<float> x(static_cast<size_t>(n));
+      for (float& v : x) v = normal(random);
+      std::vector<float> expected = x;
+      for (int distance = 1; distance < block; distance *= 2) {
+        for (int i = 0; i < n; ++i) {
+          if (i & distance) continue;
+          float &low = expected[static_cast<size_t>(i)],
+                &high = expected[static_cast<size_t>(i + distance)];
+          const float sum = low + high, difference = low - high;
+          low = sum;
+          high = difference;
+        }
+      }
+      for (float& v : expected) v *= 0.125f;
+      ops.hadamard(x.data(), n, block, 0.125f);
+      if (!CHECK(std::memcmp(x.data(), expected.data(), x.size() * sizeof(float)) == 0)) {
+        std::fprintf(stderr, "  %d blocks of %d\n", blocks, block);
+      }
+    }
+  }
+}
+
+void test_largest(const FloatOps& ops) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal;
+  for (int n = 1; n <= 70; ++n) {
+    std::vector<float> x(static_cast<size_t>(n));
+    for (float& v : x) v = normal(random);
+    const size_t at = random() % x.size();
+    for (const float peak : {7.5f, -9.25f, kInfinity, -kInfinity}) {
+      x[at] = peak;
+      CHECK(ops.largest(x.data(), n) == std::abs(peak));
+    }
+    x[at] = random() % 2 ? kNan : -kNan;
+    float expected = 0;
+    for (const float v : x) expected = std::abs(v) > expected ? std::abs(v) : expected;
+    CHECK(ops.largest(x.data(), n) == expected);
+  }
+}
+
+// The definition, written out with powers in float64.
+void test_exponents() {
+  std::mt19937 random(7);
+  for (int round = 0; round < 20000; ++round) {
+    const float reach =
+        std::ldexp(static_cast<float>(1 + random() % 2047), static_cast<int>(random() % 20) - 14);
+    const float power = std::ldexp(1.0f, static_cast<int>(random() % 50) - 10);
+    const float near[] = {
+        reach * power,
+        std::nextafter(reach * power, 0.0f),
+        std::nextafter(reach * power, std::numeric_limits<float>::infinity()),
+        std::ldexp(static_cast<float>(random() % 1000), -static_cast<int>(random() % 160)),
+        std::numeric_limits<float>::infinity(),
+        0.0f};
+    for (const float largest : near) {
+      int expected = 0;
+      while (expected < 31 && static_cast<double>(largest) > std::ldexp(double{reach}, expected)) {
+        ++expected;
+      }
+      CHECK(squat::token_exponent(largest, reach) == expected);
+    }
+  }
+  for (int e = 0; e <= 31; ++e) CHECK(squat::power_of_two(e) == std::ldexp(1.0f, e));
+}
+
+void test_multiply_powers(const FloatOps& ops) {
+  std::mt19937 random(8);
+  for (int n = 1; n <= 70; ++n) {
+    std::vector<float> x(padded(n), 1.5f), expected(padded(n));
+    std::vector<uint8_t> exponents(padded(n));
+    for (size_t i = 0; i < x.size(); ++i) {
+      exponents[i] = static_cast<uint8_t>(random() % 32);
+      x[i] += static_cast<float>(random() % 1000);
+      expected[i] = std::ldexp(x[i], exponents[i]);
+    }
+    ops.multiply_powers(exponents.data(), n, x.data());
+    CHECK(std::equal(x.begin(), x.begin() + n, expected.begin()));
+  }
+}
+
+// Every code, with levels at either end of the range, with all of it, and with random ones.
+void test_levels(const FloatOps& ops) {
+  std::mt19937 random(9);
+  std::vector<int8_t> codes(256);
+  std::iota(codes.begin(), codes.end(), static_cast<int8_t>(-128));
+  for (int round = 0; round < 100; ++round) {
+    std::vector<int8_t> drawn = codes;
+    if (round > 2) std::shuffle(drawn.begin(), drawn.end(), random);
+    std::vector<int32_t> levels;
+    for (int i = 0; i < 16; ++i) {
+      const int at = round == 0 ? i : round == 1 ? 255 - i : round == 2 ? 17 * i : i;
+      levels.push_back(drawn[static_cast<size_t>(at)]);
+    }
+    std::sort(levels.begin(), levels.end());
+    const size_t n = round < 3 ? 256 : 1 + random() % 256;
+    std::vector<int8_t> mapped(codes.begin(), codes.begin() + static_cast<std::ptrdiff_t>(n));
+    ops.to_levels(squat::make_levels(levels.data()), static_cast<int>(n), mapped.data());
+    for (size_t i = 0; i < n; ++i) {
+      int32_t best = levels[0];  // of two that are equally near the lower one
+      for (const int32_t level : levels) {
+        if (std::abs(level - codes[i]) < std::abs(best - codes[i])) best = level;
+      }
+      CHECK(mapped[i] == best);
+    }
+  }
+}
+
 void test_value_peak(const FloatOps& ops) {
   std::mt19937 random(4);
   std::normal_distribution<float> normal;
@@ -150,9 +269,14 @@ int main() {
     test_equal_scores(*ops);
     test_ends(*ops);
     test_rotation(*ops);
+    test_hadamard(*ops);
+    test_largest(*ops);
+    test_multiply_powers(*ops);
+    test_levels(*ops);
     test_value_peak(*ops);
     test_widths(*ops);
   }
   test_same_bits(all);
+  test_exponents();
   return squat::test::report("test_float_ops");
 }

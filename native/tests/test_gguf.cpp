@@ -1,9 +1,11 @@
 // The GGUF reader and the model loader against files that lie.
 #include "../fuzz/fuzz_gguf.cpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -224,12 +226,6 @@ void test_model() {
   CHECK(refusal(with_key([](G& f) { f.f32_array("squat.q.step4", {0, 1, 1}); }).bytes()).empty());
   expect_refusal("unused", with_key([](G& f) { f.f32_array("squat.v.step4", {0, 1, 1}); }),
                  {"'squat.v.step4' element 0"});
-  for (const uint32_t block : {0u, 1u, 12u, 1u << 20}) {
-    expect_refusal("hadamard", with_key([=](G& f) { f.u32("squat.mlp_mid.hadamard", block); }),
-                   {"'squat.mlp_mid.hadamard' is " + std::to_string(block), "power of two"});
-  }
-  expect_refusal("hadamard", with_key([](G& f) { f.u32("squat.mlp_mid.hadamard", 2); }),
-                 {"ffn_down_hadamard", "missing"});
   expect_refusal("importance", with_key([](G& f) { f.string("squat.importance", "luck"); }),
                  {"'squat.importance' is 'luck'"});
   expect_refusal("thresholds", with_key([](G& f) { f.f32_array("squat.threshold", {1}); }),
@@ -242,15 +238,126 @@ void test_model() {
                  {"'tokenizer.ggml.merges' element 0"});
 
   expect_refusal("float matrix", with_key([](G& f) {
-                   G::Tensor& t = f.tensor("blk.0.attn_q.weight");
+                   G::Tensor& t = f.tensor("blk.0.attn_output.weight");
                    t.type = 0;
                    t.data.assign(64 * 64 * 4, 0);
                  }),
-                 {"'blk.0.attn_q.weight' has type F32"});
-  expect_refusal("no matrix", with_key([](G& f) { f.tensor("blk.2.attn_v.weight").name = "x"; }),
-                 {"'blk.2.attn_v.weight' is missing"});
+                 {"'blk.0.attn_output.weight' has type F32"});
+  expect_refusal("no matrix",
+                 with_key([](G& f) { f.tensor("blk.2.attn_output.weight").name = "x"; }),
+                 {"'blk.2.attn_output.weight' is missing"});
   expect_refusal("short norm", with_key([](G& f) { f.floats("output_norm.weight", {1, 2}); }),
                  {"'output_norm.weight'", "2 elements"});
+}
+
+// What files of version 2 may have beyond the plain network; here layers of 64 elements, 96
+// between.
+void test_features() {
+  using G = GgufBuilder;
+  const auto with = [](auto&& change) {
+    GgufBuilder file = tiny_model();
+    change(file);
+    return file;
+  };
+  expect_refusal("unknown feature",
+                 with([](G& f) { f.string_array("squat.features", {"hadamard", "sparsity"}); }),
+                 {"'squat.features' names 'sparsity'", "does not know"});
+  expect_refusal("feature type", with([](G& f) { f.string("squat.features", "levels"); }),
+                 {"'squat.features' has type string"});
+  for (const auto& [feature, key] :
+       std::vector<std::pair<std::string, std::string>>{{"token_exponents", "squat.attn_in.margin"},
+                                                        {"hadamard", "squat.attn_in.hadamard"},
+                                                        {"levels", "squat.attn_in.levels4"}}) {
+    std::vector<std::string> others = {"token_exponents", "hadamard", "levels"};
+    others.erase(std::find(others.begin(), others.end(), feature));
+    expect_refusal("unnamed feature", with([&](G& f) { f.string_array("squat.features", others); }),
+                   {"key '" + key + "' is there", "does not name '" + feature + "'"});
+  }
+  expect_refusal("no features", with([](G& f) { f.erase("squat.features"); }),
+                 {"'squat.attn_in.margin' is there", "'squat.features' does not name"});
+
+  expect_refusal("margin", with([](G& f) { f.u32("squat.q.margin", 8); }),
+                 {"'squat.q.margin' is 8, not from 0 to 7"});
+  expect_refusal("margin type", with([](G& f) { f.f32("squat.k.margin", 1); }),
+                 {"'squat.k.margin' has type f32, expected u32"});
+  expect_refusal("margin of v", with([](G& f) { f.u32("squat.v.margin", 0); }),
+                 {"'squat.v.margin' is there", "no token_exponents"});
+  expect_refusal("margin of probs", with([](G& f) { f.u32("squat.probs.margin", 0); }),
+                 {"'squat.probs.margin' is there", "no token_exponents"});
+
+  for (const uint32_t block : {0u, 12u, 64u, 1u << 20}) {
+    expect_refusal("block",
+                   with([=](G& f) { f.u32_array("squat.mlp_mid.hadamard", {1, 2, block}); }),
+                   {"'squat.mlp_mid.hadamard' element 2 is " + std::to_string(block),
+                    "power of two that divides the site's size 96"});
+  }
+  expect_refusal("block count", with([](G& f) { f.u32_array("squat.mlp_in.hadamard", {1, 2}); }),
+                 {"'squat.mlp_in.hadamard' has 2 elements, expected 3"});
+  expect_refusal("block type", with([](G& f) { f.u32("squat.mlp_in.hadamard", 2); }),
+                 {"'squat.mlp_in.hadamard' has type u32"});
+  expect_refusal("blocks of q", with([](G& f) { f.u32_array("squat.q.hadamard", {2, 2, 2}); }),
+                 {"'squat.q.hadamard' is there", "no hadamard"});
+  expect_refusal("other name",
+                 with([](G& f) { f.u32_array("squat.attn_in.hadamard", {64, 2, 16}); }),
+                 {"'blk.1.attn_q_hadamard.weight' is missing"});
+  expect_refusal("old name", with([](G& f) { f.u32_array("squat.mlp_in.hadamard", {64, 1, 1}); }),
+                 {"'blk.2.ffn_gate.weight' is missing"});
+
+  const auto levels = [&](const std::string& site, auto&& change) {
+    std::vector<int32_t> values;
+    for (int i = 0; i < 48; i++) values.push_back(i % 16 * 17 - 128);
+    change(values);
+    return with([&](G& f) { f.i32_array("squat." + site + ".levels4", values); });
+  };
+  using Values = std::vector<int32_t>;
+  CHECK(refusal(levels("mlp_in", [](Values&) {}).bytes()).empty());
+  expect_refusal("level count", levels("mlp_in", [](Values& v) { v.pop_back(); }),
+                 {"'squat.mlp_in.levels4' has 47 elements, expected 48"});
+  expect_refusal("equal levels", levels("mlp_in", [](Values& v) { v[20] = v[19]; }),
+                 {"'squat.mlp_in.levels4' element 20 is -77", "ascend"});
+  expect_refusal("low level", levels("mlp_in", [](Values& v) { v[16] = -129; }),
+                 {"'squat.mlp_in.levels4' element 16 is -129, not from -128 to 127"});
+  expect_refusal("high level", levels("mlp_in", [](Values& v) { v[47] = 128; }),
+                 {"'squat.mlp_in.levels4' element 47 is 128, not from -128 to 127"});
+  expect_refusal("zeros", levels("mlp_in", [](Values& v) { std::fill(v.begin(), v.end(), 0); }),
+                 {"'squat.mlp_in.levels4' element 1 is 0", "ascend"});
+  expect_refusal("unused levels", levels("q", [](Values&) {}),
+                 {"'squat.q.levels4' element 0 is -128, expected 0: layer 0 has no 4-bit tokens"});
+  expect_refusal("level type", with([](G& f) { f.f32_array("squat.q.levels4", {1}); }),
+                 {"'squat.q.levels4'", "f32"});
+  for (const char* site : {"k", "v", "probs", "head_in"}) {
+    expect_refusal("levels", levels(site, [](Values&) {}),
+                   {"'squat." + std::string(site) + ".levels4' is there", "no levels"});
+  }
+  ModelOptions wide;
+  wide.activations = "8";
+  GgufBuilder file = tiny_model(wide);
+  file.i32_array("squat.q.levels4", Values(48, 0));
+  CHECK(refusal(file.bytes()).empty());
+  file.i32_array("squat.q.levels4", Values(48, 1));
+  expect_refusal("levels of 8 bits", file, {"'squat.q.levels4' element 0 is 1, expected 0"});
+}
+
+// Version 1 transforms the input of the down projection, in all layers alike, and has no list.
+void test_version_1() {
+  ModelOptions options;
+  options.version = 1;
+  for (const uint32_t block : {0u, 12u, 1u << 20}) {
+    GgufBuilder file = tiny_model(options);
+    file.u32("squat.mlp_mid.hadamard", block);
+    expect_refusal("hadamard", file,
+                   {"'squat.mlp_mid.hadamard' is " + std::to_string(block), "power of two"});
+  }
+  GgufBuilder file = tiny_model(options);
+  file.u32("squat.mlp_mid.hadamard", 2);
+  expect_refusal("name", file, {"'blk.0.ffn_down_hadamard.weight' is missing"});
+  for (int layer = 0; layer < options.layers; layer++) {
+    const std::string name = "blk." + std::to_string(layer) + ".ffn_down";
+    file.tensor(name + ".weight").name = name + "_hadamard.weight";
+  }
+  CHECK(refusal(file.bytes()).empty());
+  file.u32("squat.q.margin", 1);
+  expect_refusal("margin", file, {"'squat.q.margin' is there", "does not name"});
 }
 
 // A step for each row, in whatever form; in version 1 one for all rows.
@@ -270,12 +377,12 @@ void test_steps() {
   expect_refusal("position scale", file, {"tensor 'position_embd.weight' row 2 block 1"});
   for (const uint16_t scale : {0x0000, 0x8400, 0x7c00, 0x7e00, 0x0001}) {
     file = tiny_model();
-    uint8_t* row = file.tensor("blk.0.ffn_up.weight").data.data() + 7 * 2 * 18;
+    uint8_t* row = file.tensor("blk.1.ffn_up.weight").data.data() + 7 * 2 * 18;
     std::memcpy(row, &scale, sizeof scale);
     std::memcpy(row + 18, &scale, sizeof scale);
     expect_refusal(
         "bad scale", file,
-        {"tensor 'blk.0.ffn_up.weight' row 7 block 0", std::to_string(scale), "no step"});
+        {"tensor 'blk.1.ffn_up.weight' row 7 block 0", std::to_string(scale), "no step"});
   }
 
   ModelOptions first;
@@ -351,6 +458,8 @@ int main() {
   test_metadata();
   test_tensors();
   test_model();
+  test_features();
+  test_version_1();
   test_steps();
   test_truncation();
   test_damage();
