@@ -22,7 +22,15 @@ from tokenizers import (
     trainers,
 )
 
-from squat.deploy.gguf import SITES, CodeMatrix, GgufModel, GgufSite
+from squat.deploy.gguf import (
+    EXPONENT_SITES,
+    LEVEL_SITES,
+    LEVELS,
+    SITES,
+    CodeMatrix,
+    GgufModel,
+    GgufSite,
+)
 
 TEXT = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
@@ -84,19 +92,49 @@ def half(value: float) -> float:
     return float(np.float16(value))
 
 
-def random_site(rng: np.random.Generator, name: str, bits: str, layers: int) -> GgufSite:
-    count = 1 if name == "head_in" else layers
-    scale = {"probs": 1 / 250, "mlp_mid": 0.3, "attn_out": 0.5}.get(name, 1.0)
+def random_levels(rng: np.random.Generator) -> list[int]:
+    """Levels over the whole range, closer to each other about zero, as calibration finds them."""
+    outer = rng.choice(np.arange(-128, 128), 10, replace=False)
+    inner = rng.choice(np.setdiff1d(np.arange(-40, 40), outer), LEVELS - 10, replace=False)
+    return sorted(int(level) for level in (*outer, *inner))
+
+
+def random_blocks(rng: np.random.Generator, size: int, layers: int) -> list[int]:
+    """Powers of two that divide the size, 1 and the largest among them."""
+    return [1 << int(rng.integers((size & -size).bit_length())) for _ in range(layers)]
+
+
+def random_site(
+    rng: np.random.Generator,
+    name: str,
+    bits: str,
+    layers: int,
+    margin: int | None = None,
+    levels: bool = False,
+) -> GgufSite:
+    """A site whose steps suit the values; with a margin smaller ones, which tokens then raise."""
+    margin = margin if name in EXPONENT_SITES else None
+    levels = levels and name in LEVEL_SITES and "4" in bits.split(":")
+    scale = {"mlp_mid": 0.3, "attn_out": 0.5}.get(name, 1.0)
     wide, narrow = [], []
-    for _ in range(count):
-        spread = rng.uniform(0.8, 1.2) * (1.0 if name == "probs" else 3.0 * scale)
-        wide.append(half(spread / 250) if name == "probs" else half(spread / 127))
-        narrow.append(half(spread / 7))
+    for _ in range(layers):
+        spread = rng.uniform(0.8, 1.2) * 3.0 * scale / (1 if margin is None else 2**margin)
+        wide.append(half(spread / 127))
+        narrow.append(half(spread / (127 if levels else 7)))
     if name == "probs":
-        wide = [half(1 / rng.uniform(240, 260)) for _ in range(count)]
+        wide = [half(1 / rng.uniform(240, 260)) for _ in range(layers)]
+    table = [random_levels(rng) for _ in range(layers)] if levels else None
     if bits == "4:8" and name in ("attn_in", "q", "k"):
         narrow[0] = 0.0
-    return GgufSite(bits, wide if "8" in bits else None, narrow if "4" in bits else None)
+        if table is not None:
+            table[0] = [0] * LEVELS
+    return GgufSite(
+        bits,
+        wide if "8" in bits else None,
+        narrow if "4" in bits else None,
+        margin=margin,
+        levels4=table,
+    )
 
 
 def random_model(
@@ -116,6 +154,10 @@ def random_model(
     site_bits: dict[str, str] | None = None,
     tied: bool = True,
     biases: bool = False,
+    row_steps: bool = True,
+    margin: int | None = None,
+    hadamard: tuple[str, ...] = (),
+    levels: bool = False,
     importance: str = "relative_first_token",
     rope: dict[str, Any] | None = None,
     tokenizer_json: str | None = None,
@@ -129,7 +171,11 @@ def random_model(
     def matrix(rows: int, inner: int, bits: int, size: float) -> CodeMatrix:
         limit = 2 ** (bits - 1)
         codes = rng.integers(-limit, limit, (rows, inner), dtype=np.int8)
-        return CodeMatrix(codes, bits, half(size * rng.uniform(0.9, 1.1) * math.sqrt(3) / limit))
+        middle = size * math.sqrt(3) / limit
+        if not row_steps:
+            return CodeMatrix.uniform(codes, bits, half(middle * rng.uniform(0.9, 1.1)))
+        steps = middle * rng.uniform(0.5, 1.5, rows)
+        return CodeMatrix(codes, bits, steps.astype(np.float16).astype(np.float32))
 
     query, key = heads * head_dim, kv_heads * head_dim
     matrices = {"token_embd": matrix(vocab, hidden, embedding_bits, 1.0)}
@@ -166,6 +212,12 @@ def random_model(
     norm("output_norm")
     bits = dict.fromkeys(SITES, activations) | {"probs": "8", "head_in": "8"} | (site_bits or {})
     adaptive = "4:8" in bits.values()
+    sites = {
+        name: random_site(rng, name, bits[name], 1 if name == "head_in" else layers, margin, levels)
+        for name in SITES
+    }
+    for name in hadamard:
+        sites[name].hadamard = random_blocks(rng, ffn if name == "mlp_mid" else hidden, layers)
     return GgufModel(
         architecture=architecture,  # type: ignore[arg-type]
         name=f"random-{seed}",
@@ -179,7 +231,7 @@ def random_model(
         norm_epsilon=1e-5,
         matrices=matrices,
         floats=floats,
-        sites={name: random_site(rng, name, bits[name], layers) for name in SITES},
+        sites=sites,
         tokenizer_json=tokenizer_json,
         thresholds=[float(t) for t in rng.uniform(0.7, 1.1, layers)] if adaptive else None,
         importance=importance if adaptive else None,
@@ -190,19 +242,20 @@ def random_model(
     )
 
 
-def _inverse_frequencies(model: GgufModel) -> tuple[Floats, float]:
+def _frequencies(model: GgufModel) -> tuple[Floats, float]:
     """Frequencies in Hugging Face's order and the factor of cosine and sine, from its definitions."""
     rope, dim = model.rope, model.head_dim
     base = rope["rope_theta"]
-    inverse = 1.0 / base ** (np.arange(0, dim, 2) / dim)
+    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    inverse = np.float32(1) / (base ** exponent.astype(np.float64)).astype(np.float32)
     kind, factor = rope["rope_type"], rope.get("factor", 1.0)
     if kind == "linear":
-        inverse = inverse / factor
+        inverse = inverse / np.float32(factor)
     elif kind == "llama3":
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
         original = rope["original_max_position_embeddings"]
         scaled = []
-        for f in inverse:
+        for f in inverse.astype(np.float64):
             length = 2 * math.pi / f
             smooth = (original / length - low) / (high - low)
             if length < original / high:
@@ -225,48 +278,95 @@ def _inverse_frequencies(model: GgufModel) -> tuple[Floats, float]:
     return inverse.astype(np.float32), 1.0
 
 
+ONE = np.float32(1)
+
+
+def exponential(x: Floats) -> Floats:
+    """docs/format.md, "Numbers"; every literal a float32."""
+    coefficients = (
+        0.0013814539415761828,
+        0.00836874544620514,
+        0.04166838899254799,
+        0.1666652113199234,
+        0.4999999403953552,
+    )
+    x = np.clip(x, np.float32(-64), np.float32(64))
+    n = (x * np.float32(1.44269504) + np.float32(12582912)) - np.float32(12582912)
+    r = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
+    p = np.full_like(r, coefficients[0])
+    for coefficient in coefficients[1:]:
+        p = p * r + np.float32(coefficient)
+    return np.ldexp(p * r * r + r + ONE, n.astype(np.int32))
+
+
+def sum64(x: Floats) -> np.float64:
+    return np.float64(math.fsum(x.astype(np.float64)))
+
+
+def hadamard(x: Floats, block: int) -> Floats:
+    x = x.copy()
+    distance = 1
+    while distance < block:
+        low = np.array([i for i in range(len(x)) if not i & distance])
+        x[low], x[low + distance] = x[low] + x[low + distance], x[low] - x[low + distance]
+        distance *= 2
+    return x * np.float32(2.0 ** -math.floor(math.log2(block) / 2))
+
+
 class Reference:
     """The forward pass of one sequence."""
 
     def __init__(self, model: GgufModel) -> None:
         self.model = model
         self.wide: list[list[bool]] = []  # [layer][token]
+        self.exponents: list[int] = []  # of all vectors, in the order of computation
 
     def quantize(
         self, x: Floats, site: str, layer: int, wide: bool
-    ) -> tuple[NDArray[Any], np.float32]:
+    ) -> tuple[NDArray[np.int64], np.float32]:
         """Codes of one token's vector and the step."""
         spec = self.model.sites[site]
+        if spec.hadamard is not None:
+            x = hadamard(x, spec.hadamard[layer])
         bits = {"8": 8, "4": 4, "4:8": 8 if wide else 4}[spec.bits]
+        levels = spec.levels4 is not None and bits == 4
         steps = spec.step8 if bits == 8 else spec.step4
         step = np.float32(steps[layer])  # type: ignore[index]
-        inverse = np.float32(1.0) / step
-        codes = np.clip(np.rint(x * inverse), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        return codes.astype(np.int64), step
+        qmax = 127 if levels else 2 ** (bits - 1) - 1
+        if spec.margin is not None:
+            clip = float(step) * qmax * 2**spec.margin
+            fits = [e for e in range(32) if float(np.abs(x).max()) <= clip * 2**e]
+            self.exponents.append(fits[0])
+            step = step * np.float32(2 ** fits[0])
+        codes = np.clip(np.rint(x * (ONE / step)), -qmax - 1, qmax).astype(np.int64)
+        if levels:
+            table = np.array(spec.levels4[layer])  # type: ignore[index]
+            # Of equally near ones argmin takes the first, which is the lower one.
+            codes = table[np.abs(codes[:, None] - table).argmin(axis=1)]
+        return codes, step
 
     def linear(self, x: Floats, name: str, site: str, layer: int, wide: bool) -> Floats:
         codes, step = self.quantize(x, site, layer, wide)
         matrix = self.model.matrices[name]
         sums = matrix.codes.astype(np.int64) @ codes
-        out = sums.astype(np.float32) * (step * np.float32(matrix.step))
+        out = sums.astype(np.float32) * (step * matrix.steps)
         return out + self.model.floats.get(f"{name}.bias", np.float32(0))
 
     def norm(self, x: Floats, name: str) -> Floats:
         weight, epsilon = self.model.floats[f"{name}.weight"], np.float32(self.model.norm_epsilon)
-        wide = x.astype(np.float64)
         if self.model.architecture == "llama":
-            mean_square = np.float32(np.mean(wide * wide))
-            return weight * (x * (np.float32(1) / np.sqrt(mean_square + epsilon)))
-        variance = np.float32(np.mean((wide - np.mean(wide)) ** 2))
-        deviation = x - np.float32(np.mean(wide))
-        scale = np.float32(1) / np.sqrt(variance + epsilon)
-        return deviation * scale * weight + self.model.floats[f"{name}.bias"]
+            mean_square = np.float32(sum64(x.astype(np.float64) ** 2) / len(x))
+            return weight * (x * (ONE / np.sqrt(mean_square + epsilon)))
+        mean = sum64(x) / len(x)
+        variance = np.float32(sum64((x.astype(np.float64) - mean) ** 2) / len(x))
+        scale = ONE / np.sqrt(variance + epsilon)
+        return (x - np.float32(mean)) * scale * weight + self.model.floats[f"{name}.bias"]
 
     def rotate(self, x: Floats, position: int) -> Floats:
         if self.model.architecture != "llama":
             return x
-        inverse, factor = _inverse_frequencies(self.model)
-        angle = np.concatenate([np.float32(position) * inverse] * 2)
+        frequencies, factor = _frequencies(self.model)
+        angle = np.concatenate([np.float32(position) * frequencies] * 2).astype(np.float64)
         first, second = np.split(x, 2)
         cosine = np.cos(angle).astype(np.float32) * np.float32(factor)
         sine = np.sin(angle).astype(np.float32) * np.float32(factor)
@@ -309,9 +409,9 @@ class Reference:
                 for other in range(position + 1):
                     key_codes, key_step = keys[other][head * m.kv_heads // m.heads]
                     product = np.float32(int(codes @ key_codes))
-                    scores.append(product * (step * key_step) * np.float32(dim**-0.5))
-                weights = np.exp(np.array(scores, np.float32) - max(scores))
-                rows.append(weights / np.sum(weights, dtype=np.float32))
+                    scores.append(product * (step * key_step) * np.float32(1 / math.sqrt(dim)))
+                weights = exponential(np.array(scores, np.float32) - max(scores))
+                rows.append(weights / np.float32(sum64(weights)))
             probs.append(rows)
 
         wide_now = []
@@ -321,8 +421,9 @@ class Reference:
                 if m.importance == "relative_first_token":
                     importance *= np.float32(position + 1)
                 if m.importance == "value_peak":
-                    squares = np.concatenate(values[position]).astype(np.float64) ** 2
-                    importance = np.float32(squares.max()) / np.float32(squares.mean())
+                    value = np.concatenate(values[position])
+                    mean_square = np.float32(sum64(value.astype(np.float64) ** 2) / len(value))
+                    importance = np.abs(value).max() ** 2 / (mean_square + np.float32(1e-30))
                 wide_now.append(bool(importance >= np.float32(m.thresholds[layer])))
         else:
             wide_now = [True] * len(inputs)
@@ -333,7 +434,7 @@ class Reference:
         for rows in probs:
             out = []
             for head, row in enumerate(rows):
-                codes = np.clip(np.rint(row * (np.float32(1) / step_p)), 0, 255).astype(np.int64)
+                codes = np.clip(np.rint(row * (ONE / step_p)), 0, 255).astype(np.int64)
                 total = np.zeros(dim)  # float64: nothing is rounded before the end
                 for other, p in enumerate(codes):
                     value = values[other][head * m.kv_heads // m.heads]
@@ -346,23 +447,22 @@ class Reference:
     def mlp(self, x: Floats, layer: int, wide: bool) -> Floats:
         block = f"blk.{layer}."
         up = self.linear(x, block + "ffn_up", "mlp_in", layer, wide)
-        one = np.float32(1)
         if self.model.architecture == "llama":
             gate = self.linear(x, block + "ffn_gate", "mlp_in", layer, wide)
-            middle = gate / (one + np.exp(-gate)) * up
+            middle = gate / (ONE + exponential(-gate)) * up
         else:
-            inner = np.float32(math.sqrt(2 / math.pi)) * (up + np.float32(0.044715) * up**3)
-            middle = np.float32(0.5) * up * (one + np.tanh(inner))
+            inner = np.float32(1.59576912) * (up + np.float32(0.044715) * (up * up * up))
+            middle = up / (ONE + exponential(-inner))
         return self.linear(middle, block + "ffn_down", "mlp_mid", layer, wide)
 
     def logits(self, ids: list[int]) -> Floats:
         m = self.model
         table = m.matrices["token_embd"]
-        hidden = [table.codes[i].astype(np.float32) * np.float32(table.step) for i in ids]
+        hidden = [table.codes[i].astype(np.float32) * table.steps[i] for i in ids]
         if m.architecture == "gpt2":
             learned = m.matrices["position_embd"]
             for position in range(len(ids)):
-                row = learned.codes[position].astype(np.float32) * np.float32(learned.step)
+                row = learned.codes[position].astype(np.float32) * learned.steps[position]
                 hidden[position] = hidden[position] + row
         previous = [True] * len(ids)
         for layer in range(m.layers):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
-from hypothesis import given
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models import (
@@ -22,8 +24,10 @@ from squat.deploy.gguf import (
     CodeMatrix,
     GgufModel,
     GgufSite,
+    are_steps,
     is_step,
     pack_blocks,
+    pack_bytes,
     permute_rope_rows,
     read_codes,
     unpermute_rope_rows,
@@ -32,13 +36,16 @@ from squat.deploy.gguf import (
 from squat.deploy.tokenizer import TokenType, ggml_tokenizer
 from squat.errors import CheckpointError
 
+HADAMARD_SITES = ("attn_in", "mlp_in", "mlp_mid")
+
 
 def assert_same_codes(model: GgufModel, path: Path) -> None:
     read = read_codes(path)
     assert read.keys() == model.matrices.keys()
     for name, matrix in model.matrices.items():
         assert read[name].bits == matrix.bits
-        assert read[name].step == matrix.step
+        assert read[name].steps.dtype == np.float32
+        assert np.array_equal(read[name].steps, matrix.steps), name
         assert read[name].codes.dtype == np.int8
         assert np.array_equal(read[name].codes, matrix.codes), name
 
@@ -69,19 +76,107 @@ def test_codes_read_are_codes_written(
     assert_same_codes(model, tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize("ffn", [64, 52])
-def test_a_transformed_down_projection_is_no_other_programs_tensor(
-    tmp_path: Path, ffn: int
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    architecture=st.sampled_from(["llama", "gpt2"]),
+    heads=st.integers(1, 4),
+    pairs=st.integers(1, 16),
+    ffn=st.integers(1, 70),
+    weight_bits=st.sampled_from([4, 8]),
+    row_steps=st.booleans(),
+    margin=st.none() | st.integers(0, 7),
+    hadamard=st.sets(st.sampled_from(HADAMARD_SITES)),
+    levels=st.booleans(),
+)
+def test_any_model_is_read_as_it_was_written(
+    seed: int, architecture: str, heads: int, pairs: int, hadamard: set[str], **options: Any
 ) -> None:
-    model = replace(random_model(3, ffn=ffn), hadamard=4)
+    model = random_model(
+        seed,
+        architecture,
+        hidden=heads * 2 * pairs,
+        heads=heads,
+        kv_heads=1,
+        head_dim=2 * pairs,
+        layers=2,
+        hadamard=tuple(hadamard),
+        **options,
+    )
+    with TemporaryDirectory() as folder:
+        write_gguf(Path(folder) / "m.gguf", model)
+        assert_same_codes(model, Path(folder) / "m.gguf")
+
+
+# Sizes in blocks of 32 and others, some of which no power of two divides.
+@pytest.mark.parametrize("sizes", [{}, {"ffn": 52}, {"hidden": 36, "ffn": 53}])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_matrix_of_a_transformed_input_is_no_other_programs_tensor(
+    tmp_path: Path, architecture: str, sizes: dict[str, int]
+) -> None:
+    model = random_model(3, architecture, biases=True, hadamard=HADAMARD_SITES, **sizes)
+    model.sites["attn_in"].hadamard = [4, 1, 2]
     write_gguf(tmp_path / "m.gguf", model)
     assert_same_codes(model, tmp_path / "m.gguf")
-    names = {tensor.name for tensor in GGUFReader(tmp_path / "m.gguf").tensors}
-    assert any(name.startswith("blk.0.ffn_down_hadamard.weight") for name in names)
-    assert not any("ffn_down." in name for name in names)
-    for block in (0, 3, 128):
-        with pytest.raises(CheckpointError, match=f"hadamard: {block} is no power of two"):
-            write_gguf(tmp_path / "m.gguf", replace(model, hadamard=block))
+    reader = GGUFReader(tmp_path / "m.gguf")
+    names = {tensor.name.partition(".weight")[0] for tensor in reader.tensors}
+    for site, readers in {
+        "attn_in": ("attn_q", "attn_k", "attn_v") if architecture == "llama" else ("attn_qkv",),
+        "mlp_in": ("ffn_gate", "ffn_up") if architecture == "llama" else ("ffn_up",),
+        "mlp_mid": ("ffn_down",),
+    }.items():
+        for layer, block in enumerate(model.sites[site].hadamard or ()):
+            for name in readers:
+                plain = f"blk.{layer}.{name}"
+                assert (f"{plain}_hadamard" in names) == (block > 1)
+                assert (plain in names) == (block == 1)
+                assert f"{plain}.bias" in {tensor.name for tensor in reader.tensors}
+
+
+def test_version_1_had_one_step_a_matrix(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    query = CodeMatrix.uniform(rng.integers(-8, 8, (64, 32), dtype=np.int8), 4, 0.25)
+    down = CodeMatrix.uniform(rng.integers(-8, 8, (32, 24), dtype=np.int8), 4, 0.5)
+    name = "blk.0.ffn_down_hadamard.weight"
+    for version, count in ((1, 1), (1, 32), (2, 32), (2, 1), (3, 1), (0, 1)):
+        writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+        writer.add_uint32("squat.format_version", version)
+        writer.add_embedding_length(32)
+        writer.add_feed_forward_length(24)
+        writer.add_head_count(4)
+        writer.add_head_count_kv(4)
+        writer.add_key_length(16)
+        permuted = replace(query, codes=permute_rope_rows(query.codes, 4))
+        writer.add_tensor(
+            "blk.0.attn_q.weight", pack_blocks(permuted), raw_dtype=GGMLQuantizationType.Q4_0
+        )
+        writer.add_tensor(f"{name}.q4", pack_bytes(down))
+        writer.add_tensor(f"{name}.step", down.steps[:count])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        if version not in (1, 2):
+            with pytest.raises(CheckpointError, match=f"format_version is {version}, but 1 to 2"):
+                read_codes(tmp_path / "m.gguf")
+        elif count != (1 if version == 1 else 32):
+            with pytest.raises(CheckpointError, match=rf"{name}\.step has {count} elements"):
+                read_codes(tmp_path / "m.gguf")
+        else:
+            read = read_codes(tmp_path / "m.gguf")
+            for kind, matrix in (("attn_q", query), ("ffn_down", down)):
+                assert np.array_equal(read[f"blk.0.{kind}"].codes, matrix.codes)
+                assert np.array_equal(read[f"blk.0.{kind}"].steps, matrix.steps)
+
+
+def test_a_row_of_several_scales_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", random_model())
+    reader = GGUFReader(tmp_path / "m.gguf", "r+")
+    tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_down.weight")
+    tensor.data[7, 2 * 18] += 1
+    reader.data.flush()
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_down\.weight: row 7 block 2 has another"):
+        read_codes(tmp_path / "m.gguf")
 
 
 def test_extreme_codes(tmp_path: Path) -> None:
@@ -95,17 +190,15 @@ def test_extreme_codes(tmp_path: Path) -> None:
 
 
 def test_blocks_are_what_ggml_reads() -> None:
-    """Dequantized by the gguf package, a block is code * step."""
+    """Dequantized by the gguf package, a block is code * the row's step."""
     from gguf.quants import dequantize
 
     rng = np.random.default_rng(0)
     for bits, name in ((4, "Q4_0"), (8, "Q8_0")):
-        from gguf import GGMLQuantizationType
-
         codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (5, 96), dtype=np.int8)
-        matrix = CodeMatrix(codes, bits, half(0.0123))
-        values = dequantize(pack_blocks(matrix), GGMLQuantizationType[name])
-        assert np.array_equal(values, codes.astype(np.float32) * np.float32(matrix.step))
+        steps = rng.uniform(0.01, 0.02, 5).astype(np.float16).astype(np.float32)
+        values = dequantize(pack_blocks(CodeMatrix(codes, bits, steps)), GGMLQuantizationType[name])
+        assert np.array_equal(values, codes.astype(np.float32) * steps[:, None])
 
 
 @given(heads=st.integers(1, 5), pairs=st.integers(1, 8), columns=st.integers(1, 3))
@@ -128,11 +221,20 @@ def test_steps() -> None:
         assert not is_step(value)
 
 
+@given(st.lists(st.floats(width=16), min_size=1))
+def test_steps_are_the_normal_positive_numbers_of_fp16(values: list[float]) -> None:
+    expected = [2.0**-14 <= value <= 65504 for value in values]
+    assert are_steps(np.array(values, np.float32)).tolist() == expected
+    near = np.nextafter(np.array(values, np.float32), np.float32(np.inf))
+    assert not are_steps(near).any()
+
+
 def test_metadata(tmp_path: Path) -> None:
     model = random_model(biases=True)
     write_gguf(tmp_path / "m.gguf", model)
     fields = {k: f.contents() for k, f in GGUFReader(tmp_path / "m.gguf").fields.items()}
-    assert fields["squat.format_version"] == 1
+    assert fields["squat.format_version"] == 2
+    assert not any(key.endswith(("features", ".margin", ".hadamard", ".levels4")) for key in fields)
     assert fields["squat.importance"] == "relative_first_token"
     assert fields["squat.threshold"] == pytest.approx(model.thresholds)
     assert fields["squat.q.bits"] == "4:8"
@@ -142,6 +244,29 @@ def test_metadata(tmp_path: Path) -> None:
     assert fields["tokenizer.huggingface.json"] == model.tokenizer_json
     assert fields["llama.attention.head_count_kv"] == 2
     assert fields["tokenizer.ggml.eos_token_id"] == 2
+
+
+def test_features_are_named(tmp_path: Path) -> None:
+    everything = {"margin": 2, "hadamard": ("mlp_mid",), "levels": True}
+    feature = {"margin": "token_exponents", "hadamard": "hadamard", "levels": "levels"}
+    for options in (everything, *({name: value} for name, value in everything.items())):
+        model = random_model(**options)  # type: ignore[arg-type]
+        write_gguf(tmp_path / "m.gguf", model)
+        reader = GGUFReader(tmp_path / "m.gguf")
+        fields = {k: f.contents() for k, f in reader.fields.items()}
+        assert fields["squat.features"] == [feature[name] for name in options]
+    write_gguf(tmp_path / "m.gguf", model := random_model(**everything))  # type: ignore[arg-type]
+    reader = GGUFReader(tmp_path / "m.gguf")
+    fields = {k: f.contents() for k, f in reader.fields.items()}
+    for name, site in model.sites.items():
+        assert fields.get(f"squat.{name}.margin") == site.margin
+        assert (site.margin == 2) == (name not in ("v", "probs"))
+        assert fields.get(f"squat.{name}.hadamard") == site.hadamard
+        levels = None if site.levels4 is None else [x for row in site.levels4 for x in row]
+        assert fields.get(f"squat.{name}.levels4") == levels
+    assert fields["squat.q.levels4"][:16] == [0] * 16
+    assert reader.fields["squat.mlp_mid.hadamard"].types[1] == GGUFValueType.UINT32
+    assert reader.fields["squat.mlp_mid.levels4"].types[1] == GGUFValueType.INT32
 
 
 def change(model: GgufModel, name: str, **values: object) -> GgufModel:
@@ -157,10 +282,14 @@ def site(model: GgufModel, name: str, value: GgufSite) -> GgufModel:
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     model = random_model()
     up = "blk.0.ffn_up"
-    codes = model.matrices[up].codes
+    codes, steps = model.matrices[up].codes, model.matrices[up].steps.copy()
+    steps[7] = 0.1
+    wide, levels = [0.5] * 3, [list(range(16))] * 3
     cases = [
         (change(model, up, bits=5), "blk.0.ffn_up: weights of 5 bits"),
-        (change(model, up, step=0.1), "blk.0.ffn_up: step 0.1"),
+        (change(model, up, steps=steps), "blk.0.ffn_up: step 0.1[0-9]* of row 7"),
+        (change(model, up, steps=steps[:3]), r"blk.0.ffn_up: steps are float32 \[3\]"),
+        (change(model, up, steps=steps.astype(float)), "blk.0.ffn_up: steps are float64"),
         (change(model, up, codes=codes[:-1]), r"blk.0.ffn_up: codes are int8 \[95, 64\]"),
         (change(model, up, codes=codes.astype(np.int32)), "codes are int32"),
         (change(model, up, codes=codes + np.int8(9)), "do not fit 4 bits"),
@@ -174,6 +303,31 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         (site(model, "v", GgufSite("8", [1.0] * 2)), "site v: 2 step8"),
         (site(model, "v", GgufSite("8")), "site v: step8 is missing"),
         (site(model, "v", GgufSite("8", [1.0, 0.1, 1.0])), "step8 of layer 1 is 0.1"),
+        (site(model, "v", GgufSite("8", wide, margin=1)), "site v: margin is 1"),
+        (site(model, "q", GgufSite("8", wide, margin=8)), "site q: margin is 8, not from 0 to 7"),
+        (site(model, "q", GgufSite("8", wide, margin=-1)), "site q: margin is -1"),
+        (site(model, "q", GgufSite("8", wide, hadamard=[2] * 3)), "site q: it cannot be"),
+        (site(model, "mlp_in", GgufSite("8", wide, hadamard=[2])), "site mlp_in: 1 hadamard"),
+        (
+            site(model, "mlp_mid", GgufSite("8", wide, hadamard=[32, 1, 64])),
+            "site mlp_mid: hadamard of layer 2 is 64, no power of two that divides the size 96",
+        ),
+        (site(model, "mlp_in", GgufSite("8", wide, hadamard=[1, 0, 1])), "of layer 1 is 0"),
+        (site(model, "mlp_in", GgufSite("8", wide, hadamard=[1, 1, 6])), "of layer 2 is 6"),
+        (site(model, "k", GgufSite("4", None, wide, levels4=levels)), "site k: it has no levels"),
+        (site(model, "q", GgufSite("4", None, wide, levels4=levels[:2])), "levels4 of 2 layers"),
+        (site(model, "q", GgufSite("8", wide, levels4=levels)), "of layer 0 .* expected zeros"),
+        (
+            site(model, "q", GgufSite("4:8", wide, wide, levels4=levels)),
+            "levels4 of layer 0 are .* expected zeros",
+        ),
+        *(
+            (
+                site(model, "q", GgufSite("4", None, wide, levels4=[levels[0], row, levels[2]])),
+                "site q: levels4 of layer 1 are .* expected 16 ascending numbers from -128 to 127",
+            )
+            for row in ([0] * 16, [*range(14), 14, 14], [*range(113, 129)], [*range(15)])
+        ),
         (replace(model, rope={"rope_type": "longrope"}), "rope_type 'longrope'"),
         (replace(model, tokenizer_json="{}"), "tokenizer.json: is not one"),
     ]

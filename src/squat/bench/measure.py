@@ -389,7 +389,7 @@ def _describe(file: Path) -> tuple[str, int, int, str]:
             return 4 if kinds[f"{name}.weight"] == gguf.GGMLQuantizationType.Q4_0 else 8
         return next((b for b in (4, 8) if f"{name}.weight.q{b}" in kinds), None)
 
-    layer, head = bits("blk.0.ffn_down"), bits("output") or bits("token_embd")
+    layer, head = bits("blk.0.attn_output"), bits("output") or bits("token_embd")
     if layer is None or head is None:
         raise CheckpointError(f"{file}: has no quantized matrices")
     widths = {str(reader.fields[f"squat.{site}.bits"].contents()) for site in TOKEN_SITES}

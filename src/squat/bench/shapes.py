@@ -165,7 +165,7 @@ def _matrix(
     """
     most = 2 ** (bits - 1) - 1
     codes: NDArray[np.int8] = rng.integers(-most, most + 1, (rows, inner), dtype=np.int8)
-    return CodeMatrix(codes, bits, _half(spread * math.sqrt(3) / (most + 0.5)))
+    return CodeMatrix.uniform(codes, bits, _half(spread * math.sqrt(3) / (most + 0.5)))
 
 
 def _site(name: str, activation_bits: str, layers: int) -> GgufSite:

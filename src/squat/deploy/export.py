@@ -19,7 +19,6 @@ from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.errors import CheckpointError
 from squat.quantization.config import FLOAT, SITES, SquatConfig
 from squat.quantization.convert import architecture_of
-from squat.quantization.hadamard import block_of
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import ThresholdPolicy
@@ -159,7 +158,6 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
         tokenizer_json=tokenizer,
         thresholds=[p.threshold.item() for p in policies] if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
-        hadamard=block_of(ffn_size) if config.hadamard else 1,
         rope=dict(rope or {}),
         bos_token_id=shape.bos_token_id,
         eos_token_id=shape.eos_token_id,
@@ -209,7 +207,9 @@ def _add(
     """A module's weight as codes if it is quantized, as floats otherwise, and its bias."""
     if isinstance(module, QuantizedWeight):
         quantizer = module.weight_quantizer
-        matrices[place] = CodeMatrix(module.codes().numpy(), quantizer.bits, quantizer.step.item())
+        codes = module.codes().numpy()
+        steps = quantizer.step.detach().numpy().ravel()  # one for each row, or one for all
+        matrices[place] = CodeMatrix(codes, quantizer.bits, np.resize(steps, len(codes)))
     else:
         assert isinstance(module.weight, Tensor)
         floats[f"{place}.weight"] = module.weight.detach().float().numpy()
@@ -219,7 +219,7 @@ def _add(
 
 
 def _sites(model: PreTrainedModel, config: SquatConfig) -> dict[str, GgufSite]:
-    """Bits and steps of every site, layer by layer."""
+    """Bits, steps and transforms of every site, layer by layer."""
     found: dict[str, dict[int, SiteQuantizer]] = {name: {} for name in SITES}
     for module in model.modules():
         if isinstance(module, SiteQuantizer):
@@ -233,6 +233,13 @@ def _sites(model: PreTrainedModel, config: SquatConfig) -> dict[str, GgufSite]:
         ]
         return values if any(values) else None
 
+    def blocks(site: str) -> list[int] | None:
+        values = [found[site][layer].block for layer in sorted(found[site])]
+        return values if max(values) > 1 else None
+
     return {
-        site: GgufSite(str(config.bits_of(site)), steps(site, 8), steps(site, 4)) for site in SITES
+        site: GgufSite(
+            str(config.bits_of(site)), steps(site, 8), steps(site, 4), hadamard=blocks(site)
+        )
+        for site in SITES
     }

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from squat.deploy.tokenizer import ggml_tokenizer
 from squat.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The version that is written; `read_codes` reads version 1 too."""
 MIN_STEP = 2.0**-14
 """The smallest step: the smallest normal fp16 number."""
 BLOCK = 32
 """Codes in a Q4_0 or Q8_0 block."""
-TRANSFORMED = "ffn_down_hadamard"
-"""The tensor's name of a down projection whose input is transformed."""
+TRANSFORMED = "_hadamard"
+"""The end of a tensor's name where the matrix expects its input transformed."""
 
 TOKEN_SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid")
 """The sites whose width may depend on the token."""
@@ -37,27 +38,63 @@ PREVIOUS_SITES = ("attn_in", "q", "k")
 IMPORTANCE = ("first_token", "relative_first_token", "value_peak")
 """What decides a token's width in the engine."""
 SITES = (*TOKEN_SITES, "probs", "head_in")
+EXPONENT_SITES = ("attn_in", "q", "k", "attn_out", "mlp_in", "mlp_mid", "head_in")
+"""The sites that may have token exponents."""
+MAX_MARGIN = 7
+LEVEL_SITES = ("attn_in", "q", "attn_out", "mlp_in", "mlp_mid")
+"""The sites whose 4-bit codes may stand for levels."""
+LEVELS = 16
+INPUTS = {
+    "attn_q": "attn_in",
+    "attn_k": "attn_in",
+    "attn_v": "attn_in",
+    "attn_qkv": "attn_in",
+    "ffn_gate": "mlp_in",
+    "ffn_up": "mlp_in",
+    "ffn_down": "mlp_mid",
+}
+"""The site that a layer's matrix multiplies, where that may be transformed."""
 
 
 @dataclass
 class CodeMatrix:
-    """A quantized matrix or embedding: int8 codes [rows, inner], their bits (4 or 8), the step."""
+    """A quantized matrix or embedding: int8 codes [rows, inner], their bits (4 or 8), steps [rows]."""
 
     codes: NDArray[np.int8]
     bits: int
-    step: float
+    steps: NDArray[np.float32]
+
+    @classmethod
+    def uniform(cls, codes: NDArray[np.int8], bits: int, step: float) -> CodeMatrix:
+        """A matrix with the same step in every row."""
+        return cls(codes, bits, np.full(len(codes), step, np.float32))
 
 
 @dataclass
 class GgufSite:
-    """Bits ("4", "8" or "4:8") and steps of a site, one for each layer (`head_in`: one).
+    """How a site quantizes (docs/format.md).
 
-    A width that the site never has: None. A step that one layer does not use: 0.
+    Args:
+        bits: "4", "8" or "4:8".
+        step8, step4: a step for each layer (`head_in`: one). A width that the site never has: None. A step
+            that one layer does not use: 0.
+        margin: of token exponents; None: every token has the same step.
+        hadamard: by layer, the block by which the tensor is transformed, 1 where it is not; None: nowhere.
+        levels4: by layer, the 16 levels of 4-bit codes, zeros where no token has 4 bits; None: codes are
+            uniform.
     """
 
     bits: str
     step8: Sequence[float] | None = None
     step4: Sequence[float] | None = None
+    margin: int | None = None
+    hadamard: Sequence[int] | None = None
+    levels4: Sequence[Sequence[int]] | None = None
+
+    def has_narrow_tokens(self, name: str, layer: int) -> bool:
+        """Whether a token of a layer may have 4 bits at this site, which is called `name`."""
+        first_is_wide = name in PREVIOUS_SITES and layer == 0
+        return self.bits == "4" or (self.bits == "4:8" and not first_is_wide)
 
 
 @dataclass
@@ -74,7 +111,6 @@ class GgufModel:
             "blk.N.ffn_norm.weight", "output_norm.weight", and ".bias" of norms and matrices.
         sites: all nine sites.
         thresholds, importance: given if any site is "4:8".
-        hadamard: the block by which the down projection expects its input transformed; 1: not at all.
         rope: transformers' `rope_parameters` (llama).
         tokenizer_json: the text of tokenizer.json.
     """
@@ -95,7 +131,6 @@ class GgufModel:
     tokenizer_json: str
     thresholds: Sequence[float] | None = None
     importance: str | None = None
-    hadamard: int = 1
     rope: dict[str, Any] = field(default_factory=dict)
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -134,10 +169,10 @@ class GgufModel:
 
 
 def permute_rope_rows(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows of a q or k matrix (or elements of its bias) from Hugging Face's order to llama.cpp's.
+    """Rows of a q or k matrix (or elements of its steps or bias) from Hugging Face's order to llama.cpp's.
 
     Hugging Face rotates element i of a head with element i + d/2, llama.cpp element 2i with 2i + 1: the
-    halves of each head are interleaved. With one step per matrix this loses nothing.
+    halves of each head are interleaved.
 
     Args:
         rows: [heads * d, ...].
@@ -151,17 +186,24 @@ def unpermute_rope_rows(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+def are_steps(values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Which values fp16 holds exactly, as normal numbers (docs/format.md, "Numbers"); shape of values."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = values.astype(np.float16) == values
+    return exact & (values >= MIN_STEP) & (values <= 65504)
+
+
 def is_step(value: float) -> bool:
-    """Whether fp16 holds the step exactly, as a normal number (docs/format.md, "Numbers")."""
-    return bool(MIN_STEP <= value <= 65504 and float(np.float16(value)) == value)
+    """Whether `are_steps` holds of one number."""
+    return bool(are_steps(np.array(value, np.float64)))
 
 
 def pack_blocks(matrix: CodeMatrix) -> NDArray[np.uint8]:
-    """The bytes of Q4_0 or Q8_0 blocks, [rows, bytes of a row], each with the step as its scale."""
+    """The bytes of Q4_0 or Q8_0 blocks, [rows, bytes of a row], each with its row's step as its scale."""
     rows, inner = matrix.codes.shape
     blocks = matrix.codes.reshape(rows, inner // BLOCK, BLOCK)
-    scale = np.frombuffer(np.float16(matrix.step).tobytes(), np.uint8)
-    scales = np.broadcast_to(scale, (*blocks.shape[:2], 2))
+    halves = matrix.steps.astype(np.float16).view(np.uint8).reshape(rows, 1, 2)
+    scales = np.broadcast_to(halves, (*blocks.shape[:2], 2))
     if matrix.bits == 8:
         body: NDArray[Any] = blocks.view(np.uint8)
     else:
@@ -192,8 +234,16 @@ def _check_matrix(name: str, matrix: CodeMatrix, shape: tuple[int, int]) -> None
     low, high = int(matrix.codes.min()), int(matrix.codes.max())
     if low < -limit or high >= limit:
         raise CheckpointError(f"{name}: codes from {low} to {high} do not fit {matrix.bits} bits")
-    if not is_step(matrix.step):
-        raise CheckpointError(f"{name}: step {matrix.step!r} is no fp16 number of at least 2^-14")
+    if matrix.steps.dtype != np.float32 or matrix.steps.shape != shape[:1]:
+        raise CheckpointError(
+            f"{name}: steps are {matrix.steps.dtype} {list(matrix.steps.shape)}, "
+            f"expected float32 [{shape[0]}]"
+        )
+    if not (good := are_steps(matrix.steps)).all():
+        row = int(good.argmin())
+        raise CheckpointError(
+            f"{name}: step {matrix.steps[row]:.9g} of row {row} is no fp16 number of at least 2^-14"
+        )
 
 
 def _check_site(name: str, site: GgufSite, layers: int) -> None:
@@ -214,13 +264,51 @@ def _check_site(name: str, site: GgufSite, layers: int) -> None:
             continue
         if len(steps) != layers:
             raise CheckpointError(f"site {name}: {len(steps)} step{width}, expected {layers}")
-        unused = width == "4" and site.bits == "4:8" and name in PREVIOUS_SITES
         for layer, step in enumerate(steps):
-            if not is_step(step) and not (unused and layer == 0):
+            unused = width == "4" and not site.has_narrow_tokens(name, layer)
+            if not is_step(step) and not unused:
                 raise CheckpointError(
                     f"site {name}: step{width} of layer {layer} is {step!r}, "
                     f"no fp16 number of at least 2^-14"
                 )
+
+
+def _check_margin(name: str, margin: int) -> None:
+    if name not in EXPONENT_SITES:
+        raise CheckpointError(f"site {name}: margin is {margin}, but it has no token exponents")
+    if margin not in range(MAX_MARGIN + 1):
+        raise CheckpointError(f"site {name}: margin is {margin}, not from 0 to {MAX_MARGIN}")
+
+
+def _check_hadamard(name: str, blocks: Sequence[int], model: GgufModel) -> None:
+    if name not in INPUTS.values():
+        raise CheckpointError(f"site {name}: it cannot be transformed")
+    if len(blocks) != model.layers:
+        raise CheckpointError(f"site {name}: {len(blocks)} hadamard, expected {model.layers}")
+    size = model.ffn_size if name == "mlp_mid" else model.hidden_size
+    for layer, block in enumerate(blocks):
+        if block < 1 or block.bit_count() != 1 or size % block:
+            raise CheckpointError(
+                f"site {name}: hadamard of layer {layer} is {block}, no power of two that divides the "
+                f"size {size}"
+            )
+
+
+def _check_levels(name: str, site: GgufSite, levels: Sequence[Sequence[int]], layers: int) -> None:
+    if name not in LEVEL_SITES:
+        raise CheckpointError(f"site {name}: it has no levels")
+    if len(levels) != layers:
+        raise CheckpointError(f"site {name}: levels4 of {len(levels)} layers, expected {layers}")
+    for layer, row in enumerate(levels):
+        if not site.has_narrow_tokens(name, layer):
+            good, expected = list(row) == [0] * LEVELS, "zeros: no token has 4 bits there"
+        else:
+            good = len(row) == LEVELS and list(row) == sorted({*row} & {*range(-128, 128)})
+            expected = f"{LEVELS} ascending numbers from -128 to 127"
+        if not good:
+            raise CheckpointError(
+                f"site {name}: levels4 of layer {layer} are {list(row)}, expected {expected}"
+            )
 
 
 def _check(model: GgufModel) -> None:
@@ -240,13 +328,14 @@ def _check(model: GgufModel) -> None:
         raise CheckpointError(
             f"sites: {sorted(set(model.sites) ^ set(SITES))[0]} is missing or unknown"
         )
-    if model.hadamard.bit_count() != 1 or model.ffn_size % model.hadamard:
-        raise CheckpointError(
-            f"hadamard: {model.hadamard} is no power of two that divides the feed-forward size "
-            f"{model.ffn_size}"
-        )
     for name, site in model.sites.items():
         _check_site(name, site, 1 if name == "head_in" else model.layers)
+        if site.margin is not None:
+            _check_margin(name, site.margin)
+        if site.hadamard is not None:
+            _check_hadamard(name, site.hadamard, model)
+        if site.levels4 is not None:
+            _check_levels(name, site, site.levels4, model.layers)
     if any(site.bits == "4:8" for site in model.sites.values()):
         if model.importance not in IMPORTANCE:
             raise CheckpointError(
@@ -325,8 +414,19 @@ def _floats(values: Sequence[float]) -> list[float]:
     return [float(v) for v in values]
 
 
+def _features(sites: Collection[GgufSite]) -> list[str]:
+    """What a reader must know to compute with these sites."""
+    present = {
+        "token_exponents": any(site.margin is not None for site in sites),
+        "hadamard": any(site.hadamard is not None for site in sites),
+        "levels": any(site.levels4 is not None for site in sites),
+    }
+    return [name for name, needed in present.items() if needed]
+
+
 def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     writer.add_uint32("squat.format_version", FORMAT_VERSION)
+    writer.add_array("squat.features", _features(model.sites.values()))  # without any: no key
     for name in SITES:
         site = model.sites[name]
         writer.add_string(f"squat.{name}.bits", site.bits)
@@ -334,8 +434,18 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
             writer.add_array(f"squat.{name}.step8", _floats(site.step8))
         if site.step4 is not None:
             writer.add_array(f"squat.{name}.step4", _floats(site.step4))
-    if model.hadamard > 1:
-        writer.add_uint32("squat.mlp_mid.hadamard", model.hadamard)
+        if site.margin is not None:
+            writer.add_uint32(f"squat.{name}.margin", site.margin)
+        if site.hadamard is not None:
+            writer.add_key_value(
+                f"squat.{name}.hadamard",
+                [int(block) for block in site.hadamard],
+                gguf.GGUFValueType.ARRAY,
+                gguf.GGUFValueType.UINT32,
+            )
+        if site.levels4 is not None:
+            levels = [int(level) for row in site.levels4 for level in row]
+            writer.add_array(f"squat.{name}.levels4", levels)
     if model.thresholds is not None and model.importance is not None:
         writer.add_string("squat.importance", model.importance)
         writer.add_array("squat.threshold", _floats(model.thresholds))
@@ -377,16 +487,20 @@ def _rope_heads(model: GgufModel, name: str) -> int | None:
 
 
 def _tensor_name(model: GgufModel, name: str) -> str:
-    """A down projection of transformed inputs has a name that other programs do not take for theirs."""
-    return name if model.hadamard == 1 else name.replace("ffn_down", TRANSFORMED)
+    """A matrix of transformed inputs has a name that other programs do not take for theirs."""
+    *block, kind = name.split(".")
+    if kind not in INPUTS or (sizes := model.sites[INPUTS[kind]].hadamard) is None:
+        return name
+    layer = int(block[1])
+    return name + TRANSFORMED if sizes[layer] > 1 else name
 
 
 def _write_tensors(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     for name, matrix in model.matrices.items():
         heads = _rope_heads(model, name)
         if heads is not None:
-            rows = permute_rope_rows(matrix.codes, heads)
-            matrix = CodeMatrix(rows, matrix.bits, matrix.step)
+            codes, steps = (permute_rope_rows(rows, heads) for rows in (matrix.codes, matrix.steps))
+            matrix = CodeMatrix(codes, matrix.bits, steps)
         tensor = f"{_tensor_name(model, name)}.weight"
         if matrix.codes.shape[1] % BLOCK == 0:
             kind = (
@@ -397,12 +511,12 @@ def _write_tensors(writer: gguf.GGUFWriter, model: GgufModel) -> None:
             writer.add_tensor(tensor, pack_blocks(matrix), raw_dtype=kind)
         else:
             writer.add_tensor(f"{tensor}.q{matrix.bits}", pack_bytes(matrix))
-            writer.add_tensor(f"{tensor}.step", np.array([matrix.step], np.float32))
+            writer.add_tensor(f"{tensor}.step", matrix.steps)
     for name, values in model.floats.items():
         heads = _rope_heads(model, name)
         values = np.asarray(values, np.float32)
         rows = values if heads is None else permute_rope_rows(values, heads)
-        writer.add_tensor(_tensor_name(model, name), rows)
+        writer.add_tensor(name, rows)
 
 
 def write_gguf(path: str | os.PathLike[str], model: GgufModel) -> None:
@@ -436,18 +550,21 @@ def write_gguf(path: str | os.PathLike[str], model: GgufModel) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _unpack_blocks(data: NDArray[np.uint8], bits: int) -> tuple[NDArray[np.int8], float]:
-    """Codes [rows, inner] and step of Q4_0 or Q8_0 rows [rows, bytes of a row]."""
+def _unpack_blocks(
+    data: NDArray[np.uint8], bits: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes [rows, inner] and steps [rows] of Q4_0 or Q8_0 rows [rows, bytes of a row]."""
     blocks = data.reshape(data.shape[0], -1, 18 if bits == 4 else 34)
-    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)
-    if (scales != scales.flat[0]).any():
-        raise CheckpointError("a block has another scale than the first one")
+    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
+    if (different := scales != scales[:, :1]).any():
+        row, block = np.argwhere(different)[0]
+        raise CheckpointError(f"row {row} block {block} has another scale than the row's first one")
     body = np.ascontiguousarray(blocks[..., 2:])
     if bits == 4:
         codes = np.concatenate([body & 15, body >> 4], axis=2).astype(np.int8) - np.int8(8)
     else:
         codes = body.view(np.int8)
-    return codes.reshape(data.shape[0], -1), float(scales.flat[0])
+    return codes.reshape(data.shape[0], -1), scales[:, 0].astype(np.float32)
 
 
 def _unpack_bytes(data: NDArray[np.int8], bits: int, inner: int) -> NDArray[np.int8]:
@@ -461,8 +578,10 @@ def _unpack_bytes(data: NDArray[np.int8], bits: int, inner: int) -> NDArray[np.i
 def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
     """The matrices of a file that `write_gguf` wrote, named and ordered as in `GgufModel.matrices`.
 
+    In a file of version 1 the one step of a matrix is that of every row.
+
     Raises:
-        CheckpointError: the file cannot be read, or is no Squat file.
+        CheckpointError: the file cannot be read, or is no Squat file of a version that is known.
     """
     try:
         reader = gguf.GGUFReader(path)
@@ -470,6 +589,12 @@ def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
         raise CheckpointError(f"{path}: cannot be read as GGUF: {error}") from error
     if "squat.format_version" not in reader.fields:
         raise CheckpointError(f"{path}: is not a Squat file; write one with `squat export`")
+    version = int(reader.fields["squat.format_version"].contents())
+    if not 1 <= version <= FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: squat.format_version is {version}, but 1 to {FORMAT_VERSION} can be read; "
+            "export the model again"
+        )
     architecture = str(reader.fields["general.architecture"].contents())
 
     def number(key: str) -> int:
@@ -477,30 +602,37 @@ def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
 
     heads = number("attention.head_count")
     rope_heads = {"attn_q": heads}
-    inner = dict.fromkeys(("ffn_down", TRANSFORMED), number("feed_forward_length"))
+    inner = {"ffn_down": number("feed_forward_length")}
     if architecture == "llama":
         rope_heads["attn_k"] = number("attention.head_count_kv")
         inner["attn_output"] = heads * number("attention.key_length")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     matrices = {}
     for full_name, tensor in tensors.items():
-        name, _, form = full_name.partition(".weight")
+        stored_name, _, form = full_name.partition(".weight")
+        name = stored_name.removesuffix(TRANSFORMED)
         kind = name.rpartition(".")[2]
         if form in (".q4", ".q8"):
             bits = int(form[2:])
             width = inner.get(kind, number("embedding_length"))
             codes = _unpack_bytes(np.asarray(tensor.data), bits, width)
-            step = float(tensors[f"{name}.weight.step"].data[0])
+            stored = np.asarray(tensors[f"{stored_name}.weight.step"].data, np.float32)
+            expected = 1 if version == 1 else len(codes)
+            if len(stored) != expected:
+                raise CheckpointError(
+                    f"{path}: tensor {stored_name}.weight.step has {len(stored)} elements, "
+                    f"expected {expected}"
+                )
+            steps = np.resize(stored, len(codes))
         elif tensor.tensor_type in (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0):
             bits = 4 if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0 else 8
             try:
-                codes, step = _unpack_blocks(np.asarray(tensor.data), bits)
+                codes, steps = _unpack_blocks(np.asarray(tensor.data), bits)
             except CheckpointError as error:
                 raise CheckpointError(f"{path}: tensor {full_name}: {error}") from None
         else:
             continue
         if architecture == "llama" and kind in rope_heads:
-            codes = unpermute_rope_rows(codes, rope_heads[kind])
-        name = name.replace(TRANSFORMED, "ffn_down")
-        matrices[name] = CodeMatrix(np.ascontiguousarray(codes), bits, step)
+            codes, steps = (unpermute_rope_rows(rows, rope_heads[kind]) for rows in (codes, steps))
+        matrices[name] = CodeMatrix(np.ascontiguousarray(codes), bits, np.ascontiguousarray(steps))
     return matrices
