@@ -356,6 +356,13 @@ void test_version_1() {
     file.tensor(name + ".weight").name = name + "_hadamard.weight";
   }
   CHECK(refusal(file.bytes()).empty());
+  // Its bias has the other name too; in version 2 it has its own.
+  const std::vector<float> short_bias = {1.0f};
+  GgufBuilder first = file, second = tiny_model();
+  first.floats("blk.0.ffn_down_hadamard.bias", short_bias);
+  expect_refusal("bias", first, {"'blk.0.ffn_down_hadamard.bias'", "1 elements"});
+  second.floats("blk.0.ffn_down.bias", short_bias);
+  expect_refusal("bias", second, {"'blk.0.ffn_down.bias'", "1 elements"});
   file.u32("squat.q.margin", 1);
   expect_refusal("margin", file, {"'squat.q.margin' is there", "does not name"});
 }
