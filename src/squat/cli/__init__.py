@@ -86,7 +86,7 @@ def train(recipe: Recipe, max_minutes: MaxMinutes = None) -> None:
 @app.command()
 def tokenize(
     text: Annotated[Path, typer.Argument(help="A folder of text files, or one file.")],
-    tokenizer: Annotated[str, typer.Argument(help="A model's folder, or a tokenizer.json.")],
+    tokenizer: Annotated[str, typer.Argument(help="A model, or a tokenizer.json.")],
     out: Annotated[Path, typer.Argument(help="Without a suffix: it will be .uint16 or .uint32.")],
     by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
 ) -> None:

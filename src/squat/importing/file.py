@@ -50,6 +50,8 @@ class GgufFile:
             self._reader = _Reader(path)
         except CheckpointError:
             raise
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
         except Exception as error:  # the library raises all sorts of them
             cause = " ".join(str(error).split())
             raise CheckpointError(f"{path}: not a complete GGUF file ({cause}); {_COPY}") from None
