@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from models import TINY, some_ids, tiny_model
 from squat.quantization import SquatConfig, quantize
-from squat.quantization.config import FLOAT
+from squat.quantization.config import FLOAT, HADAMARD_SITES
 from squat.quantization.hadamard import block_of, fold, hadamard, hadamard_product, scale_of
 
 blocks = st.integers(0, 8).map(lambda k: 2**k)
@@ -47,7 +47,7 @@ def test_without_bits_the_model_stays_what_it_was(name):
         embedding_bits=FLOAT,
         activation_bits=FLOAT,
         site_bits=dict.fromkeys(("probs", "head_in"), FLOAT),
-        hadamard=True,
+        hadamard=HADAMARD_SITES,
     )
     ids = some_ids()
     with torch.no_grad():

@@ -26,7 +26,10 @@ CONFIGS = {
     "4:8": SquatConfig(),
     "4:8 topk": SquatConfig(policy="topk"),
     "4:8 but mlp_mid 8": SquatConfig(site_bits={"mlp_mid": 8}),
-    "4:8 hadamard": SquatConfig(hadamard=True),
+    "4:8 uniform": SquatConfig(activation_levels="uniform"),
+    "the paper's": SquatConfig(
+        weight_steps="tensor", token_steps="static", activation_levels="uniform", hadamard=()
+    ),
     **{name: SquatConfig(method=name) for name in QUANTIZERS if name != "lsq"},
 }
 
@@ -300,6 +303,10 @@ def test_a_deep_copy_has_quantizers_of_its_own():
         ({"site_bits": {"mlp_middle": 8}}, "mlp_middle.*attn_in"),
         ({"site_bits": {"probs": "4:8"}}, "site_bits.probs"),
         ({"hadamard": "yes"}, "hadamard: 'yes'"),
+        ({"hadamard": ["v"]}, "hadamard: 'v' does not exist"),
+        ({"weight_steps": "column"}, "weight_steps: 'column' does not exist"),
+        ({"token_steps": "dynamic"}, "token_steps: 'dynamic' does not exist"),
+        ({"activation_levels": 16}, "activation_levels: 16 does not exist"),
         ({"method": "gptq"}, "method: 'gptq'.*lsq"),
         ({"policy": "random"}, "policy: 'random'.*topk, threshold"),
         ({"importance": "loudness"}, "importance: 'loudness'"),

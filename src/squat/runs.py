@@ -12,13 +12,20 @@ this; a recipe's batch size is then that of one process.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -49,10 +56,20 @@ from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
 from squat.errors import ConfigError, UnfinishedError
 from squat.quantization import SquatConfig, quantize
+from squat.quantization.calibration import Progress
+from squat.quantization.numerics import approximately
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
 from squat.report.figures import loss_figure
 
 CALIBRATION_SEQUENCES = 32
+DESCENT_SEQUENCES = 64
+CALIBRATION_TOKENS = 256
+BATCH = 8
+"""Sequences of a calibration batch."""
+HELD_OUT = 8
+"""Sequences that a quantized model is compared with its original on."""
+LOST = 1.0
+"""KL to the original in nats above which little is left of a model."""
 
 
 def pretrain(recipe: PretrainRecipe, max_minutes: float | None = None) -> Path:
@@ -113,7 +130,7 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
     dataset = _dataset(tokens, recipe.data, recipe.training, args.world_size, kept is not None)
     if kept is not None:
         cache = TeacherCache(kept.folder, teachers, dataset, recipe.loss.temperature, kept.draws)
-    quantize(model, recipe.quantize, calibration=[_calibration_batch(dataset)])
+    quantize(model, recipe.quantize, calibration=[_windows(dataset, CALIBRATION_SEQUENCES)])
     trainer = SquatTrainer(
         model=model,
         teachers=teachers,
@@ -132,10 +149,36 @@ def _teacher(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return load_model(name)
 
 
+@dataclass(frozen=True)
+class Distance:
+    """How far a quantized model is from its original, on `tokens` tokens of text.
+
+    kl: mean KL(original || quantized) in nats; same: share of positions with the same most probable token.
+    """
+
+    kl: float
+    same: float
+    tokens: int
+
+    def __str__(self) -> str:
+        text = (
+            f"KL to the original {self.kl:.3f} nats a token, same top token {100 * self.same:.1f} % "
+            f"(on {self.tokens:,} tokens that it was not calibrated on)"
+        )
+        if self.kl < LOST:
+            return text
+        return f"{text}\nwarning: more than {LOST} nat: little is left of the model"
+
+
 def quantize_without_training(
-    name: str, config: SquatConfig, output: Path, text: Path | None, by_source: bool
-) -> None:
-    """Post-training quantization (PTQ): calibrate a model on some text and save it.
+    name: str,
+    config: SquatConfig,
+    output: Path,
+    text: Path | None,
+    by_source: bool,
+    weights: str,
+) -> Distance:
+    """Post-training quantization (PTQ): calibrate a model on some text, measure it, and save it.
 
     Args:
         name: the full-precision model.
@@ -143,14 +186,71 @@ def quantize_without_training(
         output: folder of the quantized model.
         text: a corpus to calibrate on; without one, the model samples some text itself.
         by_source: clean BabyLM's files by source.
+        weights: "nearest" or "descent".
 
     Raises:
         SquatError: a model, a text or a config that cannot be used, or a full disk.
     """
-    model, tokenizer = load_model(name), load_tokenizer(name)
-    check_tokenizer(tokenizer, model.config.vocab_size)
-    calibration = calibration_batches(model, tokenizer, text, by_source)
-    save_model(quantize(model, config, calibration), tokenizer, output)
+    original, tokenizer = load_model(name), load_tokenizer(name)
+    check_tokenizer(tokenizer, original.config.vocab_size)
+    count = (CALIBRATION_SEQUENCES if weights == "nearest" else DESCENT_SEQUENCES) + HELD_OUT
+    batches = text_batches(original, tokenizer, text, by_source, count)
+    held_out = -(-HELD_OUT // BATCH)
+    model = copy.deepcopy(original)
+    with layers_bar() as progress:
+        quantize(model, config, batches[:-held_out], weights, progress)
+    found = distance(original, model, batches[-held_out:])
+    save_model(model, tokenizer, output)
+    return found
+
+
+@torch.no_grad()
+def distance(original: PreTrainedModel, quantized: PreTrainedModel, batches: Any) -> Distance:
+    """Compare the two on batches of token ids [batch, tokens]; the first tokens predict nothing."""
+    kl, same, tokens = 0.0, 0, 0
+    with approximately():
+        for batch in batches:
+            expected = original(batch, use_cache=False).logits[:, 1:].float().log_softmax(-1)
+            got = quantized.eval()(batch, use_cache=False).logits[:, 1:].float().log_softmax(-1)
+            kl += float((expected.exp() * (expected - got)).sum())
+            same += int((expected.argmax(-1) == got.argmax(-1)).sum())
+            tokens += expected[..., 0].numel()
+    return Distance(kl / tokens, same / tokens, tokens)
+
+
+@contextmanager
+def layers_bar() -> Iterator[Progress]:
+    """A bar over the layers of a model with the time that is left, on standard error if it is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ProgressBar(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("layers", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def text_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    text: Path | None,
+    by_source: bool,
+    sequences: int,
+) -> list[torch.Tensor]:
+    """Windows of a text, or of what the model writes itself, each behind the first token if it has one.
+
+    Returns:
+        batches of token ids, [batch, tokens] each.
+    """
+    length = min(CALIBRATION_TOKENS, model.config.get_text_config().max_position_embeddings)
+    if text is None:
+        tokens = generate_tokens(model, tokenizer, sequences * length, 0, length)
+    else:
+        tokens = tokenize_corpus(text, tokenizer, by_source=by_source)
+    windows = _windows(PackedDataset(tokens, length, sequences, seed=0), sequences)
+    if tokenizer.bos_token_id is not None:
+        windows[:, 0] = tokenizer.bos_token_id
+    return list(windows[: len(windows) // BATCH * BATCH].split(BATCH))
 
 
 def calibration_batches(
@@ -159,14 +259,12 @@ def calibration_batches(
     """What `quantize` calibrates on: windows of a text; None, its default, without one."""
     if text is None:
         return None
-    tokens = tokenize_corpus(text, tokenizer, by_source=by_source)
-    length = min(128, model.config.max_position_embeddings)
-    return [_calibration_batch(PackedDataset(tokens, length, CALIBRATION_SEQUENCES, seed=0))]
+    return text_batches(model, tokenizer, text, by_source, CALIBRATION_SEQUENCES)
 
 
-def _calibration_batch(dataset: PackedDataset) -> torch.Tensor:
+def _windows(dataset: PackedDataset, count: int) -> torch.Tensor:
     """The first windows that training would see: [sequences, tokens]."""
-    count = min(CALIBRATION_SEQUENCES, len(dataset))
+    count = min(count, len(dataset))
     return torch.stack([dataset[i]["input_ids"] for i in range(count)])
 
 

@@ -136,26 +136,53 @@ def quantize(
     ],
     output: Annotated[Path, typer.Argument(help="Folder of the quantized model.")],
     weight_bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
-    activation_bits: Annotated[str, typer.Option(help="4, 8, or 4:8 by token.")] = "4:8",
-    init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
+    activation_bits: Annotated[str, typer.Option(help="4, 8, or 4:8 by token.")] = "8",
+    embedding_bits: Annotated[int, typer.Option(help="4 or 8, of embeddings and head.")] = 8,
+    weights: Annotated[
+        str, typer.Option(help="descent: each matrix as a whole; nearest: each weight by itself.")
+    ] = "descent",
+    weight_steps: Annotated[
+        str, typer.Option(help="row: a step for each output; tensor: one, as in the paper.")
+    ] = "row",
+    token_steps: Annotated[
+        str, typer.Option(help="exponent: tokens raise steps by powers of two; static: never.")
+    ] = "exponent",
+    activation_levels: Annotated[
+        str, typer.Option(help="What 4-bit activations stand for: table or uniform.")
+    ] = "table",
     hadamard: Annotated[
-        bool, typer.Option(help="Spread the outliers of the down projection's input.")
-    ] = False,
+        str,
+        typer.Option(
+            help="Sites whose outliers are spread, as in mlp_in,mlp_mid; all; or none, for a file that "
+            "llama.cpp reads, too."
+        ),
+    ] = "all",
+    init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
     data: Annotated[
         Path | None, typer.Option(help="Text to calibrate on; default: its own.")
     ] = None,
     by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
 ) -> None:
-    """Quantize without training (PTQ): seconds, and worse than squat train at 4 bits."""
+    """Quantize without training (PTQ): minutes; says how far it is from the original."""
     from squat.quantization import SquatConfig
+    from squat.quantization.config import HADAMARD_SITES
     from squat.runs import quantize_without_training
 
     bits: Any = int(activation_bits) if activation_bits.isdigit() else activation_bits
+    sites = {"all": list(HADAMARD_SITES), "none": []}
     config = SquatConfig(
-        weight_bits=weight_bits, activation_bits=bits, init=init, hadamard=hadamard
+        weight_bits=weight_bits,
+        activation_bits=bits,
+        embedding_bits=embedding_bits,
+        weight_steps=weight_steps,
+        token_steps=token_steps,
+        activation_levels=activation_levels,
+        hadamard=sites.get(hadamard, hadamard.split(",")),
+        init=init,
     )
-    quantize_without_training(model, config, output, data, by_source)
+    found = quantize_without_training(model, config, output, data, by_source, weights)
     console.print(f"model: {output}")
+    console.print(str(found), highlight=False)
 
 
 @app.command(name="eval")

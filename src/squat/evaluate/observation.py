@@ -89,7 +89,7 @@ def observe(model: PreTrainedModel, windows: Tensor, text: Sequence[int]) -> Obs
 
 
 def _sample(x: Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = subsample(x.float(), _SAMPLE).cpu().numpy()
+    values: NDArray[np.float32] = subsample(x.float().flatten(), _SAMPLE).cpu().numpy()
     return values
 
 

@@ -26,7 +26,7 @@ from transformers.masking_utils import eager_mask
 from squat.errors import ConfigError
 from squat.quantization.exact import softmax as exact_softmax
 from squat.quantization.modules import SiteQuantizer
-from squat.quantization.numerics import exact_product
+from squat.quantization.numerics import exact_product, is_exact
 from squat.quantization.tokens import IMPORTANCE, Arrival, ThresholdPolicy, TopKPolicy
 
 IMPLEMENTATION = "squat"
@@ -84,14 +84,25 @@ class AttentionSites(nn.Module):
         state: TokenState,
         layer: int,
         layers: int,
+        rotated: bool,
     ) -> None:
         super().__init__()
         self.sites = nn.ModuleDict(sites)
+        self.rotated = rotated
         self.policy = policy
         self.importance = importance
         self.state = state
         self.layer, self.layers = layer, layers
         self.cache: Cache | None = None  # lives from the hook before an attention to its end
+
+    def arranged(self, x: Tensor) -> Tensor:
+        """Queries or keys [..., head size] as they stand in a file, where pairs that are rotated are neighbours.
+
+        Products do not depend on it, but the last bits of a transform do.
+        """
+        if not self.rotated or self.sites["k"].block == 1:
+            return x
+        return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
 
     def past_widths(self, key: Tensor, new: int) -> tuple[Tensor | None, Tensor | None]:
         """Widths of k and of v for the tokens before this call: bool [batch, past] each, or None."""
@@ -185,10 +196,10 @@ def squat_attention(
     def widths(past: Tensor | None, new: Tensor | None) -> Tensor | None:
         return None if new is None else _joined(past, new)[:, None, :, None]
 
-    query = sites["q"](query, widths(None, new_k))
-    key = sites["k"](key, widths(past_k, new_k))
+    query = sites["q"](squat.arranged(query), widths(None, new_k))
+    key = sites["k"](squat.arranged(key), widths(past_k, new_k))
     product, softmax = (
-        (torch.matmul, _softmax) if module.training else (exact_product, exact_softmax)
+        (exact_product, exact_softmax) if is_exact(module) else (torch.matmul, _softmax)
     )
     scores = product(query, _repeat_heads(key, groups).transpose(2, 3)).float() * scaling
     probs = softmax(scores + attention_mask)

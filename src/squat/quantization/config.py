@@ -6,6 +6,7 @@ The config is what stands as `quantization_config` in a checkpoint's config.json
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
@@ -30,24 +31,35 @@ class Site:
 
     `follows`: which layer's importance gives a token its width at this site, or None where the width
     never depends on the token. `bits`: the site's own bits; None: the config's `activation_bits`.
+    `exponents`: whether a token may raise its step by a power of two; not where the product's sum runs over
+    tokens. `levels`: whether 4-bit codes may stand for levels: where tokens are the left-hand side.
+    `hadamard`: whether it can be transformed (at k, queries are transformed alike).
     """
 
     follows: Literal["previous", "current"] | None
     bits: int | None = None
     signed: bool = True
+    exponents: bool = True
+    levels: bool = True
+    hadamard: bool = True
 
 
 SITES: dict[str, Site] = {
     "attn_in": Site("previous"),
-    "q": Site("previous"),
-    "k": Site("previous"),
-    "probs": Site(None, bits=8, signed=False),
-    "v": Site("current"),
+    "q": Site("previous", hadamard=False),
+    "k": Site("previous", levels=False),
+    "probs": Site(None, bits=8, signed=False, exponents=False, levels=False, hadamard=False),
+    "v": Site("current", exponents=False, levels=False, hadamard=False),
     "attn_out": Site("current"),
     "mlp_in": Site("current"),
     "mlp_mid": Site("current"),
-    "head_in": Site(None, bits=8),
+    "head_in": Site(None, bits=8, levels=False),
 }
+
+HADAMARD_SITES = tuple(name for name, site in SITES.items() if site.hadamard)
+WEIGHT_STEPS = ("row", "tensor")
+TOKEN_STEPS = ("exponent", "static")
+ACTIVATION_LEVELS = ("uniform", "table")
 
 
 def _check_bits(name: str, bits: Any, adaptive: bool) -> None:
@@ -61,7 +73,7 @@ def _check_bits(name: str, bits: Any, adaptive: bool) -> None:
     raise ConfigError(f"{name}: {bits!r} bits are not possible; choose {choices}")
 
 
-def _check_row(name: str, value: str, table: dict[str, Any]) -> None:
+def _check_row(name: str, value: str, table: Iterable[str]) -> None:
     if value not in table:
         raise ConfigError(f"{name}: {value!r} does not exist; choose one of {', '.join(table)}")
 
@@ -75,8 +87,15 @@ class SquatConfig(QuantizationConfigMixin):
         embedding_bits: bits of the embeddings and of the LM head.
         activation_bits: bits of the activations: an integer, or "4:8" for token-adaptive.
         site_bits: bits of single sites that depart from it, such as {"mlp_mid": 8}.
-        hadamard: transform the input of the down projection (mlp_mid) by a Hadamard matrix, and its weight by
-            the inverse: outliers are spread over many elements, each of which needs fewer bits.
+        weight_steps: "row": a step for each output row of a weight, embeddings included; "tensor": one for each
+            matrix, as in the paper.
+        token_steps: "exponent": every token may raise its activations' steps by a power of two; "static": the
+            same step for every token, as in the paper.
+        activation_levels: what 4-bit activation codes stand for: "uniform" steps, or a "table" of 16 levels
+            that calibration fits to each site.
+        hadamard: sites that are transformed by Hadamard matrices, and their weights by the inverse: outliers
+            are spread over many elements, each of which needs fewer bits. At attn_out it costs nothing when
+            the model runs: the value's weights take it in.
         method: the quantizer, a row of `QUANTIZERS`.
         init: how step sizes start, a row of `INITIAL_STEPS`.
         ratio: rho, the fraction of tokens that get 8 bits at a "4:8" site (paper IV-C).
@@ -91,7 +110,10 @@ class SquatConfig(QuantizationConfigMixin):
     embedding_bits: int = 8
     activation_bits: Bits = ADAPTIVE
     site_bits: dict[str, Bits] = field(default_factory=dict)
-    hadamard: bool = False
+    weight_steps: str = "row"
+    token_steps: str = "exponent"
+    activation_levels: str = "table"
+    hadamard: Sequence[str] = HADAMARD_SITES
     method: str = "lsq"
     init: str = "mse"
     ratio: float = 0.5
@@ -106,8 +128,17 @@ class SquatConfig(QuantizationConfigMixin):
         for site, bits in self.site_bits.items():
             _check_row("site_bits", site, SITES)
             _check_bits(f"site_bits.{site}", bits, adaptive=SITES[site].follows is not None)
-        if not isinstance(self.hadamard, bool):
-            raise ConfigError(f"hadamard: {self.hadamard!r} is neither true nor false")
+        _check_row("weight_steps", self.weight_steps, WEIGHT_STEPS)
+        _check_row("token_steps", self.token_steps, TOKEN_STEPS)
+        _check_row("activation_levels", self.activation_levels, ACTIVATION_LEVELS)
+        if not isinstance(self.hadamard, (list, tuple)):
+            raise ConfigError(
+                f"hadamard: {self.hadamard!r} is no list of sites; choose some of "
+                + ", ".join(HADAMARD_SITES)
+            )
+        for site in self.hadamard:
+            _check_row("hadamard", site, HADAMARD_SITES)
+        self.hadamard = [site for site in HADAMARD_SITES if site in self.hadamard]
         method_of(self.method)
         _check_row("init", self.init, INITIAL_STEPS)
         _check_row("policy", self.policy, POLICIES)
@@ -129,8 +160,16 @@ class SquatConfig(QuantizationConfigMixin):
         return 8 if bits == ADAPTIVE and layer == 0 and row.follows == "previous" else bits
 
     def transforms(self, site: str) -> bool:
-        """Whether a site's tensor is transformed before it is quantized."""
-        return self.hadamard and site == "mlp_mid"
+        """Whether a site's tensor is transformed before it is quantized, when the model runs."""
+        return site in self.hadamard and site != "attn_out"
+
+    def has_exponents(self, site: str) -> bool:
+        """Whether tokens may raise a site's step by powers of two."""
+        return self.token_steps == "exponent" and SITES[site].exponents
+
+    def has_levels(self, site: str) -> bool:
+        """Whether a site's 4-bit codes stand for levels."""
+        return self.activation_levels == "table" and SITES[site].levels
 
     @property
     def token_adaptive(self) -> bool:

@@ -8,7 +8,7 @@ attention goes through `squat_attention`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +21,10 @@ from squat.errors import ConfigError
 from squat.quantization.attention import IMPLEMENTATION, AttentionSites, TokenState
 from squat.quantization.config import FLOAT, SquatConfig
 from squat.quantization.exact import ExactLayerNorm, ExactRMSNorm, ExactRotary, exact_activation
-from squat.quantization.hadamard import block_of, fold
-from squat.quantization.modules import QUANTIZED, QuantizedWeight, SiteQuantizer
+from squat.quantization.hadamard import block_of, fold, hadamard
+from squat.quantization.modules import QUANTIZED, SiteQuantizer, stored_rows
 from squat.quantization.quantizers import method_of
-from squat.quantization.tokens import POLICIES, ThresholdPolicy, follow_importance
+from squat.quantization.tokens import POLICIES
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,27 @@ class Architecture:
     """Where things are in a decoder: first paths in a layer, then paths in the model.
 
     inputs: site -> the module whose input it is.
-    weights: the modules that hold a weight matrix.
+    readers: site -> the modules whose weight matrices multiply it.
+    value: the module whose last rows make the values.
+    rotated: whether queries and keys are rotated by position.
     exact: the float modules, and what replaces them to make evaluation exact.
     """
 
     attention: str
     inputs: dict[str, str]
-    weights: tuple[str, ...]
+    readers: dict[str, tuple[str, ...]]
+    value: str
+    rotated: bool
     exact: dict[str, Callable[[nn.Module], nn.Module]]
     layers: str
     embeddings: tuple[str, ...]
     head: str
     model_exact: dict[str, Callable[[nn.Module], nn.Module]]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The modules of a layer that hold a weight matrix, in the order of computation."""
+        return tuple(name for names in self.readers.values() for name in names)
 
 
 _LLAMA = Architecture(
@@ -54,15 +63,14 @@ _LLAMA = Architecture(
         "mlp_in": "mlp",
         "mlp_mid": "mlp.down_proj",
     },
-    weights=(
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.o_proj",
-        "mlp.gate_proj",
-        "mlp.up_proj",
-        "mlp.down_proj",
-    ),
+    readers={
+        "attn_in": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attn_out": ("self_attn.o_proj",),
+        "mlp_in": ("mlp.gate_proj", "mlp.up_proj"),
+        "mlp_mid": ("mlp.down_proj",),
+    },
+    value="self_attn.v_proj",
+    rotated=True,
     exact={
         "input_layernorm": ExactRMSNorm,
         "post_attention_layernorm": ExactRMSNorm,
@@ -82,7 +90,14 @@ _GPT2 = Architecture(
         "mlp_in": "mlp",
         "mlp_mid": "mlp.c_proj",
     },
-    weights=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    readers={
+        "attn_in": ("attn.c_attn",),
+        "attn_out": ("attn.c_proj",),
+        "mlp_in": ("mlp.c_fc",),
+        "mlp_mid": ("mlp.c_proj",),
+    },
+    value="attn.c_attn",
+    rotated=False,
     exact={"ln_1": ExactLayerNorm, "ln_2": ExactLayerNorm, "mlp.act": exact_activation},
     layers="transformer.h",
     embeddings=("transformer.wte", "transformer.wpe"),
@@ -143,9 +158,11 @@ def _lend_cache(module: nn.Module, args: Any, kwargs: Any) -> None:
     sites.cache = kwargs.get("past_key_values")
 
 
-def _inputs(module: nn.Module) -> int:
-    """Input features of a linear layer."""
-    return module.nx if isinstance(module, Conv1D) else module.in_features  # type: ignore[return-value]
+def site_of(module: nn.Module) -> SiteQuantizer:
+    """The quantizer of a converted module's input."""
+    site = module.input_quantizer
+    assert isinstance(site, SiteQuantizer)
+    return site
 
 
 def _attach_input_site(module: Any, site: SiteQuantizer, state: TokenState) -> None:
@@ -154,25 +171,40 @@ def _attach_input_site(module: Any, site: SiteQuantizer, state: TokenState) -> N
     module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
 
 
-def _convert_weight(model: nn.Module, name: str, bits: int, method: str) -> None:
+def _convert_weight(model: nn.Module, name: str, bits: int, config: SquatConfig) -> None:
     if bits == FLOAT:
         return
     module = model.get_submodule(name)
     quantized = QUANTIZED.get(type(module))
     if quantized is None:
         raise ConfigError(f"{name}: a {type(module).__name__} cannot be quantized")
-    model.set_submodule(name, quantized.wrap(module, method_of(method).weights(bits)))
+    rows, columns = module.get_parameter("weight").shape
+    shape: tuple[int, ...] = (1,)
+    if config.weight_steps == "row":  # of outputs, which are the columns of a Conv1D's weight
+        shape = (1, columns) if isinstance(module, Conv1D) else (rows, 1)
+    model.set_submodule(
+        name, quantized.wrap(module, method_of(config.method).weights(bits, shape=shape))
+    )
 
 
 def _convert_attention(
-    attention: nn.Module, config: SquatConfig, state: TokenState, layer: int, layers: int
+    attention: nn.Module,
+    config: SquatConfig,
+    state: TokenState,
+    layer: int,
+    layers: int,
+    row: Architecture,
+    head_size: int,
 ) -> None:
+    block = block_of(head_size) if config.transforms("k") else 1
     sites = {
-        name: SiteQuantizer(name, layer, config.bits_of(name, layer), config.method)
+        name: SiteQuantizer(name, layer, config, block if name in ("q", "k") else 1)
         for name in ("q", "k", "probs", "v")
     }
     policy = POLICIES[config.policy](config.ratio) if config.token_adaptive else None
-    attention.squat = AttentionSites(sites, policy, config.importance, state, layer, layers)
+    attention.squat = AttentionSites(
+        sites, policy, config.importance, state, layer, layers, row.rotated
+    )
     attention.register_forward_pre_hook(_lend_cache, with_kwargs=True)
 
 
@@ -181,9 +213,15 @@ def _make_exact(parent: nn.Module, table: dict[str, Callable[[nn.Module], nn.Mod
         parent.set_submodule(name, replacement(parent.get_submodule(name)))
 
 
-def _tie_head(model: PreTrainedModel, row: Architecture) -> None:
-    """A tied head is one tensor with two uses: one quantizer, one set of codes."""
+def _head_size(shape: Any) -> int:
+    size: int = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return size
+
+
+def _tie_head(model: PreTrainedModel, row: Architecture, block: int) -> None:
+    """A tied head is one tensor with two uses: one quantizer, one set of codes, transformed or not."""
     source, target = row.embeddings[0], row.head
+    model.get_submodule(source).block = block  # type: ignore[assignment]
     quantizer = model.get_submodule(source).weight_quantizer
     model.get_submodule(target).weight_quantizer = quantizer
     tied = {f"{target}.weight_quantizer.log_step": f"{source}.weight_quantizer.log_step"}
@@ -209,37 +247,63 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     layers = list(model.get_submodule(row.layers).children())
     for index, layer in enumerate(layers):
         for name in row.weights:
-            _convert_weight(layer, name, config.weight_bits, config.method)
+            _convert_weight(layer, name, config.weight_bits, config)
         for site, name in row.inputs.items():
-            reader = layer.get_submodule(name)
-            block = block_of(_inputs(reader)) if config.transforms(site) else 1
-            quantizer = SiteQuantizer(
-                site, index, config.bits_of(site, index), config.method, block
-            )
-            _attach_input_site(reader, quantizer, state)
+            size = stored_rows(layer.get_submodule(row.readers[site][0])).shape[1]
+            block = block_of(size) if config.transforms(site) else 1
+            quantizer = SiteQuantizer(site, index, config, block)
+            _attach_input_site(layer.get_submodule(name), quantizer, state)
         attention = layer.get_submodule(row.attention)
-        _convert_attention(attention, config, state, index, len(layers))
+        head_size = _head_size(model.config.get_text_config())
+        _convert_attention(attention, config, state, index, len(layers), row, head_size)
         _make_exact(layer, row.exact)
     for name in (*row.embeddings, row.head):
-        _convert_weight(model, name, config.embedding_bits, config.method)
-    head_in = SiteQuantizer("head_in", len(layers), config.bits_of("head_in"), config.method)
-    _attach_input_site(model.get_submodule(row.head), head_in, state)
+        _convert_weight(model, name, config.embedding_bits, config)
+    head = model.get_submodule(row.head)
+    transformed = config.transforms("head_in") and config.embedding_bits != FLOAT
+    block = block_of(stored_rows(head).shape[1]) if transformed else 1
+    _attach_input_site(head, SiteQuantizer("head_in", len(layers), config, block), state)
     _make_exact(model, row.model_exact)
     if model.config.get_text_config().tie_word_embeddings and config.embedding_bits != FLOAT:
-        _tie_head(model, row)
+        _tie_head(model, row, block)
     model.token_state = state  # type: ignore[assignment]
     model.set_attn_implementation(IMPLEMENTATION)
 
 
 @torch.no_grad()
-def fold_transforms(model: nn.Module) -> None:
+def fold_transforms(model: PreTrainedModel, config: SquatConfig) -> None:
     """Let the weights of a float model's converted modules expect transformed inputs, in place."""
-    for module in model.modules():
-        site = getattr(module, "input_quantizer", None)
-        if isinstance(site, SiteQuantizer) and site.block > 1:
-            weight = module.get_parameter("weight").detach()
-            weight = weight.T if isinstance(module, Conv1D) else weight
-            weight.copy_(fold(weight, site.block))
+    row = architecture_of(model.config.model_type)
+    for layer in model.get_submodule(row.layers).children():
+        for site, name in row.inputs.items():
+            block = site_of(layer.get_submodule(name)).block
+            if block > 1:
+                for reader in row.readers[site]:
+                    weight = stored_rows(layer.get_submodule(reader))
+                    weight.copy_(fold(weight, block))
+        if "attn_out" in config.hadamard:
+            _transform_values(layer, row, model.config.get_text_config())
+    head = model.get_submodule(row.head)
+    if (block := site_of(head).block) > 1:
+        stored_rows(head).copy_(fold(stored_rows(head), block))  # a tied embedding with it
+
+
+def _transform_values(layer: nn.Module, row: Architecture, shape: Any) -> None:
+    """Let the values of each head come out transformed, and the output projection expect them so.
+
+    Probabilities mix tokens, not the elements of a value: what is done to each value is done to their mean.
+    """
+    size = _head_size(shape)
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    values, block = heads * size, block_of(size)
+    module = layer.get_submodule(row.value)
+    weight = stored_rows(module)[-values:]
+    weight.copy_(hadamard(weight.T.contiguous(), block).T)
+    if isinstance(bias := getattr(module, "bias", None), Tensor):
+        bias[-values:] = hadamard(bias[-values:], block)
+    for reader in row.readers["attn_out"]:
+        weight = stored_rows(layer.get_submodule(reader))
+        weight.copy_(fold(weight, block))
 
 
 def self_generated_text(model: PreTrainedModel, sequences: int = 16, tokens: int = 64) -> Tensor:
@@ -260,37 +324,3 @@ def self_generated_text(model: PreTrainedModel, sequences: int = 16, tokens: int
             min_new_tokens=tokens - 1,
             max_new_tokens=tokens - 1,
         )
-
-
-@torch.no_grad()
-def calibrate(model: PreTrainedModel, config: SquatConfig, batches: Iterable[Tensor]) -> None:
-    """Set every step size and token threshold, from the weights and from some text.
-
-    Activations are observed unquantized, behind quantized weights.
-
-    Args:
-        batches: token ids, [batch, tokens] each; a few thousand tokens in all are enough.
-    """
-    batches = [batch.to(model.device) for batch in batches]
-    for module in model.modules():
-        if isinstance(module, QuantizedWeight):
-            module.weight_quantizer.initialize(module.get_parameter("weight"), config.init)
-    sites = [module for module in model.modules() if isinstance(module, SiteQuantizer)]
-    policies = [module for module in model.modules() if isinstance(module, ThresholdPolicy)]
-    was_training = model.training
-    model.eval()
-    for site in sites:
-        site.start_collecting(keep=False)
-    for policy in policies:
-        policy.train()  # lets the thresholds move
-    for batch in batches if policies else ():
-        model(input_ids=batch, use_cache=False)
-        follow_importance(model)
-    model.eval()
-    for site in sites:
-        site.start_collecting()  # anew: only now each width sees the tokens that will have it
-    for batch in batches:
-        model(input_ids=batch, use_cache=False)
-    for site in sites:
-        site.initialize(config.init)
-    model.train(was_training)

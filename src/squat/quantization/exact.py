@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 
+from squat.quantization.numerics import is_exact
+
 _MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves no bits for a fraction
 _POLYNOMIAL = (
     0.0013814539415761828,
@@ -80,7 +82,7 @@ class ExactRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden size] to the same."""
-        if not self.training:
+        if is_exact(self):
             return rms_norm(x, self.weight, self.variance_epsilon)
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.variance_epsilon)
@@ -111,7 +113,7 @@ class ExactLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., hidden size] to the same."""
-        if self.training:
+        if not is_exact(self):
             return super().forward(input)
         return layer_norm(input, self.weight, self.bias, self.eps)
 
@@ -121,7 +123,7 @@ class ExactSiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
-        return F.silu(x) if self.training else silu(x)
+        return silu(x) if is_exact(self) else F.silu(x)
 
 
 class ExactGELU(nn.Module):
@@ -129,7 +131,7 @@ class ExactGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
-        return F.gelu(x, approximate="tanh") if self.training else gelu(x)
+        return gelu(x) if is_exact(self) else F.gelu(x, approximate="tanh")
 
 
 _ACTIVATIONS: dict[type[nn.Module], type[nn.Module]] = {
@@ -155,7 +157,7 @@ class ExactRotary(nn.Module):
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [batch, tokens, head size] of the positions [batch, tokens]."""
-        if self.training:
+        if not is_exact(self):
             return self.rotary(x, position_ids)
         rotary: Any = self.rotary
         angles = position_ids[..., None].float() * rotary.inv_freq

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
+from squat.quantization.calibration import Progress, calibrate
 from squat.quantization.config import SquatConfig
 from squat.quantization.convert import (
-    calibrate,
     check_convertible,
     convert,
     fold_transforms,
@@ -92,6 +92,8 @@ def quantize(
     model: PreTrainedModel,
     config: SquatConfig | None = None,
     calibration: Iterable[Tensor] | None = None,
+    weights: str = "nearest",
+    progress: Progress | None = None,
 ) -> PreTrainedModel:
     """Quantize a float model in place and return it: ready to evaluate (PTQ) or to train (QAT).
 
@@ -108,7 +110,7 @@ def quantize(
     torch.nn.Module.float(model)  # transformers' own refuses while it loads and quantizes
     batches = [self_generated_text(model)] if calibration is None else calibration
     convert(model, config)
-    fold_transforms(model)
+    fold_transforms(model, config)
     # From here on transformers treats it like a model that was loaded quantized.
     marks = {
         "hf_quantizer": SquatHfQuantizer(config, pre_quantized=True),
@@ -118,5 +120,5 @@ def quantize(
     for name, value in marks.items():
         setattr(model, name, value)
     model.config.quantization_config = config
-    calibrate(model, config, batches)
+    calibrate(model, config, list(batches), weights, progress)
     return model

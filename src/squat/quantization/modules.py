@@ -14,13 +14,32 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import Self
 
-from squat.quantization.config import ADAPTIVE, FLOAT, SITES, Bits
+from squat.quantization.activation_steps import fit_step_and_levels, margin_of, token_mse_step
+from squat.quantization.config import ADAPTIVE, FLOAT, SITES, SquatConfig
 from squat.quantization.hadamard import hadamard, hadamard_product
-from squat.quantization.numerics import exact_product, subsample
+from squat.quantization.levels import HIGHEST, LEVELS, nearest_level
+from squat.quantization.numerics import (
+    Bound,
+    Snap,
+    exact_product,
+    is_exact,
+    power_of_two,
+    subsample,
+    token_exponent,
+)
 from squat.quantization.quantizers import LearnedStepQuantizer, method_of
 
 WIDE, NARROW = 8, 4
 """The two widths of a token-adaptive site."""
+
+_SAMPLE = 1 << 17
+"""Elements that a site keeps of each batch that it is calibrated on."""
+
+
+def stored_rows(module: nn.Module) -> Tensor:
+    """A view of a layer's weight, float or quantized, whose rows are its outputs: [outputs, inputs]."""
+    weight = module.get_parameter("weight").detach()
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 class QuantizedWeight(nn.Module):
@@ -41,9 +60,9 @@ class QuantizedWeight(nn.Module):
         return self.weight_quantizer.codes(self.get_parameter("weight").detach())
 
 
-def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None, training: bool) -> Tensor:
-    """A linear layer's product, exact in eval mode: weight [out features, in features]."""
-    if training:
+def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None, exact: bool) -> Tensor:
+    """A linear layer's product: weight [out features, in features]."""
+    if not exact:
         return F.linear(input, weight, bias)
     product = exact_product(input, weight.T)
     return product if bias is None else product + bias
@@ -54,7 +73,7 @@ class QuantizedLinear(QuantizedWeight, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
-        return _multiply(input, self.weight_quantizer(self.weight), self.bias, self.training)
+        return _multiply(input, self.weight_quantizer(self.weight), self.bias, is_exact(self))
 
 
 class QuantizedConv1D(QuantizedWeight, Conv1D):
@@ -62,7 +81,7 @@ class QuantizedConv1D(QuantizedWeight, Conv1D):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
-        return _multiply(input, self.weight_quantizer(self.weight).T, self.bias, self.training)
+        return _multiply(input, self.weight_quantizer(self.weight).T, self.bias, is_exact(self))
 
     def codes(self) -> Tensor:
         """As of a linear layer: int8 [out features, in features]."""
@@ -70,13 +89,20 @@ class QuantizedConv1D(QuantizedWeight, Conv1D):
 
 
 class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
-    """An embedding table of quantized rows."""
+    """An embedding table of quantized rows.
+
+    `block` > 1: they are those of a head that expects its input transformed by Hadamard matrices of this
+    size, and are transformed back.
+    """
+
+    block = 1
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids [...] to vectors [..., hidden size]."""
-        # With one step per table, quantizing the rows that were looked up gives the same codes as
-        # looking up rows of the quantized table, for a fraction of the work.
-        return self.weight_quantizer(super().forward(input), whole=self.weight)
+        rows = self.weight_quantizer.lookup(self.weight, input)
+        if self.block == 1:
+            return rows
+        return (hadamard if is_exact(self) else hadamard_product)(rows, self.block)
 
 
 QUANTIZED: dict[type[nn.Module], type[QuantizedWeight]] = {
@@ -90,28 +116,36 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedWeight]] = {
 class SiteQuantizer(nn.Module):
     """Quantizes the activations of one site of one layer.
 
-    `bits` is one width for all tokens, or "4:8": then it owns a step for each width, and `forward`
-    needs to know which tokens are wide. FLOAT bits make it pass everything through. For calibration it
-    can collect a sample of what comes instead of quantizing it. `block`: what comes is first transformed by
-    Hadamard matrices of this size.
+    A site has one width for all tokens, or "4:8": then it owns a step for each width, and `forward` needs to
+    know which tokens are wide. FLOAT bits make it pass everything through. On the way in, `block` > 1: the
+    tensor is transformed by Hadamard matrices of this size. With token exponents every vector raises the step
+    by a power of two until not much of it is clipped. With `levels`, 4-bit codes stand for 16 of the 8-bit
+    codes. For calibration a site can collect a sample of what comes instead of quantizing it.
     """
 
-    def __init__(self, site: str, layer: int, bits: Bits, method: str, block: int = 1) -> None:
+    levels: Tensor | None
+
+    def __init__(self, site: str, layer: int, config: SquatConfig, block: int = 1) -> None:
         super().__init__()
-        self.site, self.layer = site, layer
-        self.block = block
+        self.site, self.layer, self.block = site, layer, block
+        bits = config.bits_of(site, layer)
         self.adaptive = bits == ADAPTIVE
         self.follows = SITES[site].follows
+        self.exponents = config.has_exponents(site)
         if bits == ADAPTIVE:
             widths: tuple[int, ...] = (WIDE, NARROW)
         else:
             widths = () if bits == FLOAT else (bits,)
-        row = method_of(method)
+        row = method_of(config.method)
         signed = SITES[site].signed and not row.one_sided
         by_width = {str(b): row.activations(b, signed) for b in widths}
         for quantizer in by_width.values():
             quantizer.spread = True
         self.by_width = nn.ModuleDict(by_width)
+        has_levels = config.has_levels(site) and NARROW in widths and signed
+        self.register_buffer(
+            "levels", torch.zeros(LEVELS, dtype=torch.int64) if has_levels else None
+        )
         self.collecting = False
         self.sample: dict[str, list[Tensor]] = {}
 
@@ -125,28 +159,72 @@ class SiteQuantizer(nn.Module):
         """x on the lattice of each token's width; same shape and dtype.
 
         Args:
-            x: any shape, its tokens along the dimensions that `wide` does not broadcast over.
-            wide: bool, broadcasts against x; needed at a token-adaptive site only.
+            x: [..., n], vectors of tokens along the last dimension.
+            wide: bool [..., 1], broadcasts against x; needed at a token-adaptive site only.
         """
-        if self.block > 1:
-            x = (hadamard_product if self.training else hadamard)(x, self.block)
+        x = self.transformed(x)
         if self.collecting:
             self._collect(x.detach(), wide)
             return x
         if not self.by_width:
             return x
         if not self.adaptive:
-            (quantizer,) = self.by_width.values()
-            return quantizer(x)
-        assert wide is not None, (
-            f"{self.site} of layer {self.layer} was not told the tokens' widths"
-        )
-        at_wide, at_narrow = self.quantizer(WIDE), self.quantizer(NARROW)
-        # Both widths in one pass: every token brings its own step and range.
-        step = torch.where(wide, at_wide.step_for(x, wide), at_narrow.step_for(x, ~wide))
-        qmin = torch.where(wide, at_wide.qmin, at_narrow.qmin)
-        qmax = torch.where(wide, at_wide.qmax, at_narrow.qmax)
-        return at_wide.quantize(x, step, qmin, qmax)
+            (bits,) = self.by_width
+            quantizer, snap = self.quantizer(int(bits)), self._snap(int(bits))
+            step, (qmin, qmax) = quantizer.step_for(x), self._bounds(int(bits))
+        else:
+            assert wide is not None, (
+                f"{self.site} of layer {self.layer} was not told the tokens' widths"
+            )
+            quantizer, narrow = self.quantizer(WIDE), self.quantizer(NARROW)
+            # Both widths in one pass: every token brings its own step and range.
+            step = torch.where(wide, quantizer.step_for(x, wide), narrow.step_for(x, ~wide))
+            (low8, high8), (low4, high4) = self._bounds(WIDE), self._bounds(NARROW)
+            qmin, qmax = torch.where(wide, low8, low4), torch.where(wide, high8, high4)
+            snap = self._snap(NARROW, wide)
+        if self.exponents:
+            reach = step.detach() * self._reach(wide)
+            step = step * power_of_two(token_exponent(x, reach))
+        return quantizer.quantize(x, step, qmin, qmax, snap)
+
+    def transformed(self, x: Tensor) -> Tensor:
+        """What is quantized in place of x."""
+        if self.block == 1:
+            return x
+        return (hadamard if is_exact(self) else hadamard_product)(x, self.block)
+
+    def _bounds(self, bits: int) -> tuple[Bound, Bound]:
+        """The smallest and the largest code of a width."""
+        if bits == NARROW and self.levels is not None:
+            return self.levels[0], self.levels[-1]
+        return self.quantizer(bits).qmin, self.quantizer(bits).qmax
+
+    def _snap(self, bits: int, wide: Tensor | None = None) -> Snap | None:
+        """What turns 8-bit codes into those of a width, of tokens that are not wide."""
+        levels = self.levels
+        if bits != NARROW or levels is None:
+            return None
+        if wide is None:
+            return lambda codes: nearest_level(codes, levels)
+        return lambda codes: torch.where(wide, codes, nearest_level(codes, levels))
+
+    def _reach(self, wide: Tensor | None) -> float | Tensor:
+        """How many steps the largest magnitude may have before a token raises the step."""
+        reach = {
+            int(bits): float(self._largest(int(bits)) << margin_of(int(bits)))
+            for bits in self.by_width
+        }
+        if not self.adaptive:
+            (steps,) = reach.values()
+            return steps
+        assert wide is not None
+        return torch.where(wide, reach[WIDE], reach[NARROW])
+
+    def _largest(self, bits: int) -> int:
+        """The largest code that a width could have."""
+        if bits == NARROW and self.levels is not None:
+            return HIGHEST
+        return self.quantizer(bits).qmax
 
     def start_collecting(self, keep: bool = True) -> None:
         """From now on pass tensors through and keep a sample of them, or nothing at all."""
@@ -158,15 +236,25 @@ class SiteQuantizer(nn.Module):
             chosen = x
             if self.adaptive:
                 assert wide is not None
-                chosen = x[(wide if name == str(WIDE) else ~wide).expand_as(x)]
-            parts.append(subsample(chosen))
+                chosen = x[(wide if name == str(WIDE) else ~wide).squeeze(-1).expand(x.shape[:-1])]
+            vectors = chosen.reshape(-1, x.shape[-1])
+            parts.append(subsample(vectors, max(1, _SAMPLE // x.shape[-1])).float())
 
+    @torch.no_grad()
     def initialize(self, method: str) -> None:
         """Set every step from the collected sample; a width that saw no token takes the other's."""
-        everything = torch.cat(
-            [part for parts in self.sample.values() for part in parts] or [torch.zeros(1)]
-        )
+        everything = [part for parts in self.sample.values() for part in parts]
         for name, parts in self.sample.items():
-            own = torch.cat(parts)
-            self.quantizer(int(name)).initialize(own if own.numel() else everything, method)
+            seen = parts if any(len(part) for part in parts) else everything
+            vectors = torch.cat(seen) if seen else torch.zeros(1, 1)
+            quantizer, bits = self.quantizer(int(name)), int(name)
+            margin = margin_of(bits) if self.exponents else None
+            if bits == NARROW and self.levels is not None:
+                step, levels = fit_step_and_levels(vectors, margin)
+                self.levels.copy_(levels)
+                quantizer.start_at(step)
+            elif self.exponents and method == "mse":
+                quantizer.start_at(token_mse_step(vectors, quantizer.qmin, quantizer.qmax, margin))
+            else:
+                quantizer.initialize(vectors, method)
         self.collecting, self.sample = False, {}

@@ -1,9 +1,13 @@
 """The arithmetic of fake quantization, as pure functions.
 
-A symmetric uniform quantizer with one step size per tensor (paper eq. 1-7):
+A symmetric uniform quantizer (paper eq. 1-7):
 
     code  = round(clip(x / step, qmin, qmax))          an integer
     value = step * code                                what the model computes with
+
+A step stands where an integer product has room for it, outside of the sum over the inner dimension: one for a
+weight matrix (the paper's) or for each of its output rows, one for an activation site or, times a power of
+two, for each of its tokens.
 
 Three rules make the same numbers come out of PyTorch and of the integer engine:
 
@@ -19,18 +23,25 @@ range and zero outside of it; to the step, `code - x / step` inside and the clip
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Bound = Any
 """A smallest or largest code: an int for all elements, or a tensor that broadcasts."""
+
+Snap = Callable[[Tensor], Tensor]
+"""Of codes as float32 the codes next to them that there are; a new tensor."""
 
 MIN_STEP = 2.0**-14
 """The smallest normal fp16 number: below it a step would lose bits."""
 MAX_STEP = 65504.0
 """The largest finite fp16 number."""
+MAX_EXPONENT = 31
+"""The largest exponent by which a token raises a step."""
 
 
 def code_range(bits: int, signed: bool = True) -> tuple[int, int]:
@@ -83,13 +94,16 @@ class _FakeQuantize(torch.autograd.Function):
     """One node of the graph: saves x alone and recomputes the codes in backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound, snap: Snap | None
+    ) -> Tensor:
         ctx.save_for_backward(x, step)
-        ctx.bounds = (qmin, qmax)
-        return quantize_codes(x, step, qmin, qmax).mul_(step).to(x.dtype)
+        ctx.bounds, ctx.snap = (qmin, qmax), snap
+        codes = quantize_codes(x, step, qmin, qmax)
+        return (codes if snap is None else snap(codes)).mul_(step).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, step = ctx.saved_tensors
         qmin, qmax = ctx.bounds
         grad = grads[0]
@@ -97,19 +111,24 @@ class _FakeQuantize(torch.autograd.Function):
         inside = (scaled >= qmin) & (scaled <= qmax)
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
-            return grad_x, None, None, None
+            return grad_x, None, None, None, None
         codes = scaled.round().clamp_(qmin, qmax)
+        if ctx.snap is not None:
+            codes = ctx.snap(codes)
         per_element = codes.addcmul_(scaled, inside.float(), value=-1.0).mul_(grad)
-        return grad_x, per_element.sum_to_size(step.shape), None, None
+        return grad_x, per_element.sum_to_size(step.shape), None, None, None
 
 
-def fake_quantize(x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
+def fake_quantize(
+    x: Tensor, step: Tensor, qmin: Bound, qmax: Bound, snap: Snap | None = None
+) -> Tensor:
     """x rounded to the lattice `step * {qmin..qmax}`; shape and dtype of x.
 
     In float32 the result equals `quantize_codes(...) * step` bit for bit. `step`, `qmin` and `qmax`
-    broadcast against x: a step of shape [batch, tokens, 1] gives every token its own.
+    broadcast against x: a step of shape [batch, tokens, 1] gives every token its own. `snap` maps codes to
+    some of them, of which `qmin` and `qmax` are then the ends.
     """
-    return _FakeQuantize.apply(x, step, qmin, qmax)
+    return _FakeQuantize.apply(x, step, qmin, qmax, snap)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -127,6 +146,25 @@ def straight_through(value: Tensor, instead: Tensor) -> Tensor:
     return _StraightThrough.apply(value, instead)
 
 
+_exact = True
+
+
+@contextmanager
+def approximately() -> Iterator[None]:
+    """Inside, evaluation does not compute to the last bit, and is several times as fast: for calibration."""
+    global _exact
+    before, _exact = _exact, False
+    try:
+        yield
+    finally:
+        _exact = before
+
+
+def is_exact(module: nn.Module) -> bool:
+    """Whether a module computes as the engine does, to the last bit: in eval mode, unless told otherwise."""
+    return _exact and not module.training
+
+
 def exact_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b without rounding until the end: what an integer product, scaled once, gives.
 
@@ -140,37 +178,84 @@ def exact_product(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double()).to(a.dtype)
 
 
+def token_exponent(x: Tensor, largest: Tensor) -> Tensor:
+    """Exponents e by which vectors raise their step to step * 2^e (docs/format.md, "Token exponents").
+
+    The smallest whole number from 0 to 31 with max|x| <= largest * 2^e: nothing is rounded on the way.
+
+    Args:
+        x: [..., n], vectors along the last dimension.
+        largest: the magnitude up to which e is 0; broadcasts against [..., 1].
+
+    Returns:
+        int32 [..., 1].
+    """
+    peak = x.detach().float().abs().amax(dim=-1, keepdim=True)
+    mantissa, exponent = torch.frexp(peak)
+    limit_mantissa, limit_exponent = torch.frexp(largest.float())
+    raised = exponent - limit_exponent + (mantissa > limit_mantissa).int()
+    return torch.where(peak > 0, raised, 0).clamp(0, MAX_EXPONENT).int()
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent as float32, exactly, for exponents from -126 to 127."""
+    return ((exponent.int() + 127) << 23).view(torch.float32)
+
+
 def subsample(x: Tensor, limit: int = 1 << 17) -> Tensor:
-    """At most `limit` elements of x, flat, drawn with replacement and the same every time."""
-    x = x.flatten()
-    if x.numel() <= limit:
+    """At most `limit` entries of x along its first dimension, drawn without replacement, always the same."""
+    if len(x) <= limit:
         return x
     generator = torch.Generator(device=x.device).manual_seed(0)
-    return x[torch.randint(x.numel(), (limit,), generator=generator, device=x.device)]
+    return x[torch.randperm(len(x), generator=generator, device=x.device)[:limit].sort().values]
 
 
 def lsq_step(x: Tensor, qmax: int) -> Tensor:
-    """LSQ's initial step, 2 * mean|x| / sqrt(qmax): shape [1]."""
-    return (2.0 * x.float().abs().mean() / math.sqrt(qmax)).reshape(1)
+    """LSQ's initial step, 2 * mean|x| / sqrt(qmax), of each row: [rows, n] to [rows]."""
+    return 2.0 * x.float().abs().mean(dim=1) / math.sqrt(qmax)
 
 
 def max_step(x: Tensor, qmax: int) -> Tensor:
-    """The smallest step that clips nothing, max|x| / qmax: shape [1]."""
-    return (x.float().abs().amax() / qmax).clamp_min(MIN_STEP).reshape(1)
+    """The smallest step that clips nothing, max|x| / qmax, of each row: [rows, n] to [rows]."""
+    return (x.float().abs().amax(dim=1) / qmax).clamp_min(MIN_STEP)
 
 
-def mse_step(x: Tensor, qmin: int, qmax: int, candidates: int = 100) -> Tensor:
-    """The step of least mean squared error, searched on a geometric grid: shape [1].
+_AT_ONCE = 1 << 18
+"""Elements whose error is computed at once: what fits a cache, and enough work for a GPU."""
 
-    The grid runs from the step that clips nothing down to 1/200 of it; every candidate is
-    representable in fp16, so the error is that of the step that will be used. Of a large tensor a sample
-    is searched.
+
+def mse_step(x: Tensor, qmin: int, qmax: int) -> Tensor:
+    """The step of least mean squared error of each row: [rows, n] to [rows].
+
+    Searched on a geometric grid, then on a finer one beside the best. The grid runs from the step that clips
+    nothing down to 1/200 of it for a whole tensor, to 1/10 for one of several rows, which has fewer outliers to
+    clip; every candidate is representable in fp16, so the error is that of the step that will be used.
     """
-    x = subsample(x.float())
-    steps = representable_step(
-        max_step(x, qmax) * torch.logspace(0, -math.log10(200.0), candidates, device=x.device)
-    )
-    errors = torch.stack(
-        [(quantize_codes(x, step, qmin, qmax).mul_(step) - x).square_().mean() for step in steps]
-    )
-    return steps[errors.argmin()].reshape(1)
+    smallest, candidates = (200.0, 40) if len(x) == 1 else (10.0, 20)
+    ratio = smallest ** (-1 / (candidates - 1))
+    coarse = ratio ** torch.arange(candidates, device=x.device)
+    fine = ratio ** (torch.arange(-3, 4, device=x.device) / 4)
+    rows = max(1, _AT_ONCE // x.shape[1])
+    steps = []
+    for part in x.float().split(rows):
+        largest = max_step(part, qmax)
+        start = _least_error(part, largest, coarse, qmin, qmax)
+        steps.append(_least_error(part, start, fine, qmin, qmax))
+    return torch.cat(steps)
+
+
+def _least_error(x: Tensor, start: Tensor, ratios: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Of the steps start * ratio that of least squared error, row by row."""
+    best, least = start, torch.full_like(start, torch.inf, dtype=torch.float64)
+    buffer = x.new_empty(max(x.shape[1], min(x.numel(), _AT_ONCE)))  # fresh memory is slow memory
+    for ratio in ratios:
+        step = representable_step(start * ratio)
+        error = torch.zeros_like(start, dtype=torch.float64)
+        for part in x.split(_AT_ONCE, dim=1):
+            room = buffer[: part.numel()].view(part.shape)
+            torch.mul(part, step[:, None].reciprocal(), out=room)
+            room.round_().clamp_(qmin, qmax).mul_(step[:, None]).sub_(part)
+            error += torch.linalg.vector_norm(room, dim=1).double().square()
+        better = error < least
+        best, least = torch.where(better, step, best), torch.where(better, error, least)
+    return best

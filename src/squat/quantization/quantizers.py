@@ -1,7 +1,7 @@
-"""Quantizers: the modules that own a step size.
+"""Quantizers: the modules that own step sizes.
 
 A quantizer turns a tensor into values of an integer lattice, `code * step`, with one step for the whole
-tensor. Methods differ in where the step comes from, in what stands in for rounding while training, and in
+tensor or for each of its rows. Methods differ in where the step comes from, in what stands in for rounding while training, and in
 what gradient the step gets; each is a small class, and a row of `QUANTIZERS` says which class a method uses
 for weights and which for activations.
 
@@ -23,12 +23,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from squat import replicas
 from squat.errors import ConfigError
 from squat.quantization.numerics import (
     Bound,
+    Snap,
     code_range,
     fake_quantize,
     lsq_step,
@@ -40,71 +42,94 @@ from squat.quantization.numerics import (
     straight_through,
 )
 
-INITIAL_STEPS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+InitialSteps = Callable[[Tensor, int, int], Tensor]
+"""Of rows [rows, n], the smallest and the largest code: a step for each row, [rows]."""
+
+INITIAL_STEPS: dict[str, InitialSteps] = {
     "lsq": lambda x, qmin, qmax: lsq_step(x, qmax),
     "mse": mse_step,
 }
-"""How a learned step starts: from a sample of the tensor, the smallest and the largest code."""
+"""How learned steps start."""
 
 
 class LearnedStepQuantizer(nn.Module):
-    """LSQ: symmetric, one learned step per tensor (paper eq. 1-7; Esser et al. 2020). Other methods depart
-    from it.
+    """LSQ: symmetric, learned steps (paper eq. 1-7; Esser et al. 2020). Other methods depart from it.
 
-    `log_step` has shape [1]. It is meaningless (NaN) until `initialize` has seen data or a checkpoint
-    has been loaded.
+    `log_step` has the shape given, which broadcasts against the tensor: [1] for one step a tensor, as in the
+    paper; [rows, 1], or [1, rows] where a weight is stored the other way round, for one step an output row. It
+    is meaningless (NaN) until `initialize` has seen data or a checkpoint has been loaded.
     """
 
     log_step: Tensor
     spread = False
     """Whether each process of several has a part of the tensor: activations, not weights."""
+    bypassed = False
+    """Whether everything passes through as it is."""
 
-    def __init__(self, bits: int, signed: bool = True) -> None:
+    def __init__(self, bits: int, signed: bool = True, shape: tuple[int, ...] = (1,)) -> None:
         super().__init__()
         self.bits = bits
         self.qmin, self.qmax = code_range(bits, signed)
-        self.log_step = nn.Parameter(torch.full((1,), math.nan))
+        self.log_step = nn.Parameter(torch.full(shape, math.nan))
 
     @property
     def step(self) -> Tensor:
-        """The step size in use: float32 [1], representable in fp16, without gradient."""
+        """The step sizes in use: float32, representable in fp16, without gradient; shape of `log_step`."""
         return step_from_log(self.log_step.detach())
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The elements of x that share a step: [steps, elements]."""
+        if self.log_step.numel() == 1:
+            return x.reshape(1, -1)
+        return x if self.log_step.shape[0] > 1 else x.T
 
     @torch.no_grad()
     def initialize(self, sample: Tensor, method: str) -> None:
-        """Set the step from a sample of the tensor by a row of `INITIAL_STEPS`."""
-        self._start_at(INITIAL_STEPS[method](sample.detach(), self.qmin, self.qmax))
+        """Set the steps from the tensor, or a sample of it, by a row of `INITIAL_STEPS`."""
+        self.start_at(
+            INITIAL_STEPS[method](self.rows(sample.detach().float()), self.qmin, self.qmax)
+        )
 
-    def _start_at(self, step: Tensor) -> None:
-        self.log_step.copy_(representable_step(step).double().log())
+    @torch.no_grad()
+    def start_at(self, steps: Tensor) -> None:
+        """Set the steps, as many as there are, to the nearest that fp16 represents."""
+        self.log_step.copy_(representable_step(steps).double().log().view(self.log_step.shape))
 
     def transform(self, x: Tensor) -> Tensor:
         """What is quantized in place of x; same shape."""
         return x
 
     def step_for(self, x: Tensor, part: Tensor | None = None) -> Tensor:
-        """The step [1] for a pass over x, with its gradient.
+        """The steps for a pass over x, with their gradient; shape of `log_step`.
 
         Args:
-            x: the whole tensor that has this step.
+            x: the whole tensor that has these steps.
             part: bool, broadcasts against x: the elements that this quantizer is for; None: all.
         """
-        numel = x.numel() * (replicas.count() if self.spread else 1)
+        numel = x.numel() // self.log_step.numel() * (replicas.count() if self.spread else 1)
         return step_from_log(self.log_step, numel, self.qmax)
 
-    def quantize(self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
+    def quantize(
+        self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound, snap: Snap | None = None
+    ) -> Tensor:
         """x on the lattice, or what stands in for it while training; arguments as `fake_quantize`."""
-        return fake_quantize(x, step, qmin, qmax)
+        return fake_quantize(x, step, qmin, qmax, snap)
 
-    def forward(self, x: Tensor, whole: Tensor | None = None) -> Tensor:
-        """x on the lattice; same shape and dtype.
+    def forward(self, x: Tensor) -> Tensor:
+        """x on the lattice; same shape and dtype."""
+        if self.bypassed:
+            return x
+        return self.quantize(self.transform(x), self.step_for(x), self.qmin, self.qmax).to(x.dtype)
 
-        Args:
-            x: the tensor, or some rows of it.
-            whole: the tensor, where x is some rows of it.
-        """
-        step = self.step_for(x if whole is None else whole)
-        return self.quantize(self.transform(x), step, self.qmin, self.qmax).to(x.dtype)
+    def lookup(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows of a table on the lattice: [...] to [..., n], for a fraction of the work of the whole table."""
+        if self.bypassed:
+            return F.embedding(ids, table)
+        step = self.step_for(table)
+        if step.numel() > 1:
+            step = F.embedding(ids, step)
+        rows = self.transform(F.embedding(ids, table))
+        return self.quantize(rows, step, self.qmin, self.qmax).to(table.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of x: int8, or uint8 for an unsigned quantizer."""
@@ -125,20 +150,20 @@ class MinMaxQuantizer(LearnedStepQuantizer):
 
     momentum = 0.95
 
-    def __init__(self, bits: int, signed: bool = True) -> None:
-        super().__init__(bits, signed)
+    def __init__(self, bits: int, signed: bool = True, shape: tuple[int, ...] = (1,)) -> None:
+        super().__init__(bits, signed, shape)
         self.log_step.requires_grad_(False)
 
     @torch.no_grad()
     def initialize(self, sample: Tensor, method: str) -> None:
-        """Set the step that clips nothing of a sample; `method` is for steps that are learned."""
-        self._start_at(self._largest(sample))
+        """Set the steps that clip nothing of a sample; `method` is for steps that are learned."""
+        self.start_at(self._largest(sample))
 
     def _largest(self, x: Tensor) -> Tensor:
-        return max_step(self.transform(x.detach().float()), self.qmax)
+        return max_step(self.rows(self.transform(x.detach().float())), self.qmax)
 
     def step_for(self, x: Tensor, part: Tensor | None = None) -> Tensor:
-        """The step [1], after it has moved towards that of x in training mode."""
+        """The steps, after they have moved towards those of x in training mode."""
         if self.training:
             self._follow(x, part)
         return self.step
@@ -148,6 +173,7 @@ class MinMaxQuantizer(LearnedStepQuantizer):
         largest = self._largest(x if part is None else x * part)
         if self.spread:
             largest = replicas.largest(largest)
+        largest = largest.view(self.log_step.shape)
         moved = self.momentum * self.log_step + (1 - self.momentum) * largest.log()
         if part is not None:  # in a batch without tokens of its width it stays
             seen = replicas.largest(part.any().float())
@@ -175,10 +201,12 @@ class PactQuantizer(LearnedStepQuantizer):
     unless `signed` is False.
     """
 
-    def quantize(self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
+    def quantize(
+        self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound, snap: Snap | None = None
+    ) -> Tensor:
         """x on the lattice; the gradient is that of clipping."""
         clipped = torch.clamp(x.float(), qmin * step, qmax * step)
-        value = quantize_codes(x.detach(), step.detach(), qmin, qmax).mul_(step.detach())
+        value = fake_quantize(x.detach().float(), step.detach(), qmin, qmax, snap)
         return straight_through(value, clipped).to(x.dtype)
 
 
@@ -189,10 +217,12 @@ class NoiseQuantizer(LearnedStepQuantizer):
     authors' code does by a histogram. In eval mode it rounds. Widths are given, not learned.
     """
 
-    def quantize(self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
+    def quantize(
+        self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound, snap: Snap | None = None
+    ) -> Tensor:
         """x with noise inside of the clip, the clip outside of it."""
         if not self.training:
-            return super().quantize(x, step, qmin, qmax)
+            return super().quantize(x, step, qmin, qmax, snap)
         wide = x.float()
         with torch.no_grad():
             scaled = wide * step.reciprocal()

@@ -1,0 +1,102 @@
+"""Where the steps of activations start, when tokens raise them by powers of two.
+
+A few tokens are hundreds of times larger than all others. With token exponents they have steps of their own
+(docs/format.md), and the base step is there for the ordinary ones. So the error that the base step is chosen by
+is relative: each token's squared error over its own squared length, averaged over tokens; and as the few large
+tokens must come through as well, as much again for all squared errors over all squared lengths.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from squat.quantization.levels import HIGHEST, LOWEST, fit_levels, nearest_level
+from squat.quantization.numerics import (
+    Snap,
+    fake_quantize,
+    power_of_two,
+    quantize_codes,
+    representable_step,
+    token_exponent,
+)
+
+_GRID = torch.logspace(0.3, -1.3, 33, base=10.0)
+"""Clips that are tried, relative to the largest magnitude of all but one token in a hundred."""
+_WIDER = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+"""How far levels may reach beyond the best clip of equal steps."""
+
+
+def margin_of(bits: int) -> int:
+    """How many powers of two of clipping a token puts up with before it raises its step.
+
+    At 8 bits none: a step twice as large hurts less than a clipped outlier. At 4 bits it is the other way round.
+    """
+    return 1 if bits <= 4 else 0
+
+
+def _clips(vectors: Tensor) -> Tensor:
+    """Candidates for the magnitude that a base step reaches: [candidates]."""
+    return vectors.abs().amax(dim=1).quantile(0.99).clamp_min(1e-6) * _GRID.to(vectors.device)
+
+
+def _token_steps(vectors: Tensor, step: Tensor, qmax: int, margin: int | None) -> Tensor:
+    """The step of each vector: [vectors, 1]."""
+    if margin is None:
+        return step.expand(len(vectors), 1)
+    return step * power_of_two(token_exponent(vectors, step * float(qmax << margin)))
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """Squared lengths, at least a little: [vectors, 1]."""
+    squares = vectors.square().sum(dim=1, keepdim=True)
+    return squares + 1e-6 * squares.mean() + 1e-30
+
+
+def _relative_error(
+    vectors: Tensor,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    margin: int | None,
+    snap: Snap | None = None,
+) -> Tensor:
+    steps = _token_steps(vectors, step, HIGHEST if snap else qmax, margin)
+    error = fake_quantize(vectors, steps, qmin, qmax, snap) - vectors
+    squares, lengths = error.square().sum(dim=1, keepdim=True), _lengths(vectors)
+    return (squares / lengths).mean() + squares.sum() / lengths.sum()
+
+
+def token_mse_step(vectors: Tensor, qmin: int, qmax: int, margin: int | None) -> Tensor:
+    """The base step of least relative error of tokens that raise it by powers of two: [1].
+
+    Args:
+        vectors: float32 [tokens, n], a sample of the site.
+        margin: see docs/format.md, "Token exponents"; None: no token raises it.
+    """
+    steps = representable_step(_clips(vectors) / qmax)
+    errors = torch.stack([_relative_error(vectors, s, qmin, qmax, margin) for s in steps])
+    return steps[errors.argmin()].reshape(1)
+
+
+def fit_step_and_levels(vectors: Tensor, margin: int | None) -> tuple[Tensor, Tensor]:
+    """The base step and the 16 levels of least relative error: float32 [1] and int64 [16].
+
+    Arguments as in `token_mse_step`.
+    """
+    weight = (1 / _lengths(vectors)).expand_as(vectors)
+    clip = token_mse_step(vectors, -8, 7, margin) * 7
+    found = []
+    for wider in _WIDER:
+        step = representable_step(clip * wider / HIGHEST)
+        steps = _token_steps(vectors, step, HIGHEST, margin)
+        codes = quantize_codes(vectors, steps, LOWEST, HIGHEST)
+        levels = fit_levels(codes, weight * steps.square())
+
+        def snap(codes: Tensor, levels: Tensor = levels) -> Tensor:
+            return nearest_level(codes, levels)
+
+        error = _relative_error(vectors, step, LOWEST, HIGHEST, margin, snap)
+        found.append((float(error), step, levels))
+    _, step, levels = min(found, key=lambda candidate: candidate[0])
+    return step.reshape(1), levels

@@ -1,0 +1,220 @@
+"""Calibration: every step of a converted model, from its weights and from some text.
+
+Layers come one after another, and the sites of a layer in the order of computation. Each site sees what the
+quantized network in front of it computes. Weights are rounded to the nearest code, or each matrix as a whole
+("descent"): its input is then what the quantized network has there, and its product is compared with that of the
+float model on the same text.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from squat.errors import ConfigError
+from squat.quantization.attention import AttentionSites
+from squat.quantization.config import FLOAT, SquatConfig
+from squat.quantization.convert import architecture_of, site_of
+from squat.quantization.descent import Moments, descend
+from squat.quantization.modules import QuantizedWeight, SiteQuantizer, stored_rows
+from squat.quantization.numerics import approximately
+from squat.quantization.quantizers import DorefaQuantizer, method_of
+from squat.quantization.tokens import ThresholdPolicy, follow_importance
+from squat.quantization.walk import Walk
+
+ROUNDINGS = ("nearest", "descent")
+"""How weights find their codes."""
+DAMPING = 0.01
+SWEEPS = 4
+
+Progress = Callable[[int, int], None]
+"""Called with the number of layers that are done, and of all."""
+
+
+@torch.no_grad()
+def calibrate(
+    model: PreTrainedModel,
+    config: SquatConfig,
+    batches: Sequence[Tensor],
+    weights: str = "nearest",
+    progress: Progress | None = None,
+) -> None:
+    """Set every step size, level and token threshold, and with "descent" the weights, in place.
+
+    Args:
+        model: converted, with float weights that expect transformed inputs.
+        batches: token ids, [batch, tokens] each, all of one shape; "descent" wants some ten thousand tokens.
+        weights: a row of `ROUNDINGS`.
+
+    Raises:
+        ConfigError: a rounding that does not exist, or does not go with the method.
+    """
+    if weights not in ROUNDINGS:
+        raise ConfigError(
+            f"weights: {weights!r} does not exist; choose one of {', '.join(ROUNDINGS)}"
+        )
+    descent = weights == "descent" and config.weight_bits != FLOAT
+    if descent and issubclass(method_of(config.method).weights, DorefaQuantizer):
+        raise ConfigError(
+            f"weights: method {config.method!r} quantizes tanh(w), for which there is no descent; "
+            "choose nearest"
+        )
+    was_training = model.training
+    model.eval()
+    with approximately():
+        _Calibration(model, config, batches, descent).run(progress)
+    model.train(was_training)
+
+
+class _Calibration:
+    """One model on its way through its layers; `reference` is the float model on the same text."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: SquatConfig,
+        batches: Sequence[Tensor],
+        descent: bool,
+    ) -> None:
+        batches = [batch.to(model.device) for batch in batches]
+        self.model, self.config, self.descent = model, config, descent
+        self.row = architecture_of(model.config.model_type)
+        self.layers = list(model.get_submodule(self.row.layers).children())
+        for module in model.modules():
+            if isinstance(module, SiteQuantizer):
+                module.start_collecting(keep=False)
+        if descent:
+            with _unquantized(model):
+                self.reference = Walk(model, self.layers, batches)
+            self.reference.state = None
+        for name in (*self.row.embeddings, self.row.head):
+            self._round_to_nearest(model.get_submodule(name))
+        self.stream = Walk(model, self.layers, batches)
+
+    def run(self, progress: Progress | None) -> None:
+        """All layers, then the head."""
+        for index, layer in enumerate(self.layers):
+            self._layer(index, layer)
+            if progress is not None:
+                progress(index + 1, len(self.layers))
+        norm = [name for name in self.row.model_exact if name.endswith("norm") or "ln_f" in name]
+        final = self.model.get_submodule(norm[0])
+        head = self.model.get_submodule(self.row.head)
+        site = site_of(head)
+        site.start_collecting()
+        for hidden in self.stream.hidden:
+            site(final(hidden))
+        site.initialize(self.config.init)
+
+    def _layer(self, index: int, layer: nn.Module) -> None:
+        stream, row = self.stream, self.row
+        names = row.inputs
+        originals: dict[str, list[Tensor]] = {}
+        if self.descent:
+            twin = _original(layer)
+            modules = [twin.get_submodule(name) for name in names.values()]
+            seen, after = self.reference.watch(twin, index, modules)
+            originals = dict(zip(names, seen, strict=True))
+            del twin
+        for site_name, name in names.items():
+            if site_name == "attn_out":
+                self._attention(index, layer)
+            module = layer.get_submodule(name)
+            site = site_of(module)
+            inputs = stream.inputs(layer, index, module)
+            site.start_collecting()
+            for batch, x in enumerate(inputs):
+                site(x, self._wide(site, batch))
+            site.initialize(self.config.init)
+            readers = [layer.get_submodule(reader) for reader in row.readers[site_name]]
+            for reader in readers:
+                self._round_to_nearest(reader)
+            if self.descent:
+                moments = self._moments(site, inputs, originals.pop(site_name))
+                for reader in readers:
+                    assert isinstance(reader, QuantizedWeight)
+                    _round_as_a_whole(reader, moments)
+        stream.step(layer, index)
+        if self.descent:
+            self.reference.hidden = after
+
+    def _attention(self, index: int, layer: nn.Module) -> None:
+        """The threshold of a layer's tokens, then the sites inside of its attention."""
+        attention = layer.get_submodule(self.row.attention)
+        squat: AttentionSites = attention.squat  # type: ignore[assignment]
+        output = layer.get_submodule(self.row.inputs["attn_out"])
+        if isinstance(squat.policy, ThresholdPolicy):
+            squat.policy.train()
+            for batch in range(len(self.stream.hidden)):
+                self.stream.inputs(layer, index, output, only=batch)
+                follow_importance(attention)
+            squat.policy.eval()
+        for site in squat.sites.values():
+            site.start_collecting()  # type: ignore[operator]
+        self.stream.inputs(layer, index, output)
+        for site in squat.sites.values():
+            site.initialize(self.config.init)  # type: ignore[operator]
+
+    def _wide(self, site: SiteQuantizer, batch: int) -> Tensor | None:
+        state = self.stream.with_widths(batch)
+        wide = None if state is None else state.width_for(site)
+        return None if wide is None else wide[..., None]
+
+    def _moments(
+        self, site: SiteQuantizer, inputs: list[Tensor], originals: list[Tensor]
+    ) -> Moments:
+        moments = Moments.zeros(inputs[0].shape[-1])
+        for batch, (x, original) in enumerate(zip(inputs, originals, strict=True)):
+            quantized = site(x, self._wide(site, batch)).flatten(0, -2)
+            original = site.transformed(original).flatten(0, -2)
+            moments.add(quantized, original, _token_weights(original))
+        return moments
+
+    def _round_to_nearest(self, module: nn.Module) -> None:
+        if isinstance(module, QuantizedWeight):
+            module.weight_quantizer.initialize(module.get_parameter("weight"), self.config.init)
+
+
+def _token_weights(x: Tensor) -> Tensor:
+    """How much each token counts: [tokens, 1]."""
+    return torch.ones(len(x), 1)
+
+
+def _round_as_a_whole(module: QuantizedWeight, moments: Moments) -> None:
+    quantizer, weight = module.weight_quantizer, stored_rows(module)
+    steps = quantizer.step.view(-1, 1).expand(len(weight), 1)
+    codes, steps = descend(weight, steps, quantizer.qmin, quantizer.qmax, moments, SWEEPS, DAMPING)
+    quantizer.start_at(steps)
+    weight.copy_(codes * steps)
+
+
+def _original(layer: nn.Module) -> nn.Module:
+    """A copy of a layer of a converted model that computes as the float layer did."""
+    twin = copy.deepcopy(layer)
+    for module in twin.modules():
+        if isinstance(module, QuantizedWeight):
+            module.weight_quantizer.bypassed = True
+        elif isinstance(module, SiteQuantizer):
+            module.start_collecting(keep=False)
+            module.adaptive = False
+        elif isinstance(module, AttentionSites):
+            module.policy = None
+    return twin
+
+
+@contextmanager
+def _unquantized(model: nn.Module) -> Iterator[None]:
+    """Inside, weights are what they were before they were quantized."""
+    quantizers = [m.weight_quantizer for m in model.modules() if isinstance(m, QuantizedWeight)]
+    for quantizer in quantizers:
+        quantizer.bypassed = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.bypassed = False

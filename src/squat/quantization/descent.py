@@ -1,0 +1,137 @@
+"""Rounding a weight matrix so that its product keeps what it was, not each of its weights.
+
+Of a layer's input there is what the float model has, X, and what the quantized one has, X^q, token by token.
+Wanted are codes V and a step for each row so that V X^q is W X. Rows are independent of each other, and for a
+row v the squared error is quadratic in v:
+
+    v H v' - 2 c v' + const,    H = X^q' X^q / tokens,    c = w X' X^q / tokens
+
+In `start` columns are rounded one after another, and what a rounding leaves is made up for by the columns that are
+still free (GPTQ, arXiv 2210.17323). In `sweep` each column in turn takes the code that is best while all others
+stay (QuantEase, arXiv 2309.01885, algorithm 1), and between sweeps each row takes the step that is best for its codes.
+As inputs are the quantized ones, weights also make up for what activations lose (QuartDepth, arXiv 2503.16709).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from squat.quantization.numerics import representable_step
+
+_BLOCK = 64
+"""Columns after which the others learn of what was rounded: one matrix product for all of them."""
+
+
+@dataclass
+class Moments:
+    """Sums over tokens of products of a layer's inputs: `gram` X^q' X^q and `cross` X' X^q, [inputs, inputs]."""
+
+    gram: Tensor
+    cross: Tensor
+
+    @staticmethod
+    def zeros(inputs: int) -> Moments:
+        """Of no token yet."""
+        return Moments(torch.zeros(inputs, inputs), torch.zeros(inputs, inputs))
+
+    def add(self, quantized: Tensor, original: Tensor, weight: Tensor) -> None:
+        """Count more tokens: both inputs [tokens, inputs], and how much each token counts [tokens, 1]."""
+        weighed = quantized * weight
+        self.gram += quantized.T @ weighed
+        self.cross += original.T @ weighed
+
+    def damped(self, weight: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """H, and c of every row of a weight [rows, inputs], with a pull towards the weight itself.
+
+        A few thousand tokens do not say everything about all inputs: the pull is for what they do not say.
+        """
+        pull = damping * self.gram.diagonal().mean()
+        gram = self.gram + pull * torch.eye(len(self.gram))
+        return gram, weight @ self.cross + pull * weight
+
+
+def descend(
+    weight: Tensor,
+    steps: Tensor,
+    low: int,
+    high: int,
+    moments: Moments,
+    sweeps: int,
+    damping: float,
+) -> tuple[Tensor, Tensor]:
+    """Codes and steps whose product with quantized inputs is near that of the weight with the original ones.
+
+    Args:
+        weight: float32 [rows, inputs].
+        steps: where to start, [rows, 1].
+        low, high: the smallest and the largest code.
+        moments: of the inputs.
+        sweeps: how often every column is visited; 0: the start alone.
+        damping: the pull towards the weight, relative to the mean squared input.
+
+    Returns:
+        codes as float32 [rows, inputs] and steps [rows, 1], representable in fp16.
+    """
+    gram, target = moments.damped(weight, damping)
+    order = gram.diagonal().argsort(descending=True)
+    gram = gram[order][:, order].contiguous()
+    target = target[:, order].contiguous()
+    codes = _start(target, steps, low, high, gram)
+    for _ in range(sweeps):
+        steps = _refit(codes, steps, gram, target)
+        _sweep(codes, steps, low, high, gram, target)
+    return codes[:, order.argsort()], steps
+
+
+def _start(target: Tensor, steps: Tensor, low: int, high: int, gram: Tensor) -> Tensor:
+    """Codes by rounding column after column, the free ones always at their best: [rows, inputs]."""
+    inverse = torch.linalg.inv(gram.double())
+    free = (target.double() @ inverse).float()
+    # Row j of the factor, over its diagonal: how the columns after j make up for an error of j.
+    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    factor = factor / factor.diagonal()[:, None]
+    codes = torch.empty_like(free)
+    inverse_steps = steps.reciprocal()
+    for begin in range(0, free.shape[1], _BLOCK):
+        end = min(begin + _BLOCK, free.shape[1])
+        errors = torch.empty(len(free), end - begin)
+        block = free[:, begin:end].clone()
+        for j in range(end - begin):
+            column = block[:, j : j + 1]
+            code = (column * inverse_steps).round_().clamp_(low, high)
+            error = column - code * steps
+            codes[:, begin + j : begin + j + 1] = code
+            errors[:, j : j + 1] = error
+            block[:, j:] -= error * factor[begin + j, begin + j : end]
+        free[:, end:] -= errors @ factor[begin:end, end:]
+    return codes
+
+
+def _refit(codes: Tensor, steps: Tensor, gram: Tensor, target: Tensor) -> Tensor:
+    """The steps that are best for given codes; a row of zeros keeps its own."""
+    numerator = (target * codes).sum(dim=1, keepdim=True)
+    denominator = ((codes @ gram) * codes).sum(dim=1, keepdim=True)
+    fitted = numerator / denominator
+    sound = (denominator > 0) & (fitted > 0.5 * steps) & (fitted < 2 * steps)
+    return representable_step(torch.where(sound, fitted, steps))
+
+
+def _sweep(codes: Tensor, steps: Tensor, low: int, high: int, gram: Tensor, target: Tensor) -> None:
+    """Every column once takes the best codes while all others stay; `codes` changes in place."""
+    inverse_steps = steps.reciprocal()
+    residual = target - (codes * steps) @ gram
+    for begin in range(0, codes.shape[1], _BLOCK):
+        end = min(begin + _BLOCK, codes.shape[1])
+        local = residual[:, begin:end].clone()
+        before = codes[:, begin:end].clone()
+        for j in range(end - begin):
+            at = begin + j
+            old = codes[:, at : at + 1]
+            best = old * steps + local[:, j : j + 1] / gram[at, at]
+            new = (best * inverse_steps).round_().clamp_(low, high)
+            local -= ((new - old) * steps) * gram[at, begin:end]
+            codes[:, at : at + 1] = new
+        residual -= ((codes[:, begin:end] - before) * steps) @ gram[begin:end]

@@ -1,0 +1,79 @@
+"""Codes that mean levels: 16 int8 numbers in place of 16 equal steps (docs/format.md, "Levels").
+
+On CPUs with byte dot products a 4-bit activation travels as a byte anyway. So its 16 codes may stand for any
+16 int8 levels: dense where values are many, wide apart in the tails. What is multiplied is the level, the
+product stays an integer and the scale one. (AdaLog, arXiv 2407.12951, and LogNP of QuartDepth, arXiv
+2503.16709, choose such levels by a formula; here they are those of least squared error.)
+
+A value is first rounded to 8 bits, then to the level next to it: so that the levels of least error are those
+of a histogram of 256 bins, and are found exactly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+LEVELS = 16
+LOWEST, HIGHEST = -128, 127
+
+
+def thresholds(levels: Tensor) -> Tensor:
+    """The largest code of each level but the last: a code between two levels goes to the lower one in a tie."""
+    return torch.div(levels[:-1] + levels[1:], 2, rounding_mode="floor")
+
+
+def nearest_level(codes: Tensor, levels: Tensor) -> Tensor:
+    """The level next to each 8-bit code; shape and dtype of codes, which are whole numbers.
+
+    Args:
+        levels: [16], ascending.
+    """
+    return levels.to(codes.dtype)[torch.bucketize(codes, thresholds(levels).to(codes.dtype))]
+
+
+def best_levels(weight: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The 16 levels of least squared error, exactly, by dynamic programming over the bins.
+
+    Args:
+        weight: how much each of the codes -128 .. 127 counts: [256].
+
+    Returns:
+        ascending and distinct codes [16].
+    """
+    codes = np.arange(LOWEST, HIGHEST + 1, dtype=np.float64)
+    weight = weight + 1e-12 * max(weight.sum(), 1.0)  # codes that were not seen count a little
+    mass, first, second = (
+        np.concatenate([[0.0], np.cumsum(weight * codes**power)]) for power in (0, 1, 2)
+    )
+    # cost[i, j]: the error of one level for the codes i .. j - 1; the level is their rounded mean.
+    i, j = np.arange(257)[:, None], np.arange(257)[None, :]
+    total = np.where(j > i, mass[j] - mass[i], 1.0)
+    level = np.rint((first[j] - first[i]) / total)
+    cost = (second[j] - second[i]) - 2 * level * (first[j] - first[i]) + level**2 * total
+    cost[j <= i] = np.inf
+    best, back = cost[0], []
+    for _ in range(LEVELS - 1):
+        through = best[:, None] + cost
+        back.append(through.argmin(axis=0))
+        best = through.min(axis=0)
+    ends = [256]
+    for choice in reversed(back):
+        ends.append(int(choice[ends[-1]]))
+    ends = [*reversed(ends)]
+    starts = [0, *ends[:-1]]
+    return np.array([level[a, b] for a, b in zip(starts, ends, strict=True)], dtype=np.int64)
+
+
+def fit_levels(codes: Tensor, weight: Tensor) -> Tensor:
+    """The best levels for a sample of 8-bit codes: int64 [16].
+
+    Args:
+        codes: [...], whole numbers from -128 to 127.
+        weight: [...], how much the error of each counts.
+    """
+    bins = (codes.flatten() - LOWEST).long()
+    histogram = torch.bincount(bins, weight.flatten().double(), minlength=256)
+    return torch.from_numpy(best_levels(histogram.cpu().numpy())).to(codes.device)
