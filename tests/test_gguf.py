@@ -175,7 +175,9 @@ def test_a_row_of_several_scales_is_refused(tmp_path: Path) -> None:
     tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_down.weight")
     tensor.data[7, 2 * 18] += 1
     reader.data.flush()
-    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_down\.weight: row 7 block 2 has another"):
+    with pytest.raises(
+        CheckpointError, match=r"blk\.1\.ffn_down\.weight: row 7 block 2 has another"
+    ):
         read_codes(tmp_path / "m.gguf")
 
 

@@ -64,11 +64,26 @@ def calibrate(
             f"weights: method {config.method!r} quantizes tanh(w), for which there is no descent; "
             "choose nearest"
         )
+    if descent:
+        _check_enough(model, batches)
     was_training = model.training
     model.eval()
     with approximately():
         _Calibration(model, config, batches, descent).run(progress)
     model.train(was_training)
+
+
+def _check_enough(model: PreTrainedModel, batches: Sequence[Tensor]) -> None:
+    """As many tokens as a layer has inputs: with fewer, some of what a weight does is never seen."""
+    row = architecture_of(model.config.model_type)
+    layer = next(model.get_submodule(row.layers).children())
+    inputs = max(stored_rows(layer.get_submodule(name)).shape[1] for name in row.weights)
+    tokens = sum(batch.numel() for batch in batches)
+    if tokens < inputs:
+        raise ConfigError(
+            f"calibration: {tokens} tokens are too few for descent where a layer has {inputs} inputs; give "
+            f"at least {inputs} ({10 * inputs} are better), or choose weights nearest"
+        )
 
 
 class _Calibration:
@@ -187,7 +202,7 @@ def _token_weights(x: Tensor) -> Tensor:
 
 def _round_as_a_whole(module: QuantizedWeight, moments: Moments) -> None:
     quantizer, weight = module.weight_quantizer, stored_rows(module)
-    steps = quantizer.step.view(-1, 1).expand(len(weight), 1)
+    steps = quantizer.step.view(-1, 1)
     codes, steps = descend(weight, steps, quantizer.qmin, quantizer.qmax, moments, SWEEPS, DAMPING)
     quantizer.start_at(steps)
     weight.copy_(codes * steps)

@@ -66,14 +66,14 @@ def descend(
 
     Args:
         weight: float32 [rows, inputs].
-        steps: where to start, [rows, 1].
+        steps: where to start, [rows, 1], or [1, 1] for all rows.
         low, high: the smallest and the largest code.
         moments: of the inputs.
         sweeps: how often every column is visited; 0: the start alone.
         damping: the pull towards the weight, relative to the mean squared input.
 
     Returns:
-        codes as float32 [rows, inputs] and steps [rows, 1], representable in fp16.
+        codes as float32 [rows, inputs], and as many steps, representable in fp16.
     """
     gram, target = moments.damped(weight, damping)
     order = gram.diagonal().argsort(descending=True)
@@ -111,9 +111,11 @@ def _start(target: Tensor, steps: Tensor, low: int, high: int, gram: Tensor) -> 
 
 
 def _refit(codes: Tensor, steps: Tensor, gram: Tensor, target: Tensor) -> Tensor:
-    """The steps that are best for given codes; a row of zeros keeps its own."""
+    """The steps that are best for given codes, one or each row's; a row of zeros keeps its own."""
     numerator = (target * codes).sum(dim=1, keepdim=True)
     denominator = ((codes @ gram) * codes).sum(dim=1, keepdim=True)
+    if len(steps) == 1:
+        numerator, denominator = numerator.sum(0, keepdim=True), denominator.sum(0, keepdim=True)
     fitted = numerator / denominator
     sound = (denominator > 0) & (fitted > 0.5 * steps) & (fitted < 2 * steps)
     return representable_step(torch.where(sound, fitted, steps))

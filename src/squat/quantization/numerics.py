@@ -194,7 +194,8 @@ def token_exponent(x: Tensor, largest: Tensor) -> Tensor:
     mantissa, exponent = torch.frexp(peak)
     limit_mantissa, limit_exponent = torch.frexp(largest.float())
     raised = exponent - limit_exponent + (mantissa > limit_mantissa).int()
-    return torch.where(peak > 0, raised, 0).clamp(0, MAX_EXPONENT).int()
+    raised = torch.where(peak.isinf(), MAX_EXPONENT, torch.where(peak > 0, raised, 0))
+    return raised.clamp(0, MAX_EXPONENT).int()
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
