@@ -157,6 +157,10 @@ class TrainRecipe(_Section):
     teacher_cache: KeptAnswers | None = None
     data: Data
     quantize: SquatConfig = Field(default_factory=SquatConfig)
+    weights: Literal["nearest", "descent"] = Field(
+        "descent",
+        description="where training starts: each weight rounded by itself, or each matrix as a whole",
+    )
     loss: LossConfig = LossConfig()
     training: Distillation
 

@@ -130,7 +130,14 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
     dataset = _dataset(tokens, recipe.data, recipe.training, args.world_size, kept is not None)
     if kept is not None:
         cache = TeacherCache(kept.folder, teachers, dataset, recipe.loss.temperature, kept.draws)
-    quantize(model, recipe.quantize, calibration=[_windows(dataset, CALIBRATION_SEQUENCES)])
+    resumed = _last_complete_checkpoint(folder / "checkpoints") is not None
+    if resumed:  # the checkpoint has all that calibration would find
+        quantize(model, recipe.quantize, [_windows(dataset, 1)], "nearest")
+    else:
+        count = DESCENT_SEQUENCES if recipe.weights == "descent" else CALIBRATION_SEQUENCES
+        batches = _windows(dataset, count).split(BATCH)
+        with layers_bar() as progress:
+            quantize(model, recipe.quantize, batches, recipe.weights, progress)
     trainer = SquatTrainer(
         model=model,
         teachers=teachers,

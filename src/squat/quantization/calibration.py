@@ -96,7 +96,8 @@ class _Calibration:
         batches: Sequence[Tensor],
         descent: bool,
     ) -> None:
-        batches = [batch.to(model.device) for batch in batches]
+        # A walk calls every layer with the arguments of the first batch.
+        batches = [b.to(model.device) for b in batches if b.shape == batches[0].shape]
         self.model, self.config, self.descent = model, config, descent
         self.row = architecture_of(model.config.model_type)
         self.layers = list(model.get_submodule(self.row.layers).children())
@@ -203,9 +204,9 @@ def _token_weights(x: Tensor) -> Tensor:
 def _round_as_a_whole(module: QuantizedWeight, moments: Moments) -> None:
     quantizer, weight = module.weight_quantizer, stored_rows(module)
     steps = quantizer.step.view(-1, 1)
-    codes, steps = descend(weight, steps, quantizer.qmin, quantizer.qmax, moments, SWEEPS, DAMPING)
+    found, steps = descend(weight, steps, quantizer.qmin, quantizer.qmax, moments, SWEEPS, DAMPING)
     quantizer.start_at(steps)
-    weight.copy_(codes * steps)
+    weight.copy_(found)
 
 
 def _original(layer: nn.Module) -> nn.Module:

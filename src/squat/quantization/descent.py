@@ -23,6 +23,8 @@ from squat.quantization.numerics import representable_step
 
 _BLOCK = 64
 """Columns after which the others learn of what was rounded: one matrix product for all of them."""
+_INSIDE = 0.45
+"""How far from its code, in steps, an element may be: clearly nearer to it than to the next."""
 
 
 @dataclass
@@ -62,28 +64,31 @@ def descend(
     sweeps: int,
     damping: float,
 ) -> tuple[Tensor, Tensor]:
-    """Codes and steps whose product with quantized inputs is near that of the weight with the original ones.
+    """A weight whose rounded product with quantized inputs is near that of `weight` with the original ones.
 
     Args:
         weight: float32 [rows, inputs].
         steps: where to start, [rows, 1], or [1, 1] for all rows.
         low, high: the smallest and the largest code.
         moments: of the inputs.
-        sweeps: how often every column is visited; 0: the start alone.
+        sweeps: how often every column is visited, at least once.
         damping: the pull towards the weight, relative to the mean squared input.
 
     Returns:
-        codes as float32 [rows, inputs], and as many steps, representable in fp16.
+        float32 [rows, inputs], and as many steps, representable in fp16. Each element is what would be best if
+        it need not be rounded, as far as it rounds to its code: training goes on from there.
     """
     gram, target = moments.damped(weight, damping)
     order = gram.diagonal().argsort(descending=True)
     gram = gram[order][:, order].contiguous()
     target = target[:, order].contiguous()
     codes = _start(target, steps, low, high, gram)
+    free = codes
     for _ in range(sweeps):
         steps = _refit(codes, steps, gram, target)
-        _sweep(codes, steps, low, high, gram, target)
-    return codes[:, order.argsort()], steps
+        free = _sweep(codes, steps, low, high, gram, target)
+    found = torch.clamp(free, (codes - _INSIDE) * steps, (codes + _INSIDE) * steps)
+    return found[:, order.argsort()], steps
 
 
 def _start(target: Tensor, steps: Tensor, low: int, high: int, gram: Tensor) -> Tensor:
@@ -121,10 +126,17 @@ def _refit(codes: Tensor, steps: Tensor, gram: Tensor, target: Tensor) -> Tensor
     return representable_step(torch.where(sound, fitted, steps))
 
 
-def _sweep(codes: Tensor, steps: Tensor, low: int, high: int, gram: Tensor, target: Tensor) -> None:
-    """Every column once takes the best codes while all others stay; `codes` changes in place."""
+def _sweep(
+    codes: Tensor, steps: Tensor, low: int, high: int, gram: Tensor, target: Tensor
+) -> Tensor:
+    """Every column once takes the best codes while all others stay; `codes` changes in place.
+
+    Returns:
+        what was best before it was rounded, [rows, inputs].
+    """
     inverse_steps = steps.reciprocal()
     residual = target - (codes * steps) @ gram
+    free = torch.empty_like(codes)
     for begin in range(0, codes.shape[1], _BLOCK):
         end = min(begin + _BLOCK, codes.shape[1])
         local = residual[:, begin:end].clone()
@@ -136,4 +148,6 @@ def _sweep(codes: Tensor, steps: Tensor, low: int, high: int, gram: Tensor, targ
             new = (best * inverse_steps).round_().clamp_(low, high)
             local -= ((new - old) * steps) * gram[at, begin:end]
             codes[:, at : at + 1] = new
+            free[:, at : at + 1] = best
         residual -= ((codes[:, begin:end] - before) * steps) @ gram[begin:end]
+    return free
