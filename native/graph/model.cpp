@@ -475,6 +475,10 @@ class Loader {
         uint8_t* data = arena.take<uint8_t>(bytes);
         p.weights->matrix = kernels::packed_matrix(choice_, p.tensor.bits(), p.tensor.rows(),
                                                    p.tensor.inner(), data);
+      }
+      // Behind all of them: the codes stay one stream from matrix to matrix, which the CPU's
+      // prefetchers follow when a token is decoded.
+      for (Pending& p : pending_) {
         p.weights->steps = arena.take<float>(static_cast<size_t>(p.tensor.rows()));
       }
       return arena.used();
