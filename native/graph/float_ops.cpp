@@ -10,13 +10,11 @@ namespace squat {
 extern const FloatOps kFloatOpsAvx2, kFloatOpsAvx512;
 #endif
 
-Levels make_levels(const int32_t levels[16]) {
+Levels make_levels(const int32_t values[16]) {
   Levels out;
-  out.lowest = static_cast<int8_t>(levels[0]);
+  for (int i = 0; i < 16; i++) out.values[i] = static_cast<int8_t>(values[i]);
   for (int i = 0; i < 15; i++) {
-    const int32_t low = levels[i], high = levels[i + 1];
-    out.thresholds[i] = static_cast<int8_t>(low + (high - low) / 2);
-    out.distances[i] = static_cast<uint8_t>(high - low);
+    out.thresholds[i] = static_cast<int8_t>(values[i] + (values[i + 1] - values[i]) / 2);
   }
   return out;
 }

@@ -11,16 +11,15 @@
 
 namespace squat {
 
-// The sixteen values of 4-bit codes, and where they part: a code above a threshold belongs to the
-// level above it.
+// The sixteen values of 4-bit codes, ascending, and where they part: a code above threshold i
+// belongs to level i + 1 or a higher one.
 struct Levels {
-  int8_t lowest;
+  int8_t values[16];
   int8_t thresholds[15];
-  uint8_t distances[15];  // from each level to the next
 };
 
-// `levels` ascend, from -128 to 127. Halfway between two is still the lower one.
-Levels make_levels(const int32_t levels[16]);
+// `values` ascend, from -128 to 127. Halfway between two is still the lower one.
+Levels make_levels(const int32_t values[16]);
 
 struct FloatOps {
   // out = weight * (x / sqrt(mean(x^2) + epsilon)); out may be x.
