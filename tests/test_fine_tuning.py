@@ -88,7 +88,7 @@ def test_the_classifier_is_the_quantized_backbone(tokenizer, adaptive):
     classifier.train()(ids, labels=torch.tensor([0, 2])).loss.backward()
     steps = [p for name, p in classifier.named_parameters() if name.endswith("log_step")]
     assert len(steps) > 20
-    assert sum(p.grad is not None and bool(p.grad.abs() > 0) for p in steps) > 20
+    assert sum(p.grad is not None and bool((p.grad != 0).any()) for p in steps) > 20
 
 
 def test_padding_changes_no_answer(tokenizer):

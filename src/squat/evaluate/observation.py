@@ -65,7 +65,11 @@ def observe(model: PreTrainedModel, windows: Tensor, text: Sequence[int]) -> Obs
         convert(
             model,
             SquatConfig(
-                weight_bits=FLOAT, embedding_bits=FLOAT, activation_bits=FLOAT, site_bits=nothing
+                weight_bits=FLOAT,
+                embedding_bits=FLOAT,
+                activation_bits=FLOAT,
+                site_bits=nothing,
+                hadamard=(),
             ),
         )
     state: Any = model.token_state

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,23 +50,16 @@ class Effect:
     kl: float
 
 
-class _Off(nn.Module):
-    """In the place of a weight's quantizer: the weight as it is."""
-
-    def forward(self, x: Tensor, **_: Tensor) -> Tensor:
-        return x
-
-
 @contextmanager
 def only(model: nn.Module, members: Collection[str]) -> Iterator[None]:
     """Inside, only these quantizers of the model are on."""
-    saved: list[tuple[nn.Module, str, nn.Module]] = []
+    saved: list[tuple[nn.Module, str, Any]] = []
     for name, module in list(model.named_modules()):
         if name in members:
             continue
         if isinstance(module, QuantizedWeight):
-            saved.append((module, "weight_quantizer", module.weight_quantizer))
-            module.weight_quantizer = _Off()  # type: ignore[assignment]
+            saved.append((module.weight_quantizer, "bypassed", False))
+            module.weight_quantizer.bypassed = True
         elif isinstance(module, SiteQuantizer):
             saved.append((module, "by_width", module.by_width))
             module.by_width = nn.ModuleDict()

@@ -25,6 +25,11 @@ def scale_of(block: int) -> float:
     return 2.0 ** -((block.bit_length() - 1) // 2)
 
 
+def inverse_factor(block: int) -> float:
+    """What the transform applied twice multiplies by: 1, or 2 where the scale is not exactly 1 / sqrt(block)."""
+    return block * scale_of(block) ** 2
+
+
 def hadamard(x: Tensor, block: int) -> Tensor:
     """Each block of the last dimension times `scale_of(block)` times a Hadamard matrix; shape of x.
 
@@ -48,4 +53,4 @@ def hadamard_product(x: Tensor, block: int) -> Tensor:
 
 def fold(weight: Tensor, block: int) -> Tensor:
     """The weight [outputs, inputs] whose product with `hadamard(x)` is that of `weight` with x."""
-    return hadamard(weight, block) / (block * scale_of(block) ** 2)
+    return hadamard(weight, block) / inverse_factor(block)

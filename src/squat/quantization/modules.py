@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from squat.quantization.activation_steps import fit_step_and_levels, margin_of, token_mse_step
 from squat.quantization.config import ADAPTIVE, FLOAT, SITES, SquatConfig
-from squat.quantization.hadamard import hadamard, hadamard_product
+from squat.quantization.hadamard import hadamard, hadamard_product, inverse_factor
 from squat.quantization.levels import HIGHEST, LEVELS, nearest_level
 from squat.quantization.numerics import (
     Bound,
@@ -191,7 +191,9 @@ class SiteQuantizer(nn.Module):
         """What is quantized in place of x."""
         if self.block == 1:
             return x
-        return (hadamard if is_exact(self) else hadamard_product)(x, self.block)
+        y = (hadamard if is_exact(self) else hadamard_product)(x, self.block)
+        # No weight takes in the inverse of what is done to queries and keys: queries do, a power of two.
+        return y / inverse_factor(self.block) if self.site == "q" else y
 
     def _bounds(self, bits: int) -> tuple[Bound, Bound]:
         """The smallest and the largest code of a width."""
