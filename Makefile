@@ -35,7 +35,7 @@ test-native:
 	cd $(BUILD)/native && ctest --output-on-failure -j 2
 
 llama-cpp: setup  ## llama.cpp, built from PyPI, with which a slow test compares
-	$(PY) benchmarks/llama_cpp.py $(BUILD)/llama-cpp
+	$(PY) benchmarks/build_llama_cpp.py $(BUILD)/llama-cpp
 
 test-slow: llama-cpp  ## what takes minutes: real training, lm-eval and llama.cpp side by side
 	PYTHONPATH=$(BUILD)/llama-cpp/source LLAMA_CPP_LIB_PATH=$(abspath $(BUILD))/llama-cpp/build/bin $(PYTEST) -m slow

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
+import build_llama_cpp
 from peer_report import write_report
 
 from squat.bench import SHAPES, write_random_file
@@ -98,7 +98,7 @@ def llama(kind: str) -> Peer:
     """A row for llama.cpp: an 8-bit file of ours, quantized by its own program to one of its types."""
 
     def prepare(folder: Path, shape: str, file: Path) -> None:
-        programs = llama_cpp.build(folder, "llama-bench", "llama-quantize")
+        programs = build_llama_cpp.build(folder, "llama-bench", "llama-quantize")
         source = file.with_name(f"{shape}.source.gguf")
         if not source.exists():
             write_random_file(source, shape, "a8", 8, 8)

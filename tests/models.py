@@ -35,6 +35,15 @@ ARCHITECTURES = {
 """The same for every row of the site table; TINY has one of each of the engine's graphs."""
 
 
+PUBLISHED = {
+    "weight_steps": "tensor",
+    "token_steps": "static",
+    "activation_levels": "uniform",
+    "hadamard": (),
+}
+"""SquatConfig's fields for what the paper does: one step a tensor, and nothing done to the model before."""
+
+
 def tiny_model(name="llama", seed=0, **overrides):
     """A random model that is sharp enough for its logits to differ: [vocab 97, 3 layers, 4 heads]."""
     torch.manual_seed(seed)

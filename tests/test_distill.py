@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainingArguments
 
-from models import some_ids, tiny_model
+from models import PUBLISHED, some_ids, tiny_model
 from squat.data import PackedDataset
 from squat.distill import LossConfig, SquatTrainer, losses
 from squat.distill.losses import distillation, distribution, entropy
@@ -146,7 +146,7 @@ def test_training_moves_towards_the_teacher_and_logs_every_term(tmp_path, bf16):
 @pytest.mark.parametrize("policy", ["threshold", "topk"])
 @pytest.mark.parametrize("method", QUANTIZERS)
 def test_every_method_trains_with_every_policy(tmp_path, method, policy):
-    config = SquatConfig(method=method, policy=policy)
+    config = SquatConfig(method=method, policy=policy, **PUBLISHED)
     run = trainer(tmp_path, steps=16, config=config, loss=LossConfig(gamma=1))
     before = weights(run.model)
     run.train()

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models import ARCHITECTURES, TINY, real_data, real_model, some_ids, tiny_model
+from models import ARCHITECTURES, PUBLISHED, TINY, real_data, real_model, some_ids, tiny_model
 from squat.data import train_tokenizer
 from squat.deploy.export import describe, export, tokenizer_json
 from squat.deploy.parity import compare
 from squat.engine import Engine
 from squat.errors import CheckpointError
 from squat.quantization import SquatConfig, quantize
+from squat.quantization.config import HADAMARD_SITES
 from squat.quantization.exact import (
     exponential,
     gelu,
@@ -76,8 +77,16 @@ CONFIGS = {
     "w4a8": SquatConfig(activation_bits=8, embedding_bits=4),
     "w8a8": SquatConfig(weight_bits=8, activation_bits=8),
     "mlp_mid at 8": SquatConfig(site_bits={"mlp_mid": 8, "k": 4}),
-    "hadamard": SquatConfig(hadamard=True),
-    "w4a4 hadamard": SquatConfig(hadamard=True, activation_bits=4, weight_bits=8),
+    "w4a4 uniform": SquatConfig(activation_bits=4, activation_levels="uniform"),
+    "w4a4 8-bit weights": SquatConfig(activation_bits=4, weight_bits=8, embedding_bits=4),
+    "the paper's": SquatConfig(**PUBLISHED),
+    "steps by row": SquatConfig(**{**PUBLISHED, "weight_steps": "row"}),
+    "token exponents": SquatConfig(**{**PUBLISHED, "token_steps": "exponent"}),
+    "levels": SquatConfig(**{**PUBLISHED, "activation_levels": "table"}),
+    **{
+        f"hadamard at {site}": SquatConfig(**{**PUBLISHED, "hadamard": (site,)})
+        for site in HADAMARD_SITES
+    },
     "minmax": SquatConfig(method="minmax"),
     "pact": SquatConfig(method="pact"),
     "nipq": SquatConfig(method="nipq", activation_bits=4),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from models import TINY, real_data, real_model, some_ids, tiny_model
+from models import PUBLISHED, TINY, real_data, real_model, some_ids, tiny_model
 from squat.errors import ConfigError
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.attention import AttentionSites
@@ -27,9 +27,7 @@ CONFIGS = {
     "4:8 topk": SquatConfig(policy="topk"),
     "4:8 but mlp_mid 8": SquatConfig(site_bits={"mlp_mid": 8}),
     "4:8 uniform": SquatConfig(activation_levels="uniform"),
-    "the paper's": SquatConfig(
-        weight_steps="tensor", token_steps="static", activation_levels="uniform", hadamard=()
-    ),
+    "the paper's": SquatConfig(**PUBLISHED),
     **{name: SquatConfig(method=name) for name in QUANTIZERS if name != "lsq"},
 }
 

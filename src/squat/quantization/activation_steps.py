@@ -1,9 +1,9 @@
 """Where the steps of activations start, when tokens raise them by powers of two.
 
 A few tokens are hundreds of times larger than all others. With token exponents they have steps of their own
-(docs/format.md), and the base step is there for the ordinary ones. So the error that the base step is chosen by
-is relative: each token's squared error over its own squared length, averaged over tokens; and as the few large
-tokens must come through as well, as much again for all squared errors over all squared lengths.
+(docs/format.md), and the base step is there for the ordinary ones. So the error that the base step is chosen
+by is relative: each token's squared error over its own squared length, averaged over tokens; and as the few
+large tokens must come through as well, as much again for all squared errors over all squared lengths.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WIDER = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 def margin_of(bits: int) -> int:
     """How many powers of two of clipping a token puts up with before it raises its step.
 
-    At 8 bits none: a step twice as large hurts less than a clipped outlier. At 4 bits it is the other way round.
+    At 8 bits none: a step twice as large hurts less than a clipped outlier. At 4 bits it is the reverse.
     """
     return 1 if bits <= 4 else 0
 

@@ -96,7 +96,7 @@ class AttentionSites(nn.Module):
         self.cache: Cache | None = None  # lives from the hook before an attention to its end
 
     def arranged(self, x: Tensor) -> Tensor:
-        """Queries or keys [..., head size] as they stand in a file, where pairs that are rotated are neighbours.
+        """Queries or keys [..., head size] as they stand in a file: pairs that are rotated are neighbours.
 
         Products do not depend on it, but the last bits of a transform do.
         """

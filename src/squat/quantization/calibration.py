@@ -2,8 +2,8 @@
 
 Layers come one after another, and the sites of a layer in the order of computation. Each site sees what the
 quantized network in front of it computes. Weights are rounded to the nearest code, or each matrix as a whole
-("descent"): its input is then what the quantized network has there, and its product is compared with that of the
-float model on the same text.
+("descent"): its input is then what the quantized network has there, and its product is compared with that of
+the float model on the same text.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ class SquatConfig(QuantizationConfigMixin):
         embedding_bits: bits of the embeddings and of the LM head.
         activation_bits: bits of the activations: an integer, or "4:8" for token-adaptive.
         site_bits: bits of single sites that depart from it, such as {"mlp_mid": 8}.
-        weight_steps: "row": a step for each output row of a weight, embeddings included; "tensor": one for each
-            matrix, as in the paper.
+        weight_steps: "row": a step for each output row of a weight, embeddings included; "tensor": one for
+            each matrix, as in the paper.
         token_steps: "exponent": every token may raise its activations' steps by a power of two; "static": the
             same step for every token, as in the paper.
         activation_levels: what 4-bit activation codes stand for: "uniform" steps, or a "table" of 16 levels

@@ -6,10 +6,11 @@ row v the squared error is quadratic in v:
 
     v H v' - 2 c v' + const,    H = X^q' X^q / tokens,    c = w X' X^q / tokens
 
-In `start` columns are rounded one after another, and what a rounding leaves is made up for by the columns that are
-still free (GPTQ, arXiv 2210.17323). In `sweep` each column in turn takes the code that is best while all others
-stay (QuantEase, arXiv 2309.01885, algorithm 1), and between sweeps each row takes the step that is best for its codes.
-As inputs are the quantized ones, weights also make up for what activations lose (QuartDepth, arXiv 2503.16709).
+In `start` columns are rounded one after another, and what a rounding leaves is made up for by the columns
+that are still free (GPTQ, arXiv 2210.17323). In `sweep` each column in turn takes the code that is best
+while all others stay (QuantEase, arXiv 2309.01885, algorithm 1), and between sweeps each row takes the step
+that is best for its codes. As inputs are the quantized ones, weights also make up for what activations lose
+(QuartDepth, arXiv 2503.16709).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _INSIDE = 0.45
 
 @dataclass
 class Moments:
-    """Sums over tokens of products of a layer's inputs: `gram` X^q' X^q and `cross` X' X^q, [inputs, inputs]."""
+    """Sums over tokens of a layer's inputs: `gram` X^q' X^q and `cross` X' X^q, [inputs, inputs]."""
 
     gram: Tensor
     cross: Tensor

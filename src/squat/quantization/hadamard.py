@@ -26,7 +26,7 @@ def scale_of(block: int) -> float:
 
 
 def inverse_factor(block: int) -> float:
-    """What the transform applied twice multiplies by: 1, or 2 where the scale is not exactly 1 / sqrt(block)."""
+    """What the transform applied twice multiplies by: 1, or 2 where the scale is no square root."""
     return block * scale_of(block) ** 2
 
 

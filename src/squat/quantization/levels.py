@@ -21,7 +21,7 @@ LOWEST, HIGHEST = -128, 127
 
 
 def thresholds(levels: Tensor) -> Tensor:
-    """The largest code of each level but the last: a code between two levels goes to the lower one in a tie."""
+    """The largest code of each level but the last: in a tie a code goes to the lower level."""
     return torch.div(levels[:-1] + levels[1:], 2, rounding_mode="floor")
 
 

@@ -229,8 +229,8 @@ def mse_step(x: Tensor, qmin: int, qmax: int) -> Tensor:
     """The step of least mean squared error of each row: [rows, n] to [rows].
 
     Searched on a geometric grid, then on a finer one beside the best. The grid runs from the step that clips
-    nothing down to 1/200 of it for a whole tensor, to 1/10 for one of several rows, which has fewer outliers to
-    clip; every candidate is representable in fp16, so the error is that of the step that will be used.
+    nothing down to 1/200 of it for a whole tensor, to 1/10 for one of several rows, which has fewer outliers
+    to clip; every candidate is representable in fp16, so the error is that of the step that will be used.
     """
     smallest, candidates = (200.0, 40) if len(x) == 1 else (10.0, 20)
     ratio = smallest ** (-1 / (candidates - 1))

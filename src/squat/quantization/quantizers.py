@@ -1,9 +1,9 @@
 """Quantizers: the modules that own step sizes.
 
 A quantizer turns a tensor into values of an integer lattice, `code * step`, with one step for the whole
-tensor or for each of its rows. Methods differ in where the step comes from, in what stands in for rounding while training, and in
-what gradient the step gets; each is a small class, and a row of `QUANTIZERS` says which class a method uses
-for weights and which for activations.
+tensor or for each of its rows. Methods differ in where the step comes from, in what stands in for rounding
+while training, and in what gradient the step gets; each is a small class, and a row of `QUANTIZERS` says
+which class a method uses for weights and which for activations.
 
 | class | step | training | gradient of the step |
 |---|---|---|---|
@@ -56,8 +56,8 @@ class LearnedStepQuantizer(nn.Module):
     """LSQ: symmetric, learned steps (paper eq. 1-7; Esser et al. 2020). Other methods depart from it.
 
     `log_step` has the shape given, which broadcasts against the tensor: [1] for one step a tensor, as in the
-    paper; [rows, 1], or [1, rows] where a weight is stored the other way round, for one step an output row. It
-    is meaningless (NaN) until `initialize` has seen data or a checkpoint has been loaded.
+    paper; [rows, 1], or [1, rows] where a weight is stored the other way round, for one step an output row.
+    It is meaningless (NaN) until `initialize` has seen data or a checkpoint has been loaded.
     """
 
     log_step: Tensor
@@ -122,7 +122,7 @@ class LearnedStepQuantizer(nn.Module):
         return self.quantize(self.transform(x), self.step_for(x), self.qmin, self.qmax).to(x.dtype)
 
     def lookup(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Rows of a table on the lattice: [...] to [..., n], for a fraction of the work of the whole table."""
+        """Rows of a table on the lattice: [...] to [..., n], without the work of the whole table."""
         if self.bypassed:
             return F.embedding(ids, table)
         step = self.step_for(table)

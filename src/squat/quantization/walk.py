@@ -1,7 +1,7 @@
 """A decoder, one layer at a time: what comes into a layer, and what reaches a module inside of it.
 
-Calibration and reconstruction treat layers one after another, and each sees what the quantized layers before it
-really hand on. So only one layer's activations are in memory.
+Calibration and reconstruction treat layers one after another, and each sees what the quantized layers before
+it really hand on. So only one layer's activations are in memory.
 """
 
 from __future__ import annotations

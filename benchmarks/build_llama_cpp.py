@@ -1,6 +1,6 @@
 """llama.cpp as llama-cpp-python ships it: its source package from PyPI, of which only a part is built.
 
-    python benchmarks/llama_cpp.py build/llama-cpp
+    python benchmarks/build_llama_cpp.py build/llama-cpp
 
 builds the library alone, soon rather than optimised, for `tests/test_gguf_llama_cpp.py`; Python finds it with
 `PYTHONPATH=build/llama-cpp/source LLAMA_CPP_LIB_PATH=build/llama-cpp/build/bin`. The benchmark of peers
