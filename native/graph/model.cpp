@@ -236,8 +236,8 @@ class Loader {
     return {blocks.begin(), blocks.end()};
   }
 
-  // Sixteen a layer; zeros where no token has 4 bits.
-  std::vector<Levels> read_levels(const std::string& name, const Site& site, bool follows) const {
+  // Sixteen a layer; zeros in the layers before `first_used`, where no token has 4 bits.
+  std::vector<Levels> read_levels(const std::string& name, size_t first_used) const {
     const std::vector<int32_t> values = file_.i32_array(name);
     const size_t layers = static_cast<size_t>(model_.n_layer);
     if (values.size() != 16 * layers) {
@@ -246,12 +246,10 @@ class Loader {
     }
     std::vector<Levels> levels(layers);
     for (size_t layer = 0; layer < layers; layer++) {
-      const bool narrow =
-          site.bits == Site::Bits::k4 || (site.by_token() && !(follows && layer == 0));
       for (size_t i = 16 * layer; i < 16 * (layer + 1); i++) {
         const std::string what =
             "key '" + name + "' element " + std::to_string(i) + " is " + std::to_string(values[i]);
-        if (!narrow) {
+        if (layer < first_used) {
           if (values[i] == 0) continue;
           fail(what + ", expected 0: layer " + std::to_string(layer) + " has no 4-bit tokens");
         }
@@ -289,11 +287,11 @@ class Loader {
            (head ? "'4' or '8'" : "'4', '8' or '4:8'"));
     }
     const int count = head ? 1 : model_.n_layer;
+    const bool all_wide = site.bits == Site::Bits::k8;
+    // The first layer with 4-bit tokens.
+    const int narrow_from = all_wide ? count : site.by_token() && kind.follows_previous ? 1 : 0;
     if (site.bits != Site::Bits::k4) site.step8 = steps(prefix + "step8", count, 0);
-    if (site.bits != Site::Bits::k8) {
-      const bool first_is_wide = site.by_token() && kind.follows_previous;
-      site.step4 = steps(prefix + "step4", count, first_is_wide ? 1 : 0);
-    }
+    if (!all_wide) site.step4 = steps(prefix + "step4", count, narrow_from);
     adaptive_ = adaptive_ || site.by_token();
 
     if (has_feature(prefix + "margin", kExponents, kind.exponents)) {
@@ -303,7 +301,7 @@ class Loader {
       site.hadamard = read_blocks(prefix + "hadamard", kind.transformed);
     }
     if (has_feature(prefix + "levels4", kLevels, kind.levels)) {
-      site.levels = read_levels(prefix + "levels4", site, kind.follows_previous);
+      site.levels = read_levels(prefix + "levels4", static_cast<size_t>(narrow_from));
     }
     return site;
   }
