@@ -23,6 +23,7 @@ from squat.data.packed import CACHE
 from squat.distill.losses import LossConfig
 from squat.errors import ConfigError
 from squat.quantization import SquatConfig
+from squat.reconstruction import Reconstruction
 
 
 def _expand(path: str) -> str:
@@ -160,6 +161,9 @@ class TrainRecipe(_Section):
     weights: Literal["nearest", "descent"] = Field(
         "descent",
         description="where training starts: each weight rounded by itself, or each matrix as a whole",
+    )
+    reconstruction: Reconstruction | None = Field(
+        None, description="train each layer by itself before the whole"
     )
     loss: LossConfig = LossConfig()
     training: Distillation

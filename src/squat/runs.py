@@ -59,6 +59,7 @@ from squat.quantization import SquatConfig, quantize
 from squat.quantization.calibration import Progress
 from squat.quantization.numerics import approximately
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
+from squat.reconstruction import Reconstruction, reconstruct
 from squat.report.figures import loss_figure
 
 CALIBRATION_SEQUENCES = 32
@@ -138,6 +139,12 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
         batches = _windows(dataset, count).split(BATCH)
         with layers_bar() as progress:
             quantize(model, recipe.quantize, batches, recipe.weights, progress)
+        if recipe.reconstruction is not None:
+            windows = _windows(dataset, recipe.reconstruction.sequences)
+            with layers_bar("training layers") as progress:
+                reconstruct(
+                    model, teachers[0], windows, recipe.reconstruction, folder / "layers", progress
+                )
     trainer = SquatTrainer(
         model=model,
         teachers=teachers,
@@ -184,6 +191,7 @@ def quantize_without_training(
     text: Path | None,
     by_source: bool,
     weights: str,
+    layer_by_layer: bool = False,
 ) -> Distance:
     """Post-training quantization (PTQ): calibrate a model on some text, measure it, and save it.
 
@@ -194,6 +202,7 @@ def quantize_without_training(
         text: a corpus to calibrate on; without one, the model samples some text itself.
         by_source: clean BabyLM's files by source.
         weights: "nearest" or "descent".
+        layer_by_layer: train each layer by itself afterwards, on the same text.
 
     Raises:
         SquatError: a model, a text or a config that cannot be used, or a full disk.
@@ -206,6 +215,10 @@ def quantize_without_training(
     model = copy.deepcopy(original)
     with layers_bar() as progress:
         quantize(model, config, batches[:-held_out], weights, progress)
+    if layer_by_layer:
+        with layers_bar("training layers") as progress:
+            windows = torch.cat(batches[:-held_out])
+            reconstruct(model, original, windows, Reconstruction(), progress=progress)
     found = distance(original, model, batches[-held_out:])
     save_model(model, tokenizer, output)
     return found
@@ -226,10 +239,10 @@ def distance(original: PreTrainedModel, quantized: PreTrainedModel, batches: Any
 
 
 @contextmanager
-def layers_bar() -> Iterator[Progress]:
+def layers_bar(what: str = "quantizing") -> Iterator[Progress]:
     """A bar over the layers of a model with the time that is left, on standard error if it is a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ProgressBar(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:

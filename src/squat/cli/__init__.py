@@ -158,6 +158,10 @@ def quantize(
         ),
     ] = "all",
     init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
+    reconstruct: Annotated[
+        bool,
+        typer.Option("--reconstruct", help="Train each layer by itself: some times as long."),
+    ] = False,
     data: Annotated[
         Path | None, typer.Option(help="Text to calibrate on; default: its own.")
     ] = None,
@@ -180,7 +184,7 @@ def quantize(
         hadamard=sites.get(hadamard, hadamard.split(",")),
         init=init,
     )
-    found = quantize_without_training(model, config, output, data, by_source, weights)
+    found = quantize_without_training(model, config, output, data, by_source, weights, reconstruct)
     console.print(f"model: {output}")
     console.print(str(found), highlight=False)
 

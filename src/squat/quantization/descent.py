@@ -76,8 +76,8 @@ def descend(
         damping: the pull towards the weight, relative to the mean squared input.
 
     Returns:
-        float32 [rows, inputs], and as many steps, representable in fp16. Each element is what would be best if
-        it need not be rounded, as far as it rounds to its code: training goes on from there.
+        float32 [rows, inputs], and as many steps, representable in fp16. Each element is what would be best
+        if it need not be rounded, as far as it rounds to its code: training goes on from there.
     """
     gram, target = moments.damped(weight, damping)
     order = gram.diagonal().argsort(descending=True)

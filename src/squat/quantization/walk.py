@@ -66,7 +66,7 @@ class Walk:
 
     def outputs(self, layer: nn.Module, index: int) -> list[Tensor]:
         """What layer `index` makes of the hidden states."""
-        return [self._run(layer, index, batch) for batch in range(len(self.hidden))]
+        return [self.output(layer, index, batch) for batch in range(len(self.hidden))]
 
     def step(self, layer: nn.Module, index: int) -> None:
         """Hand the hidden states on to the next layer."""
@@ -86,7 +86,7 @@ class Walk:
         try:
             for batch in range(len(self.hidden)) if only is None else [only]:
                 with contextlib.suppress(_Reached):
-                    self._run(layer, index, batch)
+                    self.output(layer, index, batch)
         finally:
             hook.remove()
         return seen
@@ -119,7 +119,8 @@ class Walk:
             self.state.wide = self.widths[batch]
         return self.state
 
-    def _run(self, layer: nn.Module, index: int, batch: int) -> Tensor:
+    def output(self, layer: nn.Module, index: int, batch: int) -> Tensor:
+        """What layer `index` makes of one batch's hidden states."""
         self.with_widths(batch)
         args, kwargs = self.arguments[index]
         answer = layer(self.hidden[batch], *args, **kwargs)
