@@ -3,7 +3,8 @@
 A few tokens are hundreds of times larger than all others. With token exponents they have steps of their own
 (docs/format.md), and the base step is there for the ordinary ones. So the error that the base step is chosen
 by is relative: each token's squared error over its own squared length, averaged over tokens; and as the few
-large tokens must come through as well, as much again for all squared errors over all squared lengths.
+large tokens must come through as well, as much again for all squared errors over all squared lengths. Where
+no token has a step of its own, the latter alone counts.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ def _token_steps(vectors: Tensor, step: Tensor, qmax: int, margin: int | None) -
     return step * power_of_two(token_exponent(vectors, step * float(qmax << margin)))
 
 
-def _lengths(vectors: Tensor) -> Tensor:
-    """Squared lengths, at least a little: [vectors, 1]."""
+def _weights(vectors: Tensor, margin: int | None) -> Tensor:
+    """How much the squared error of each vector counts: [vectors, 1]."""
     squares = vectors.square().sum(dim=1, keepdim=True)
-    return squares + 1e-6 * squares.mean() + 1e-30
+    lengths = squares + 1e-6 * squares.mean() + 1e-30
+    whole = (1 / lengths.sum()).expand_as(lengths)
+    return whole if margin is None else whole + 1 / (lengths * len(lengths))
 
 
-def _relative_error(
+def _error(
     vectors: Tensor,
     step: Tensor,
     qmin: int,
@@ -63,28 +66,27 @@ def _relative_error(
 ) -> Tensor:
     steps = _token_steps(vectors, step, HIGHEST if snap else qmax, margin)
     error = fake_quantize(vectors, steps, qmin, qmax, snap) - vectors
-    squares, lengths = error.square().sum(dim=1, keepdim=True), _lengths(vectors)
-    return (squares / lengths).mean() + squares.sum() / lengths.sum()
+    return (error.square().sum(dim=1, keepdim=True) * _weights(vectors, margin)).sum()
 
 
 def token_mse_step(vectors: Tensor, qmin: int, qmax: int, margin: int | None) -> Tensor:
-    """The base step of least relative error of tokens that raise it by powers of two: [1].
+    """The base step of least error, of tokens that may raise it by powers of two: [1].
 
     Args:
         vectors: float32 [tokens, n], a sample of the site.
         margin: see docs/format.md, "Token exponents"; None: no token raises it.
     """
     steps = representable_step(_clips(vectors) / qmax)
-    errors = torch.stack([_relative_error(vectors, s, qmin, qmax, margin) for s in steps])
+    errors = torch.stack([_error(vectors, s, qmin, qmax, margin) for s in steps])
     return steps[errors.argmin()].reshape(1)
 
 
 def fit_step_and_levels(vectors: Tensor, margin: int | None) -> tuple[Tensor, Tensor]:
-    """The base step and the 16 levels of least relative error: float32 [1] and int64 [16].
+    """The base step and the 16 levels of least error: float32 [1] and int64 [16].
 
     Arguments as in `token_mse_step`.
     """
-    weight = (1 / _lengths(vectors)).expand_as(vectors)
+    weight = _weights(vectors, margin).expand_as(vectors)
     clip = token_mse_step(vectors, -8, 7, margin) * 7
     found = []
     for wider in _WIDER:
@@ -96,7 +98,7 @@ def fit_step_and_levels(vectors: Tensor, margin: int | None) -> tuple[Tensor, Te
         def snap(codes: Tensor, levels: Tensor = levels) -> Tensor:
             return nearest_level(codes, levels)
 
-        error = _relative_error(vectors, step, LOWEST, HIGHEST, margin, snap)
+        error = _error(vectors, step, LOWEST, HIGHEST, margin, snap)
         found.append((float(error), step, levels))
     _, step, levels = min(found, key=lambda candidate: candidate[0])
     return step.reshape(1), levels
