@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ ROUNDINGS = ("nearest", "descent")
 """How weights find their codes."""
 DAMPING = 0.01
 SWEEPS = 4
+_ATTENTION_BATCHES = 2
+"""Batches that the sites inside of an attention are calibrated on: they keep a sample only."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of layers that are done, and of all."""
@@ -137,27 +139,42 @@ class _Calibration:
             seen, after = self.reference.watch(twin, index, modules)
             originals = dict(zip(names, seen, strict=True))
             del twin
-        for site_name, name in names.items():
-            if site_name == "attn_out":
-                self._attention(index, layer)
-            module = layer.get_submodule(name)
-            site = site_of(module)
-            inputs = stream.inputs(layer, index, module)
-            site.start_collecting()
-            for batch, x in enumerate(inputs):
-                site(x, self._wide(site, batch))
-            site.initialize(self.config.init)
-            readers = [layer.get_submodule(reader) for reader in row.readers[site_name]]
-            for reader in readers:
-                self._round_to_nearest(reader)
-            if self.descent:
-                moments = self._moments(site, inputs, originals.pop(site_name))
-                for reader in readers:
-                    assert isinstance(reader, QuantizedWeight)
-                    _round_as_a_whole(reader, moments)
-        stream.step(layer, index)
+        with ExitStack() as stack:
+            for site_name, name in names.items():
+                if site_name == "attn_out":
+                    self._attention(index, layer)
+                if site_name == "mlp_in":  # attention is done: it need not be computed again
+                    attention = layer.get_submodule(row.attention)
+                    stack.enter_context(stream.remembering(layer, index, attention))
+                self._site(index, layer, site_name, name, originals.get(site_name))
+            stream.step(layer, index)
         if self.descent:
             self.reference.hidden = after
+
+    def _site(
+        self,
+        index: int,
+        layer: nn.Module,
+        site_name: str,
+        name: str,
+        originals: list[Tensor] | None,
+    ) -> None:
+        """One input of matrices: its steps, then the matrices."""
+        module = layer.get_submodule(name)
+        site = site_of(module)
+        inputs = self.stream.inputs(layer, index, module)
+        site.start_collecting()
+        for batch, x in enumerate(inputs):
+            site(x, self._wide(site, batch))
+        site.initialize(self.config.init)
+        readers = [layer.get_submodule(reader) for reader in self.row.readers[site_name]]
+        for reader in readers:
+            self._round_to_nearest(reader)
+        if originals is not None:
+            moments = self._moments(site, inputs, originals)
+            for reader in readers:
+                assert isinstance(reader, QuantizedWeight)
+                _round_as_a_whole(reader, moments)
 
     def _attention(self, index: int, layer: nn.Module) -> None:
         """The threshold of a layer's tokens, then the sites inside of its attention."""
@@ -172,7 +189,8 @@ class _Calibration:
             squat.policy.eval()
         for site in squat.sites.values():
             site.start_collecting()  # type: ignore[operator]
-        self.stream.inputs(layer, index, output)
+        for batch in range(min(_ATTENTION_BATCHES, len(self.stream.hidden))):
+            self.stream.inputs(layer, index, output, only=batch)
         for site in squat.sites.values():
             site.initialize(self.config.init)  # type: ignore[operator]
 
@@ -188,17 +206,12 @@ class _Calibration:
         for batch, (x, original) in enumerate(zip(inputs, originals, strict=True)):
             quantized = site(x, self._wide(site, batch)).flatten(0, -2)
             original = site.transformed(original).flatten(0, -2)
-            moments.add(quantized, original, _token_weights(original))
+            moments.add(quantized, original)
         return moments
 
     def _round_to_nearest(self, module: nn.Module) -> None:
         if isinstance(module, QuantizedWeight):
             module.weight_quantizer.initialize(module.get_parameter("weight"), self.config.init)
-
-
-def _token_weights(x: Tensor) -> Tensor:
-    """How much each token counts: [tokens, 1]."""
-    return torch.ones(len(x), 1)
 
 
 def _round_as_a_whole(module: QuantizedWeight, moments: Moments) -> None:

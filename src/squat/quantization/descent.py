@@ -40,11 +40,10 @@ class Moments:
         """Of no token yet."""
         return Moments(torch.zeros(inputs, inputs), torch.zeros(inputs, inputs))
 
-    def add(self, quantized: Tensor, original: Tensor, weight: Tensor) -> None:
-        """Count more tokens: both inputs [tokens, inputs], and how much each token counts [tokens, 1]."""
-        weighed = quantized * weight
-        self.gram += quantized.T @ weighed
-        self.cross += original.T @ weighed
+    def add(self, quantized: Tensor, original: Tensor) -> None:
+        """Count more tokens: both inputs, [tokens, inputs]."""
+        self.gram.addmm_(quantized.T, quantized)
+        self.cross.addmm_(original.T, quantized)
 
     def damped(self, weight: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         """H, and c of every row of a weight [rows, inputs], with a pull towards the weight itself.

@@ -7,7 +7,7 @@ it really hand on. So only one layer's activations are in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Walk:
         self.widths: list[dict[int, Tensor]] = [{} for _ in batches]
         self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.hidden: list[Tensor] = []
+        self.batch = 0
         self._enter(model, layers, batches)
 
     def _enter(
@@ -113,6 +114,29 @@ class Walk:
             for hook in hooks:
                 hook.remove()
 
+    @contextlib.contextmanager
+    def remembering(self, layer: nn.Module, index: int, module: nn.Module) -> Iterator[None]:
+        """Inside, a module of a layer is computed once for each batch, and no more."""
+        answers: list[Any] = []
+
+        def keep(module: nn.Module, args: Any, answer: Any) -> None:
+            # Of an attention's answer, only the output goes on.
+            answers.append((answer[0], None) if isinstance(answer, tuple) else answer)
+            raise _Reached
+
+        hook = module.register_forward_hook(keep)
+        try:
+            for batch in range(len(self.hidden)):
+                with contextlib.suppress(_Reached):
+                    self.output(layer, index, batch)
+        finally:
+            hook.remove()
+        module.forward = lambda *args, **kwargs: answers[self.batch]
+        try:
+            yield
+        finally:
+            del module.forward
+
     def with_widths(self, batch: int) -> TokenState | None:
         """The model's token state, with the widths that a batch's tokens have so far."""
         if self.state is not None:
@@ -122,6 +146,7 @@ class Walk:
     def output(self, layer: nn.Module, index: int, batch: int) -> Tensor:
         """What layer `index` makes of one batch's hidden states."""
         self.with_widths(batch)
+        self.batch = batch
         args, kwargs = self.arguments[index]
         answer = layer(self.hidden[batch], *args, **kwargs)
         output: Tensor = answer[0] if isinstance(answer, tuple) else answer

@@ -2,8 +2,8 @@
 
 A layer's input is what the quantized layers before it really make, its target what the float model has after
 that layer. Only one layer's activations and gradients are in memory, and there is no head: a token costs
-about half of what it costs end to end. (EfficientQAT, arXiv 2407.11062, section 3.2, "Block-AP"; here activations
-are quantized as well.)
+about half of what it costs end to end. (EfficientQAT, arXiv 2407.11062, section 3.2, "Block-AP"; here
+activations are quantized as well.)
 
 The error is relative: a token's squared error over its own squared length, since the next norm divides by
 that length, and a few tokens are hundreds of times as long as the others.
