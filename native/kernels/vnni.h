@@ -30,59 +30,77 @@ SQUAT_INLINE void add_sums(Sums<Vector, M>& to, const Sums<Vector, M>& from) {
   to.right = Vector::add(to.right, from.right);
 }
 
-// Writes two vectors of one row: the same arithmetic as write_tile(), in registers.
+// Writes the two vectors of one row: the same arithmetic as write_tile(), in registers.
 template <class Vector>
-SQUAT_INLINE void write_row(const MatmulCall& call, typename Vector::Type left,
-                            typename Vector::Type right, int row, int column, int zero) {
+SQUAT_INLINE void write_exact_row(const MatmulCall& call, typename Vector::Type left,
+                                  typename Vector::Type right, int row, int column, int zero) {
+  using Type = typename Vector::Type;
+  constexpr int kLanes = Vector::kLanes;
+  const Type offset = Vector::splat(zero * call.sums[row]);
+  Type sums[2] = {Vector::subtract(left, offset), Vector::subtract(right, offset)};
+  const size_t start = static_cast<size_t>(call.order[row]) * call.out.stride + column;
+  unroll<2>([&](auto i) SQUAT_LAMBDA {
+    if (call.column_sums != nullptr) {
+      const Type of_column = Vector::load(call.column_sums + column + i * kLanes);
+      sums[i] = Vector::add(sums[i], Vector::times128(of_column));
+    }
+    Vector::write(call.out.accumulators + start + i * kLanes, sums[i]);
+  });
+}
+
+// `steps` are those of the columns, which all rows of a tile share.
+template <class Vector>
+SQUAT_INLINE void write_scaled_row(const MatmulCall& call, const typename Vector::FloatType* steps,
+                                   typename Vector::Type left, typename Vector::Type right, int row,
+                                   int column, int zero) {
   using Type = typename Vector::Type;
   constexpr int kLanes = Vector::kLanes;
   const Output& out = call.out;
   const Type offset = Vector::splat(zero * call.sums[row]);
-  Type sums[2] = {Vector::subtract(left, offset), Vector::subtract(right, offset)};
-  const size_t start = static_cast<size_t>(call.order[row]) * out.stride + column;
-  if (out.accumulators != nullptr) {
-    unroll<2>([&](auto i) SQUAT_LAMBDA {
-      if (call.column_sums != nullptr) {
-        const Type of_column = Vector::load(call.column_sums + column + i * kLanes);
-        sums[i] = Vector::add(sums[i], Vector::times128(of_column));
-      }
-      Vector::write(out.accumulators + start + i * kLanes, sums[i]);
-    });
-    return;
-  }
+  const Type sums[2] = {Vector::subtract(left, offset), Vector::subtract(right, offset)};
   const auto row_step = Vector::splat(call.steps[row]);
+  float* to = out.values + static_cast<size_t>(call.order[row]) * out.stride + column;
   unroll<2>([&](auto i) SQUAT_LAMBDA {
-    const auto step = Vector::multiply(row_step, Vector::load(out.steps + column + i * kLanes));
+    const auto step = Vector::multiply(row_step, steps[i]);
     auto value = Vector::multiply(Vector::to_float(sums[i]), step);
     if (out.bias != nullptr) {
       value = Vector::add(value, Vector::load(out.bias + column + i * kLanes));
     }
-    float* to = out.values + start + i * kLanes;
-    if (out.add) value = Vector::add(Vector::load(to), value);
-    Vector::write(to, value);
+    if (out.add) value = Vector::add(Vector::load(to + i * kLanes), value);
+    Vector::write(to + i * kLanes, value);
   });
 }
 
-template <class Vector>
-SQUAT_INLINE void write_rows(const MatmulCall&, const Sums<Vector, 0>&, Place, int) {}
+// Calls write(left, right, row) for every row of a tile.
+template <class Vector, class Write>
+SQUAT_INLINE void write_rows(const Sums<Vector, 0>&, const Write&) {}
 
-template <class Vector, int M>
-SQUAT_INLINE void write_rows(const MatmulCall& call, const Sums<Vector, M>& sums, Place at,
-                             int zero) {
-  write_rows(call, sums.above, at, zero);
-  write_row<Vector>(call, sums.left, sums.right, at.row + M - 1, at.column, zero);
+template <class Vector, int M, class Write>
+SQUAT_INLINE void write_rows(const Sums<Vector, M>& sums, const Write& write) {
+  write_rows(sums.above, write);
+  write(sums.left, sums.right, M - 1);
 }
 
 // Whole panels go to their place from the registers, the last panel's rest through memory.
 template <class Vector, int M>
 SQUAT_INLINE void finish(const MatmulCall& call, const Sums<Vector, M>& sums, Place at, int zero) {
   constexpr int kN = 2 * Vector::kLanes;
-  if (at.count == kN) {
-    write_rows(call, sums, at, zero);
-  } else {
+  using Type = typename Vector::Type;
+  if (at.count < kN) {
     alignas(64) int32_t acc[M * kN];
     sums.write(acc);
     write_tile<kN>(call, acc, M, at, zero);
+  } else if (call.out.accumulators != nullptr) {
+    write_rows(sums, [&](Type left, Type right, int row) SQUAT_LAMBDA {
+      write_exact_row<Vector>(call, left, right, at.row + row, at.column, zero);
+    });
+  } else {
+    const float* from = call.out.steps + at.column;
+    const typename Vector::FloatType steps[2] = {Vector::load(from),
+                                                 Vector::load(from + Vector::kLanes)};
+    write_rows(sums, [&](Type left, Type right, int row) SQUAT_LAMBDA {
+      write_scaled_row<Vector>(call, steps, left, right, at.row + row, at.column, zero);
+    });
   }
 }
 
