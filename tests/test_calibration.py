@@ -23,7 +23,7 @@ def correlated(tokens, inputs, seed):
 
 def moments_of(quantized, original):
     moments = Moments.zeros(quantized.shape[1])
-    moments.add(quantized, original, torch.ones(len(quantized), 1))
+    moments.add(quantized, original)
     return moments
 
 
