@@ -26,6 +26,7 @@ from squat.deploy.gguf import (
     EXPONENT_SITES,
     LEVEL_SITES,
     LEVELS,
+    MIN_STEP,
     SITES,
     CodeMatrix,
     GgufModel,
@@ -119,8 +120,8 @@ def random_site(
     wide, narrow = [], []
     for _ in range(layers):
         spread = rng.uniform(0.8, 1.2) * 3.0 * scale / (1 if margin is None else 2**margin)
-        wide.append(half(spread / 127))
-        narrow.append(half(spread / (127 if levels else 7)))
+        wide.append(half(max(spread / 127, MIN_STEP)))
+        narrow.append(half(max(spread / (127 if levels else 7), MIN_STEP)))
     if name == "probs":
         wide = [half(1 / rng.uniform(240, 260)) for _ in range(layers)]
     table = [random_levels(rng) for _ in range(layers)] if levels else None
