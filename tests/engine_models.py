@@ -110,18 +110,19 @@ def random_site(
     name: str,
     bits: str,
     layers: int,
-    margin: int | None = None,
+    margins: tuple[int, int] | None = None,
     levels: bool = False,
 ) -> GgufSite:
-    """A site whose steps suit the values; with a margin smaller ones, which tokens then raise."""
-    margin = margin if name in EXPONENT_SITES else None
+    """A site whose steps suit the values; with margins (8, 4 bits) smaller ones, which tokens raise."""
+    margins = margins if name in EXPONENT_SITES else None
+    margin8, margin4 = margins or (0, 0)
     levels = levels and name in LEVEL_SITES and "4" in bits.split(":")
     scale = {"mlp_mid": 0.3, "attn_out": 0.5}.get(name, 1.0)
     wide, narrow = [], []
     for _ in range(layers):
-        spread = rng.uniform(0.8, 1.2) * 3.0 * scale / (1 if margin is None else 2**margin)
-        wide.append(half(max(spread / 127, MIN_STEP)))
-        narrow.append(half(max(spread / (127 if levels else 7), MIN_STEP)))
+        spread = rng.uniform(0.8, 1.2) * 3.0 * scale
+        wide.append(half(max(spread / 2**margin8 / 127, MIN_STEP)))
+        narrow.append(half(max(spread / 2**margin4 / (127 if levels else 7), MIN_STEP)))
     if name == "probs":
         wide = [half(1 / rng.uniform(240, 260)) for _ in range(layers)]
     table = [random_levels(rng) for _ in range(layers)] if levels else None
@@ -133,7 +134,8 @@ def random_site(
         bits,
         wide if "8" in bits else None,
         narrow if "4" in bits else None,
-        margin=margin,
+        margin8=margin8 if margins and "8" in bits else None,
+        margin4=margin4 if margins and "4" in bits else None,
         levels4=table,
     )
 
@@ -156,7 +158,7 @@ def random_model(
     tied: bool = True,
     biases: bool = False,
     row_steps: bool = True,
-    margin: int | None = None,
+    margins: tuple[int, int] | None = None,
     hadamard: tuple[str, ...] = (),
     levels: bool = False,
     importance: str = "relative_first_token",
@@ -214,11 +216,14 @@ def random_model(
     bits = dict.fromkeys(SITES, activations) | {"probs": "8", "head_in": "8"} | (site_bits or {})
     adaptive = "4:8" in bits.values()
     sites = {
-        name: random_site(rng, name, bits[name], 1 if name == "head_in" else layers, margin, levels)
+        name: random_site(
+            rng, name, bits[name], 1 if name == "head_in" else layers, margins, levels
+        )
         for name in SITES
     }
     for name in hadamard:
-        sites[name].hadamard = random_blocks(rng, ffn if name == "mlp_mid" else hidden, layers)
+        size = {"k": head_dim, "mlp_mid": ffn}.get(name, hidden)
+        sites[name].hadamard = random_blocks(rng, size, 1 if name == "head_in" else layers)
     return GgufModel(
         architecture=architecture,  # type: ignore[arg-type]
         name=f"random-{seed}",
@@ -304,6 +309,10 @@ def sum64(x: Floats) -> np.float64:
     return np.float64(math.fsum(x.astype(np.float64)))
 
 
+def hadamard_scale(block: int) -> np.float32:
+    return np.float32(2.0 ** -math.floor(math.log2(block) / 2))
+
+
 def hadamard(x: Floats, block: int) -> Floats:
     x = x.copy()
     distance = 1
@@ -311,7 +320,7 @@ def hadamard(x: Floats, block: int) -> Floats:
         low = np.array([i for i in range(len(x)) if not i & distance])
         x[low], x[low + distance] = x[low] + x[low + distance], x[low] - x[low + distance]
         distance *= 2
-    return x * np.float32(2.0 ** -math.floor(math.log2(block) / 2))
+    return x * hadamard_scale(block)
 
 
 class Reference:
@@ -329,13 +338,18 @@ class Reference:
         spec = self.model.sites[site]
         if spec.hadamard is not None:
             x = hadamard(x, spec.hadamard[layer])
+        if site == "q" and (of_keys := self.model.sites["k"].hadamard) is not None:
+            # Of the product of two such transforms B * scale^2 is left, which queries take off.
+            block = of_keys[layer]
+            x = hadamard(x, block) / np.float32(block * float(hadamard_scale(block)) ** 2)
         bits = {"8": 8, "4": 4, "4:8": 8 if wide else 4}[spec.bits]
         levels = spec.levels4 is not None and bits == 4
         steps = spec.step8 if bits == 8 else spec.step4
         step = np.float32(steps[layer])  # type: ignore[index]
         qmax = 127 if levels else 2 ** (bits - 1) - 1
-        if spec.margin is not None:
-            clip = float(step) * qmax * 2**spec.margin
+        margin = spec.margin8 if bits == 8 else spec.margin4
+        if margin is not None:
+            clip = float(step) * qmax * 2**margin
             fits = [e for e in range(32) if float(np.abs(x).max()) <= clip * 2**e]
             self.exponents.append(fits[0])
             step = step * np.float32(2 ** fits[0])
@@ -364,6 +378,7 @@ class Reference:
         return (x - np.float32(mean)) * scale * weight + self.model.floats[f"{name}.bias"]
 
     def rotate(self, x: Floats, position: int) -> Floats:
+        """A head's vector in the order of the file: what was rotated together stands side by side."""
         if self.model.architecture != "llama":
             return x
         frequencies, factor = _frequencies(self.model)
@@ -371,7 +386,8 @@ class Reference:
         first, second = np.split(x, 2)
         cosine = np.cos(angle).astype(np.float32) * np.float32(factor)
         sine = np.sin(angle).astype(np.float32) * np.float32(factor)
-        return x * cosine + np.concatenate([-second, first]) * sine
+        rotated = x * cosine + np.concatenate([-second, first]) * sine
+        return np.stack(np.split(rotated, 2), axis=1).ravel()
 
     def attention(self, inputs: list[Floats], layer: int, previous: list[bool]) -> list[Floats]:
         m = self.model
@@ -460,6 +476,8 @@ class Reference:
         m = self.model
         table = m.matrices["token_embd"]
         hidden = [table.codes[i].astype(np.float32) * table.steps[i] for i in ids]
+        if (blocks := m.sites["head_in"].hadamard) is not None and "output" not in m.matrices:
+            hidden = [hadamard(x, blocks[0]) for x in hidden]
         if m.architecture == "gpt2":
             learned = m.matrices["position_embd"]
             for position in range(len(ids)):

@@ -25,7 +25,7 @@ from engine_models import (
     random_model,
     sentencepiece_tokenizer,
 )
-from squat.deploy.gguf import write_gguf
+from squat.deploy.gguf import HADAMARD_SITES, write_gguf
 from squat.engine import Engine
 from squat.errors import EngineError
 
@@ -43,7 +43,7 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-EVERYTHING = {"margin": 1, "hadamard": ("attn_in", "mlp_in", "mlp_mid"), "levels": True}
+EVERYTHING = {"margins": (0, 1), "hadamard": HADAMARD_SITES, "levels": True}
 CASES = {
     "w4a8": ("llama", {"activations": "8"}),
     "w4a4": ("llama", {"activations": "4"}),
@@ -74,9 +74,17 @@ CASES = {
     "gpt2 4:8": ("gpt2", {}),
     "gpt2 no multiple of 32": ("gpt2", {"hidden": 35, "ffn": 61, "heads": 5, "head_dim": 7}),
     "one step a matrix": ("llama", {"row_steps": False}),
-    "exponents, nothing clipped": ("llama", {"margin": 0}),
-    "exponents, much clipped": ("llama", {"margin": 3}),
-    "transforms": ("llama", {"hadamard": EVERYTHING["hadamard"]}),
+    "exponents, nothing clipped": ("llama", {"margins": (0, 0)}),
+    "exponents, much clipped": ("llama", {"margins": (3, 2)}),
+    "transforms": ("llama", {"hadamard": HADAMARD_SITES}),
+    "transformed keys": ("llama", {"hadamard": ("k",), "head_dim": 32}),
+    "gpt2 transformed keys": ("gpt2", {"hadamard": ("k",), "head_dim": 24, "hidden": 96}),
+    "transformed head": ("llama", {"hadamard": ("head_in",)}),
+    "transformed head of its own": ("llama", {"hadamard": ("head_in",), "tied": False}),
+    "transformed head, no multiple of 32": (
+        "gpt2",
+        {"hadamard": ("head_in",), "hidden": 40, "ffn": 53, "heads": 5, "head_dim": 8},
+    ),
     "levels": ("llama", {"levels": True}),
     "everything": ("llama", EVERYTHING),
     "everything w4a4": ("llama", {"activations": "4", **EVERYTHING}),
@@ -124,7 +132,7 @@ def test_logits_equal_the_reference(tmp_path: Path, name: str) -> None:
         expected = reference.logits(ids)
         assert logits.dtype == np.float32
         assert np.array_equal(logits, expected)
-        if model.sites["q"].margin is not None:
+        if model.sites["q"].has_exponents:
             assert len(set(reference.exponents)) >= 3  # or the test shows less than it seems to
         if model.thresholds is not None:
             share = [float(np.mean(wide)) for wide in reference.wide]

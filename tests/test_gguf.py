@@ -21,6 +21,7 @@ from engine_models import (
     sentencepiece_tokenizer,
 )
 from squat.deploy.gguf import (
+    HADAMARD_SITES,
     CodeMatrix,
     GgufModel,
     GgufSite,
@@ -35,8 +36,6 @@ from squat.deploy.gguf import (
 )
 from squat.deploy.tokenizer import TokenType, ggml_tokenizer
 from squat.errors import CheckpointError
-
-HADAMARD_SITES = ("attn_in", "mlp_in", "mlp_mid")
 
 
 def assert_same_codes(model: GgufModel, path: Path) -> None:
@@ -85,7 +84,8 @@ def test_codes_read_are_codes_written(
     ffn=st.integers(1, 70),
     weight_bits=st.sampled_from([4, 8]),
     row_steps=st.booleans(),
-    margin=st.none() | st.integers(0, 7),
+    tied=st.booleans(),
+    margins=st.none() | st.tuples(st.integers(0, 7), st.integers(0, 7)),
     hadamard=st.sets(st.sampled_from(HADAMARD_SITES)),
     levels=st.booleans(),
 )
@@ -131,6 +131,27 @@ def test_a_matrix_of_a_transformed_input_is_no_other_programs_tensor(
                 assert (f"{plain}_hadamard" in names) == (block > 1)
                 assert (plain in names) == (block == 1)
                 assert f"{plain}.bias" in {tensor.name for tensor in reader.tensors}
+
+
+@pytest.mark.parametrize("hidden", [64, 36])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_of_transformed_inputs_is_no_other_programs_either(
+    tmp_path: Path, tied: bool, hidden: int
+) -> None:
+    model = random_model(3, hidden=hidden, tied=tied, hadamard=("k", "head_in"))
+    for block in (1, 4):
+        model.sites["head_in"].hadamard = [block]
+        write_gguf(tmp_path / "m.gguf", model)
+        assert_same_codes(model, tmp_path / "m.gguf")
+        reader = GGUFReader(tmp_path / "m.gguf")
+        names = {tensor.name.partition(".weight")[0] for tensor in reader.tensors}
+        end = "" if block == 1 else "_hadamard"
+        expected = {f"token_embd{end}"} if tied else {"token_embd", f"output{end}"}
+        assert {name for name in names if "embd" in name or name.startswith("output")} == {
+            "output_norm",
+            *expected,
+        }
+        assert {"blk.0.attn_q", "blk.0.attn_k"} <= names  # another program computes the same
 
 
 def test_version_1_had_one_step_a_matrix(tmp_path: Path) -> None:
@@ -236,7 +257,8 @@ def test_metadata(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", model)
     fields = {k: f.contents() for k, f in GGUFReader(tmp_path / "m.gguf").fields.items()}
     assert fields["squat.format_version"] == 2
-    assert not any(key.endswith(("features", ".margin", ".hadamard", ".levels4")) for key in fields)
+    beyond = ("features", ".margin8", ".margin4", ".hadamard", ".levels4")
+    assert not any(key.endswith(beyond) for key in fields)
     assert fields["squat.importance"] == "relative_first_token"
     assert fields["squat.threshold"] == pytest.approx(model.thresholds)
     assert fields["squat.q.bits"] == "4:8"
@@ -249,8 +271,8 @@ def test_metadata(tmp_path: Path) -> None:
 
 
 def test_features_are_named(tmp_path: Path) -> None:
-    everything = {"margin": 2, "hadamard": ("mlp_mid",), "levels": True}
-    feature = {"margin": "token_exponents", "hadamard": "hadamard", "levels": "levels"}
+    everything = {"margins": (0, 2), "hadamard": ("k", "mlp_mid", "head_in"), "levels": True}
+    feature = {"margins": "token_exponents", "hadamard": "hadamard", "levels": "levels"}
     for options in (everything, *({name: value} for name, value in everything.items())):
         model = random_model(**options)  # type: ignore[arg-type]
         write_gguf(tmp_path / "m.gguf", model)
@@ -261,8 +283,10 @@ def test_features_are_named(tmp_path: Path) -> None:
     reader = GGUFReader(tmp_path / "m.gguf")
     fields = {k: f.contents() for k, f in reader.fields.items()}
     for name, site in model.sites.items():
-        assert fields.get(f"squat.{name}.margin") == site.margin
-        assert (site.margin == 2) == (name not in ("v", "probs"))
+        assert fields.get(f"squat.{name}.margin8") == site.margin8
+        assert fields.get(f"squat.{name}.margin4") == site.margin4
+        assert (site.margin8 == 0) == (name not in ("v", "probs"))
+        assert (site.margin4 == 2) == (name not in ("v", "probs", "head_in"))
         assert fields.get(f"squat.{name}.hadamard") == site.hadamard
         levels = None if site.levels4 is None else [x for row in site.levels4 for x in row]
         assert fields.get(f"squat.{name}.levels4") == levels
@@ -305,10 +329,27 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         (site(model, "v", GgufSite("8", [1.0] * 2)), "site v: 2 step8"),
         (site(model, "v", GgufSite("8")), "site v: step8 is missing"),
         (site(model, "v", GgufSite("8", [1.0, 0.1, 1.0])), "step8 of layer 1 is 0.1"),
-        (site(model, "v", GgufSite("8", wide, margin=1)), "site v: margin is 1"),
-        (site(model, "q", GgufSite("8", wide, margin=8)), "site q: margin is 8, not from 0 to 7"),
-        (site(model, "q", GgufSite("8", wide, margin=-1)), "site q: margin is -1"),
+        (site(model, "v", GgufSite("8", wide, margin8=1)), "site v: it has no token exponents"),
+        (site(model, "q", GgufSite("8", wide, margin8=8)), "site q: margin8 is 8, not from 0 to 7"),
+        (site(model, "q", GgufSite("4", None, wide, margin4=-1)), "site q: margin4 is -1"),
+        (site(model, "q", GgufSite("8", wide, margin4=1)), "site q: margin8 is missing at '8'"),
+        (
+            site(model, "q", GgufSite("8", wide, margin8=1, margin4=1)),
+            "site q: margin4 is given at '8'",
+        ),
+        (
+            site(model, "q", GgufSite("4:8", wide, wide, margin8=1)),
+            "site q: margin4 is missing at '4:8'",
+        ),
         (site(model, "q", GgufSite("8", wide, hadamard=[2] * 3)), "site q: it cannot be"),
+        (
+            site(model, "k", GgufSite("8", wide, hadamard=[16, 1, 32])),
+            "site k: hadamard of layer 2 is 32, no power of two that divides the size 16",
+        ),
+        (
+            site(model, "head_in", GgufSite("8", [0.5], hadamard=[2] * 3)),
+            "site head_in: 3 hadamard, expected 1",
+        ),
         (site(model, "mlp_in", GgufSite("8", wide, hadamard=[2])), "site mlp_in: 1 hadamard"),
         (
             site(model, "mlp_mid", GgufSite("8", wide, hadamard=[32, 1, 64])),

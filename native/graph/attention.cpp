@@ -47,8 +47,13 @@ void Session::attend(const Chunk& chunk, int layer) {
   const int keys_at = m.n_embd_q(), values_at = keys_at + m.n_embd_kv();
   {
     const Profile::Timer timer(profile_, Step::kScores, macs, bytes);
-    const Vectors keys = {m.sites.k, chunk.previous, keys_at, 1, true, key_codes_, key_exponents_};
-    const Vectors queries = {m.sites.q,    chunk.previous,  0, m.group(), true,
+    const int block = m.sites.k.block(layer);
+    const float scale = hadamard_scale(block);
+    // Scores stay what they were: queries get what keys have left of 1 / block.
+    const float rest = 1 / (static_cast<float>(block) * scale);
+    const Vectors keys = {m.sites.k, chunk.previous, keys_at,    1,
+                          true,      scale,          key_codes_, key_exponents_};
+    const Vectors queries = {m.sites.q,    chunk.previous,  0, m.group(), true, rest,
                              query_codes_, query_exponents_};
     quantize_vectors(chunk, layer, keys, 0);
     quantize_vectors(chunk, layer, queries, first_query(chunk));
@@ -56,7 +61,7 @@ void Session::attend(const Chunk& chunk, int layer) {
     decide_widths(chunk, layer);
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
-  const Vectors values = {m.sites.v, chunk.current, values_at, 1, false, value_codes_, nullptr};
+  const Vectors values = {m.sites.v, chunk.current, values_at, 1, false, 1, value_codes_, nullptr};
   quantize_vectors(chunk, layer, values, 0);
   for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
 }
@@ -84,6 +89,7 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vec
   const Site& site = vectors.site;
   const int group = vectors.group;
   const uint8_t* widths = site_widths(site, vectors.by_token);
+  const int block = vectors.rotated ? m.sites.k.block(layer) : 1;
   const int turned = vectors.rotated ? 2 * static_cast<int>(m.rope_frequencies.size()) : 0;
   threads_.parallel_for(chunk.count - from, [&](int begin, int end, int) {
     for (int i = from + begin; i < from + end; i++) {
@@ -93,6 +99,7 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vec
           qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + vectors.column;
       for (int v = 0; v < m.n_head_kv * group; v++, x += m.head_dim) {
         if (turned > 0) ops_.rotate(cosine_ + angles, sine_ + angles, turned, x);
+        if (block > 1) ops_.hadamard(x, m.head_dim, block, vectors.scale);
         const size_t to = vector_of(chunk, group, v / group, i) + static_cast<size_t>(v % group);
         const int exponent = quantize(site, layer, wide, x, m.head_dim,
                                       vectors.codes + to * static_cast<size_t>(m.head_dim));

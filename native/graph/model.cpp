@@ -121,12 +121,15 @@ class Loader {
         positive(key(llama ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon"));
 
     const GgufTensor* embedding = nullptr;
-    for (const char* suffix : {"", ".q4", ".q8"}) {
-      if (embedding == nullptr) embedding = file_.find_tensor(kEmbedding + std::string(suffix));
+    for (const int block : {1, 2}) {  // not transformed, or in blocks of any size
+      for (const char* suffix : {"", ".q4", ".q8"}) {
+        if (embedding != nullptr) break;
+        embedding = file_.find_tensor(matrix_name(kEmbedding, block) + suffix);
+      }
     }
-    if (embedding == nullptr) fail("tensor '" + std::string(kEmbedding) + "' is missing");
+    if (embedding == nullptr) fail("tensor '" + matrix_name(kEmbedding) + "' is missing");
     if (embedding->ne[1] > kMaxVocabulary) {
-      fail("tensor '" + std::string(kEmbedding) + "' has " + std::to_string(embedding->ne[1]) +
+      fail("tensor '" + std::string(embedding->name) + "' has " + std::to_string(embedding->ne[1]) +
            " rows, more than the limit of " + std::to_string(kMaxVocabulary));
     }
     m.n_vocab = static_cast<int>(embedding->ne[1]);
@@ -215,15 +218,25 @@ class Loader {
     return true;
   }
 
-  // By layer, each a power of two that divides the site's size.
-  std::vector<int> read_blocks(const std::string& name, int size) const {
+  // Of each width that the site has, or of none.
+  void read_margins(const std::string& prefix, bool possible, Site* site) const {
+    const std::string of8 = prefix + "margin8", of4 = prefix + "margin4";
+    const bool any8 = has_feature(of8, kExponents, possible);
+    const bool any4 = has_feature(of4, kExponents, possible);
+    if (!any8 && !any4) return;
+    if (site->bits != Site::Bits::k4) site->margin8 = bounded(of8, 0, 7);
+    if (site->bits != Site::Bits::k8) site->margin4 = bounded(of4, 0, 7);
+  }
+
+  // One for each layer (head_in: one), each a power of two that divides the site's size.
+  std::vector<int> read_blocks(const std::string& name, int count, int size) const {
     const bool by_layer = version_ > 1;
     const std::vector<uint32_t> blocks =
         by_layer ? file_.u32_array(name)
-                 : std::vector<uint32_t>(static_cast<size_t>(model_.n_layer), file_.u32(name));
-    if (blocks.size() != static_cast<size_t>(model_.n_layer)) {
+                 : std::vector<uint32_t>(static_cast<size_t>(count), file_.u32(name));
+    if (blocks.size() != static_cast<size_t>(count)) {
       fail("key '" + name + "' has " + std::to_string(blocks.size()) + " elements, expected " +
-           std::to_string(model_.n_layer));
+           std::to_string(count));
     }
     for (size_t i = 0; i < blocks.size(); i++) {
       const uint32_t block = blocks[i];
@@ -294,11 +307,9 @@ class Loader {
     if (!all_wide) site.step4 = steps(prefix + "step4", count, narrow_from);
     adaptive_ = adaptive_ || site.by_token();
 
-    if (has_feature(prefix + "margin", kExponents, kind.exponents)) {
-      site.margin = bounded(prefix + "margin", 0, 7);
-    }
+    read_margins(prefix, kind.exponents, &site);
     if (has_feature(prefix + "hadamard", kHadamard, kind.transformed > 0)) {
-      site.hadamard = read_blocks(prefix + "hadamard", kind.transformed);
+      site.hadamard = read_blocks(prefix + "hadamard", count, kind.transformed);
     }
     if (has_feature(prefix + "levels4", kLevels, kind.levels)) {
       site.levels = read_levels(prefix + "levels4", static_cast<size_t>(narrow_from));
@@ -308,17 +319,17 @@ class Loader {
 
   void read_sites() {
     Sites& s = model_.sites;
-    const int n_embd = model_.n_embd, n_ff = model_.n_ff;
+    const int n_embd = model_.n_embd, n_ff = model_.n_ff, head_dim = model_.head_dim;
     // Version 1 has one feature, which it does not name.
     if (version_ == 1 && file_.has("squat.mlp_mid.hadamard")) features_.emplace_back(kHadamard);
     s.attn_in = read_site("attn_in", {true, true, n_embd, true});
     s.q = read_site("q", {true, true, 0, true});
-    s.k = read_site("k", {true, true, 0, false});
+    s.k = read_site("k", {true, true, head_dim, false});
     s.v = read_site("v", {});
     s.attn_out = read_site("attn_out", {false, true, 0, true});
     s.mlp_in = read_site("mlp_in", {false, true, n_embd, true});
     s.mlp_mid = read_site("mlp_mid", {false, true, n_ff, true});
-    s.head_in = read_site("head_in", {false, true, 0, false});
+    s.head_in = read_site("head_in", {false, true, n_embd, false});
     read_probs();
     if (adaptive_) read_importance();
   }
@@ -328,7 +339,8 @@ class Loader {
       fail("key 'squat.probs.bits' is '" + std::string(bits.substr(0, 64)) + "', expected '8'");
     }
     model_.sites.probs_step = steps("squat.probs.step8", model_.n_layer, 0);
-    has_feature("squat.probs.margin", kExponents, false);
+    has_feature("squat.probs.margin8", kExponents, false);
+    has_feature("squat.probs.margin4", kExponents, false);
     has_feature("squat.probs.hadamard", kHadamard, false);
     has_feature("squat.probs.levels4", kLevels, false);
   }
@@ -384,13 +396,16 @@ class Loader {
                       version_ == 1 ? CodeTensor::Steps::kOne : CodeTensor::Steps::kByRow);
   }
 
-  // Of a matrix whose input is transformed in blocks the tensor has another name; its bias too, but
-  // only in version 1.
+  // Of a matrix whose input is transformed in blocks the tensor has another name.
+  static std::string matrix_name(const std::string& name, int block = 1) {
+    return name + (block > 1 ? "_hadamard.weight" : ".weight");
+  }
+
+  // Its bias has the other name in version 1 only.
   void read_weights(const std::string& name, int rows, int inner, Weights* weights, int block = 1) {
-    const std::string matrix = block > 1 ? name + "_hadamard" : name;
-    pending_.push_back({codes(matrix + ".weight", rows, inner), weights});
+    pending_.push_back({codes(matrix_name(name, block), rows, inner), weights});
     weights->bits = pending_.back().tensor.bits();
-    const std::string bias = (version_ == 1 ? matrix : name) + ".bias";
+    const std::string bias = name + (version_ == 1 && block > 1 ? "_hadamard.bias" : ".bias");
     if (file_.find_tensor(bias) != nullptr) {
       weights->bias = floats(bias, static_cast<uint64_t>(rows));
     }
@@ -398,7 +413,12 @@ class Loader {
 
   void read_tensors() {
     Model& m = model_;
-    m.embedding = codes(kEmbedding, m.n_vocab, m.n_embd);
+    const int of_head = m.sites.head_in.block(0);
+    const std::string head = matrix_name("output", of_head);
+    const bool tied =
+        file_.find_tensor(head) == nullptr && file_.find_tensor(head + ".step") == nullptr;
+    m.embedding_block = tied ? of_head : 1;
+    m.embedding = codes(matrix_name(kEmbedding, m.embedding_block), m.n_vocab, m.n_embd);
     m.layers.resize(static_cast<size_t>(m.n_layer));
     const bool llama = m.architecture == Architecture::kLlama;
     for (int l = 0; l < m.n_layer; l++) {
@@ -425,13 +445,11 @@ class Loader {
       read_weights(block + "ffn_down", m.n_embd, m.n_ff, &layer.mlp_mid, m.sites.mlp_mid.block(l));
     }
     m.out_norm = read_norm("output_norm");
-    const bool tied = file_.find_tensor("output.weight") == nullptr &&
-                      file_.find_tensor("output.weight.step") == nullptr;
     if (tied) {
       pending_.push_back({*m.embedding, &m.head});
       m.head.bits = m.embedding->bits();
     } else {
-      read_weights("output", m.n_vocab, m.n_embd, &m.head);
+      read_weights("output", m.n_vocab, m.n_embd, &m.head, of_head);
       m.embedding->check_scales();
       release(*m.embedding);
     }
@@ -512,7 +530,7 @@ class Loader {
     }
   }
 
-  static constexpr const char* kEmbedding = "token_embd.weight";
+  static constexpr const char* kEmbedding = "token_embd";
   // What a file may have beyond the plain network.
   static constexpr const char* kFeatureList = "squat.features";
   static constexpr const char* kExponents = "token_exponents";

@@ -24,12 +24,13 @@ enum class Architecture { kLlama, kGpt2 };
 struct Site {
   enum class Bits { k4, k8, kByToken } bits = Bits::k8;
   std::vector<float> step8, step4;  // by layer; 0 where a width is never used
-  int margin = -1;                  // of token exponents; -1: none
+  int margin8 = -1, margin4 = -1;   // of token exponents; -1: none, or a width that is never used
   std::vector<int> hadamard;        // blocks that are transformed, by layer; empty: none are
   std::vector<Levels> levels;       // of 4-bit codes, by layer; empty: codes are uniform
 
   bool by_token() const { return bits == Bits::kByToken; }
-  bool token_exponents() const { return margin >= 0; }
+  bool token_exponents() const { return margin8 >= 0 || margin4 >= 0; }
+  int margin(bool wide) const { return wide ? margin8 : margin4; }
   float step(int layer, bool wide) const {
     const std::vector<float>& steps = wide ? step8 : step4;
     return steps.empty() ? 0.0f : steps[static_cast<size_t>(layer)];
@@ -88,6 +89,7 @@ struct Model {
   Sites sites;
 
   std::optional<CodeTensor> embedding;
+  int embedding_block = 1;  // tied to a head whose input is transformed: rows are transformed back
   Positions positions;
   std::vector<Layer> layers;
   Norm out_norm;

@@ -22,13 +22,6 @@ int chunk_size(const Model& model, int context) {
   return static_cast<int>(std::clamp<int64_t>(fits, 1, std::min(kChunk, context)));
 }
 
-// 1 / sqrt(block), or the power of two next to it from above.
-float hadamard_scale(int block) {
-  float scale = 1;
-  for (; block >= 4; block /= 4) scale /= 2;
-  return scale;
-}
-
 }  // namespace
 
 Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& threads,
@@ -212,6 +205,12 @@ float* Session::normalize(const Norm& norm, const float* x, float* out) const {
   return out;
 }
 
+float Session::hadamard_scale(int block) {
+  float scale = 1;
+  for (; block >= 4; block /= 4) scale /= 2;
+  return scale;
+}
+
 int Session::quantize(const Site& site, int layer, bool wide, const float* x, int n,
                       int8_t* codes) const {
   const bool levels = !wide && site.has_levels();
@@ -220,7 +219,7 @@ int Session::quantize(const Site& site, int layer, bool wide, const float* x, in
   int exponent = 0;
   if (site.token_exponents()) {
     const int most = (1 << (bits - 1)) - 1;
-    const float reach = step * static_cast<float>(most << site.margin);
+    const float reach = step * static_cast<float>(most << site.margin(wide));
     exponent = token_exponent(ops_.largest(x, n), reach);
   }
   kernels::quantize(choice_, x, n, step * power_of_two(exponent), bits, codes);
@@ -369,6 +368,9 @@ void Session::embed(const int32_t* tokens, const Chunk& chunk) {
       int8_t* codes = codes_ + row * n_embd;
       float* x = residual_ + row * n_embd;
       dequantize(*m.embedding, tokens[i], codes, x);
+      if (m.embedding_block > 1) {
+        ops_.hadamard(x, m.n_embd, m.embedding_block, hadamard_scale(m.embedding_block));
+      }
       const int position = chunk.position + i;
       float* learned = scratch_[static_cast<size_t>(thread)].row;
       if (m.positions.codes) {

@@ -122,7 +122,8 @@ class Session {
     const Site& site;
     const uint8_t* by_token;  // what decides their widths
     int column, group;
-    bool rotated;  // rotated first, if the model does that
+    bool rotated;  // rotated and transformed first, if the model does that,
+    float scale;   // with this scale
     int8_t* codes;
     uint8_t* exponents;  // null: not kept
   };
@@ -183,6 +184,8 @@ class Session {
   template <class Body>
   void for_heads(const Chunk& chunk, Body&& body);
 
+  // 1 / sqrt(block), or the power of two next to it from above.
+  static float hadamard_scale(int block);
   // Makes a vector's codes; returns its exponent.
   int quantize(const Site& site, int layer, bool wide, const float* x, int n, int8_t* codes) const;
   // Quantizes rows first .. first+count-1 of a float tensor into codes_; row(i, buffer) returns row

@@ -283,17 +283,19 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
         file.i32_array(prefix + ".levels4", random_levels(o.layers, first_is_wide, &random));
       }
     }
-    if (has_exponents) file.u32(prefix + ".margin", 1);
-    if (hadamard && (site == "attn_in" || site == "mlp_in" || site == "mlp_mid")) {
-      file.u32_array(prefix + ".hadamard",
-                     hadamard_blocks(o.layers, site == "mlp_mid" ? o.ffn : o.hidden));
+    if (has_exponents && o.activations != "4") file.u32(prefix + ".margin8", 0);
+    if (has_exponents && o.activations != "8") file.u32(prefix + ".margin4", 1);
+    if (hadamard && (site == "attn_in" || site == "k" || site == "mlp_in" || site == "mlp_mid")) {
+      const int size = site == "k" ? o.head_dim : site == "mlp_mid" ? o.ffn : o.hidden;
+      file.u32_array(prefix + ".hadamard", hadamard_blocks(o.layers, size));
     }
   }
   file.string("squat.probs.bits", "8");
   file.f32_array("squat.probs.step8", std::vector<float>(layers, 0.00390625f));
   file.string("squat.head_in.bits", "8");
   file.f32_array("squat.head_in.step8", {0.03125f});
-  if (exponents) file.u32("squat.head_in.margin", 0);
+  if (exponents) file.u32("squat.head_in.margin8", 0);
+  if (hadamard) file.u32_array("squat.head_in.hadamard", hadamard_blocks(1, o.hidden));
   if (o.activations == "4:8") {
     file.string("squat.importance", "relative_first_token");
     file.f32_array("squat.threshold", std::vector<float>(layers, 1.0f));
@@ -311,9 +313,10 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     add_matrix(&file, &random, name + ".weight", rows, inner, bits, bits == 4 ? -5 : -9,
                o.version > 1 && o.row_steps);
   };
-  matrix("token_embd", kVocabulary, o.hidden, o.embedding_bits);
+  const std::string of_head = hadamard && hadamard_blocks(1, o.hidden)[0] > 1 ? "_hadamard" : "";
+  matrix("token_embd" + (o.tied ? of_head : ""), kVocabulary, o.hidden, o.embedding_bits);
   if (o.gpt2) matrix("position_embd", o.context, o.hidden, o.embedding_bits);
-  if (!o.tied) matrix("output", kVocabulary, o.hidden, o.embedding_bits);
+  if (!o.tied) matrix("output" + of_head, kVocabulary, o.hidden, o.embedding_bits);
   norm("output_norm");
   const int query = o.heads * o.head_dim, key = kv_heads * o.head_dim;
   for (int layer = 0; layer < o.layers; layer++) {

@@ -167,7 +167,7 @@ void test_tensors() {
 
   GgufBuilder file = tiny_model();
   file.tensors.push_back(file.tensors.front());
-  expect_refusal("duplicate tensor", file, {"tensor 'token_embd.weight' stands twice"});
+  expect_refusal("duplicate tensor", file, {"tensor 'token_embd_hadamard.weight' stands twice"});
 
   std::vector<uint8_t> bytes = tiny_model().bytes();
   bytes.resize(bytes.size() + 4096);
@@ -189,7 +189,7 @@ void test_model() {
   };
   for (const Case& c : std::vector<Case>{
            {"llama.embedding_length", 0, "'llama.embedding_length' is 0"},
-           {"llama.embedding_length", 128, "'token_embd.weight' has shape 64 x 272"},
+           {"llama.embedding_length", 128, "'token_embd_hadamard.weight' has shape 64 x 272"},
            {"llama.embedding_length", 1u << 20, "'llama.embedding_length' is 1048576"},
            {"llama.block_count", 2000000000, "'llama.block_count' is 2000000000"},
            {"llama.block_count", 4, "expected 4"},
@@ -264,26 +264,36 @@ void test_features() {
                  {"'squat.features' names 'sparsity'", "does not know"});
   expect_refusal("feature type", with([](G& f) { f.string("squat.features", "levels"); }),
                  {"'squat.features' has type string"});
-  for (const auto& [feature, key] :
-       std::vector<std::pair<std::string, std::string>>{{"token_exponents", "squat.attn_in.margin"},
-                                                        {"hadamard", "squat.attn_in.hadamard"},
-                                                        {"levels", "squat.attn_in.levels4"}}) {
+  for (const auto& [feature, key] : std::vector<std::pair<std::string, std::string>>{
+           {"token_exponents", "squat.attn_in.margin8"},
+           {"hadamard", "squat.attn_in.hadamard"},
+           {"levels", "squat.attn_in.levels4"}}) {
     std::vector<std::string> others = {"token_exponents", "hadamard", "levels"};
     others.erase(std::find(others.begin(), others.end(), feature));
     expect_refusal("unnamed feature", with([&](G& f) { f.string_array("squat.features", others); }),
                    {"key '" + key + "' is there", "does not name '" + feature + "'"});
   }
   expect_refusal("no features", with([](G& f) { f.erase("squat.features"); }),
-                 {"'squat.attn_in.margin' is there", "'squat.features' does not name"});
+                 {"'squat.attn_in.margin8' is there", "'squat.features' does not name"});
 
-  expect_refusal("margin", with([](G& f) { f.u32("squat.q.margin", 8); }),
-                 {"'squat.q.margin' is 8, not from 0 to 7"});
-  expect_refusal("margin type", with([](G& f) { f.f32("squat.k.margin", 1); }),
-                 {"'squat.k.margin' has type f32, expected u32"});
-  expect_refusal("margin of v", with([](G& f) { f.u32("squat.v.margin", 0); }),
-                 {"'squat.v.margin' is there", "no token_exponents"});
-  expect_refusal("margin of probs", with([](G& f) { f.u32("squat.probs.margin", 0); }),
-                 {"'squat.probs.margin' is there", "no token_exponents"});
+  for (const std::string width : {"8", "4"}) {
+    const std::string q = "squat.q.margin" + width, k = "squat.k.margin" + width;
+    expect_refusal("margin", with([&](G& f) { f.u32(q, 8); }),
+                   {"'" + q + "' is 8, not from 0 to 7"});
+    expect_refusal("margin type", with([&](G& f) { f.f32(k, 1); }),
+                   {"'" + k + "' has type f32, expected u32"});
+    expect_refusal("one margin", with([&](G& f) { f.erase(k); }), {"'" + k + "' is missing"});
+    for (const std::string site : {"v", "probs"}) {
+      const std::string key = "squat." + site + ".margin" + width;
+      expect_refusal("margin", with([&](G& f) { f.u32(key, 0); }),
+                     {"'" + key + "' is there", "no token_exponents"});
+    }
+  }
+  expect_refusal("other width", with([](G& f) {
+                   f.erase("squat.head_in.margin8");
+                   f.u32("squat.head_in.margin4", 0);
+                 }),
+                 {"'squat.head_in.margin8' is missing"});
 
   for (const uint32_t block : {0u, 12u, 64u, 1u << 20}) {
     expect_refusal("block",
@@ -295,13 +305,36 @@ void test_features() {
                  {"'squat.mlp_in.hadamard' has 2 elements, expected 3"});
   expect_refusal("block type", with([](G& f) { f.u32("squat.mlp_in.hadamard", 2); }),
                  {"'squat.mlp_in.hadamard' has type u32"});
-  expect_refusal("blocks of q", with([](G& f) { f.u32_array("squat.q.hadamard", {2, 2, 2}); }),
-                 {"'squat.q.hadamard' is there", "no hadamard"});
+  for (const std::string site : {"q", "v", "probs", "attn_out"}) {
+    const std::string key = "squat." + site + ".hadamard";
+    expect_refusal("blocks", with([&](G& f) { f.u32_array(key, {2, 2, 2}); }),
+                   {"'" + key + "' is there", "no hadamard"});
+  }
+  expect_refusal("blocks of k", with([](G& f) { f.u32_array("squat.k.hadamard", {16, 1, 32}); }),
+                 {"'squat.k.hadamard' element 2 is 32", "divides the site's size 16"});
+  expect_refusal("head's block", with([](G& f) { f.u32_array("squat.head_in.hadamard", {128}); }),
+                 {"'squat.head_in.hadamard' element 0 is 128", "divides the site's size 64"});
+  expect_refusal("head's count",
+                 with([](G& f) { f.u32_array("squat.head_in.hadamard", {2, 2, 2}); }),
+                 {"'squat.head_in.hadamard' has 3 elements, expected 1"});
   expect_refusal("other name",
                  with([](G& f) { f.u32_array("squat.attn_in.hadamard", {64, 2, 16}); }),
                  {"'blk.1.attn_q_hadamard.weight' is missing"});
   expect_refusal("old name", with([](G& f) { f.u32_array("squat.mlp_in.hadamard", {64, 1, 1}); }),
                  {"'blk.2.ffn_gate.weight' is missing"});
+  expect_refusal("embedding's name", with([](G& f) {
+                   f.tensor("token_embd_hadamard.weight").name = "token_embd.weight";
+                 }),
+                 {"'token_embd_hadamard.weight' is missing"});
+  expect_refusal("embedding's old name",
+                 with([](G& f) { f.u32_array("squat.head_in.hadamard", {1}); }),
+                 {"'token_embd.weight' is missing"});
+  ModelOptions untied;
+  untied.tied = false;
+  GgufBuilder own_head = tiny_model(untied);
+  CHECK(refusal(own_head.bytes()).empty());
+  own_head.tensor("output_hadamard.weight").name = "output.weight";
+  expect_refusal("head's name", own_head, {"'token_embd_hadamard.weight' is missing"});
 
   const auto levels = [&](const std::string& site, auto&& change) {
     std::vector<int32_t> values;
@@ -363,8 +396,8 @@ void test_version_1() {
   expect_refusal("bias", first, {"'blk.0.ffn_down_hadamard.bias'", "1 elements"});
   second.floats("blk.0.ffn_down.bias", short_bias);
   expect_refusal("bias", second, {"'blk.0.ffn_down.bias'", "1 elements"});
-  file.u32("squat.q.margin", 1);
-  expect_refusal("margin", file, {"'squat.q.margin' is there", "does not name"});
+  file.u32("squat.q.margin8", 1);
+  expect_refusal("margin", file, {"'squat.q.margin8' is there", "does not name"});
 }
 
 // A step for each row, in whatever form; in version 1 one for all rows.

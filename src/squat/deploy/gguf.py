@@ -41,6 +41,8 @@ SITES = (*TOKEN_SITES, "probs", "head_in")
 EXPONENT_SITES = ("attn_in", "q", "k", "attn_out", "mlp_in", "mlp_mid", "head_in")
 """The sites that may have token exponents."""
 MAX_MARGIN = 7
+HADAMARD_SITES = ("attn_in", "k", "mlp_in", "mlp_mid", "head_in")
+"""The sites that may be transformed; at `k`, queries are as well."""
 LEVEL_SITES = ("attn_in", "q", "attn_out", "mlp_in", "mlp_mid")
 """The sites whose 4-bit codes may stand for levels."""
 LEVELS = 16
@@ -52,8 +54,9 @@ INPUTS = {
     "ffn_gate": "mlp_in",
     "ffn_up": "mlp_in",
     "ffn_down": "mlp_mid",
+    "output": "head_in",
 }
-"""The site that a layer's matrix multiplies, where that may be transformed."""
+"""The site that a matrix multiplies, where that may be transformed."""
 
 
 @dataclass
@@ -78,8 +81,10 @@ class GgufSite:
         bits: "4", "8" or "4:8".
         step8, step4: a step for each layer (`head_in`: one). A width that the site never has: None. A step
             that one layer does not use: 0.
-        margin: of token exponents; None: every token has the same step.
-        hadamard: by layer, the block by which the tensor is transformed, 1 where it is not; None: nowhere.
+        margin8, margin4: of token exponents, for each width that the site ever has; None: every token has the
+            same step.
+        hadamard: by layer (`head_in`: one), the block by which the tensor is transformed, 1 where it is not;
+            None: nowhere.
         levels4: by layer, the 16 levels of 4-bit codes, zeros where no token has 4 bits; None: codes are
             uniform.
     """
@@ -87,9 +92,15 @@ class GgufSite:
     bits: str
     step8: Sequence[float] | None = None
     step4: Sequence[float] | None = None
-    margin: int | None = None
+    margin8: int | None = None
+    margin4: int | None = None
     hadamard: Sequence[int] | None = None
     levels4: Sequence[Sequence[int]] | None = None
+
+    @property
+    def has_exponents(self) -> bool:
+        """Whether tokens may raise the step."""
+        return (self.margin8, self.margin4) != (None, None)
 
     def has_narrow_tokens(self, name: str, layer: int) -> bool:
         """Whether a token of a layer may have 4 bits at this site, which is called `name`."""
@@ -273,19 +284,28 @@ def _check_site(name: str, site: GgufSite, layers: int) -> None:
                 )
 
 
-def _check_margin(name: str, margin: int) -> None:
+def _check_margins(name: str, site: GgufSite) -> None:
     if name not in EXPONENT_SITES:
-        raise CheckpointError(f"site {name}: margin is {margin}, but it has no token exponents")
-    if margin not in range(MAX_MARGIN + 1):
-        raise CheckpointError(f"site {name}: margin is {margin}, not from 0 to {MAX_MARGIN}")
+        raise CheckpointError(f"site {name}: it has no token exponents, and so no margin")
+    for width, margin in (("8", site.margin8), ("4", site.margin4)):
+        used = width in site.bits.split(":")
+        if used != (margin is not None):
+            raise CheckpointError(
+                f"site {name}: margin{width} is {'missing' if used else 'given'} at {site.bits!r} bits"
+            )
+        if margin is not None and margin not in range(MAX_MARGIN + 1):
+            raise CheckpointError(
+                f"site {name}: margin{width} is {margin}, not from 0 to {MAX_MARGIN}"
+            )
 
 
 def _check_hadamard(name: str, blocks: Sequence[int], model: GgufModel) -> None:
-    if name not in INPUTS.values():
+    if name not in HADAMARD_SITES:
         raise CheckpointError(f"site {name}: it cannot be transformed")
-    if len(blocks) != model.layers:
-        raise CheckpointError(f"site {name}: {len(blocks)} hadamard, expected {model.layers}")
-    size = model.ffn_size if name == "mlp_mid" else model.hidden_size
+    layers = 1 if name == "head_in" else model.layers
+    if len(blocks) != layers:
+        raise CheckpointError(f"site {name}: {len(blocks)} hadamard, expected {layers}")
+    size = {"k": model.head_dim, "mlp_mid": model.ffn_size}.get(name, model.hidden_size)
     for layer, block in enumerate(blocks):
         if block < 1 or block.bit_count() != 1 or size % block:
             raise CheckpointError(
@@ -330,8 +350,8 @@ def _check(model: GgufModel) -> None:
         )
     for name, site in model.sites.items():
         _check_site(name, site, 1 if name == "head_in" else model.layers)
-        if site.margin is not None:
-            _check_margin(name, site.margin)
+        if site.has_exponents:
+            _check_margins(name, site)
         if site.hadamard is not None:
             _check_hadamard(name, site.hadamard, model)
         if site.levels4 is not None:
@@ -417,7 +437,7 @@ def _floats(values: Sequence[float]) -> list[float]:
 def _features(sites: Collection[GgufSite]) -> list[str]:
     """What a reader must know to compute with these sites."""
     present = {
-        "token_exponents": any(site.margin is not None for site in sites),
+        "token_exponents": any(site.has_exponents for site in sites),
         "hadamard": any(site.hadamard is not None for site in sites),
         "levels": any(site.levels4 is not None for site in sites),
     }
@@ -434,8 +454,10 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
             writer.add_array(f"squat.{name}.step8", _floats(site.step8))
         if site.step4 is not None:
             writer.add_array(f"squat.{name}.step4", _floats(site.step4))
-        if site.margin is not None:
-            writer.add_uint32(f"squat.{name}.margin", site.margin)
+        if site.margin8 is not None:
+            writer.add_uint32(f"squat.{name}.margin8", site.margin8)
+        if site.margin4 is not None:
+            writer.add_uint32(f"squat.{name}.margin4", site.margin4)
         if site.hadamard is not None:
             writer.add_key_value(
                 f"squat.{name}.hadamard",
@@ -489,9 +511,11 @@ def _rope_heads(model: GgufModel, name: str) -> int | None:
 def _tensor_name(model: GgufModel, name: str) -> str:
     """A matrix of transformed inputs has a name that other programs do not take for theirs."""
     *block, kind = name.split(".")
+    if kind == "token_embd" and "output" not in model.matrices:
+        kind = "output"  # it is the head's, too
     if kind not in INPUTS or (sizes := model.sites[INPUTS[kind]].hadamard) is None:
         return name
-    layer = int(block[1])
+    layer = int(block[1]) if block else 0
     return name + TRANSFORMED if sizes[layer] > 1 else name
 
 
