@@ -17,8 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.errors import CheckpointError
+from squat.quantization.activation_steps import margin_of
 from squat.quantization.config import FLOAT, SITES, SquatConfig
 from squat.quantization.convert import architecture_of
+from squat.quantization.levels import LEVELS
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import ThresholdPolicy
@@ -219,27 +221,38 @@ def _add(
 
 
 def _sites(model: PreTrainedModel, config: SquatConfig) -> dict[str, GgufSite]:
-    """Bits, steps and transforms of every site, layer by layer."""
+    """How every site quantizes."""
     found: dict[str, dict[int, SiteQuantizer]] = {name: {} for name in SITES}
     for module in model.modules():
         if isinstance(module, SiteQuantizer):
             found[module.site][module.layer] = module
+    layers = {name: [by_layer[i] for i in sorted(by_layer)] for name, by_layer in found.items()}
+    return {name: _site(layers[name], str(config.bits_of(name))) for name in SITES}
 
-    def steps(site: str, width: int) -> list[float] | None:
-        layers = [found[site][layer] for layer in sorted(found[site])]
+
+def _site(layers: list[SiteQuantizer], bits: str) -> GgufSite:
+    """One site, from its quantizers of all layers."""
+
+    def steps(width: int) -> list[float] | None:
         values = [
             layer.quantizer(width).step.item() if str(width) in layer.by_width else 0.0
             for layer in layers
         ]
         return values if any(values) else None
 
-    def blocks(site: str) -> list[int] | None:
-        values = [found[site][layer].block for layer in sorted(found[site])]
-        return values if max(values) > 1 else None
+    def margin(width: int) -> int | None:
+        used = any(layer.exponents and str(width) in layer.by_width for layer in layers)
+        return margin_of(width) if used else None
 
-    return {
-        site: GgufSite(
-            str(config.bits_of(site)), steps(site, 8), steps(site, 4), hadamard=blocks(site)
-        )
-        for site in SITES
-    }
+    # What is done to queries is said at k.
+    blocks = [1 if layer.site == "q" else layer.block for layer in layers]
+    levels = [[0] * LEVELS if layer.levels is None else layer.levels.tolist() for layer in layers]
+    return GgufSite(
+        bits,
+        steps(8),
+        steps(4),
+        margin(8),
+        margin(4),
+        hadamard=blocks if max(blocks) > 1 else None,
+        levels4=levels if any(layer.levels is not None for layer in layers) else None,
+    )
