@@ -110,8 +110,9 @@ class _Calibration:
             with _unquantized(model):
                 self.reference = Walk(model, self.layers, batches)
             self.reference.state = None
-        for name in (*self.row.embeddings, self.row.head):
-            self._round_to_nearest(model.get_submodule(name))
+        outer = [model.get_submodule(name) for name in (*self.row.embeddings, self.row.head)]
+        for module in outer[:-1] if _tied(outer) else outer:
+            self._round_to_nearest(module)
         self.stream = Walk(model, self.layers, batches)
 
     def run(self, progress: Progress | None) -> None:
@@ -120,13 +121,11 @@ class _Calibration:
             self._layer(index, layer)
             if progress is not None:
                 progress(index + 1, len(self.layers))
-        norm = [name for name in self.row.model_exact if name.endswith("norm") or "ln_f" in name]
-        final = self.model.get_submodule(norm[0])
-        head = self.model.get_submodule(self.row.head)
-        site = site_of(head)
+        norm = self.model.get_submodule(self.row.norm)
+        site = site_of(self.model.get_submodule(self.row.head))
         site.start_collecting()
         for hidden in self.stream.hidden:
-            site(final(hidden))
+            site(norm(hidden))
         site.initialize(self.config.init)
 
     def _layer(self, index: int, layer: nn.Module) -> None:
@@ -212,6 +211,11 @@ class _Calibration:
     def _round_to_nearest(self, module: nn.Module) -> None:
         if isinstance(module, QuantizedWeight):
             module.weight_quantizer.initialize(module.get_parameter("weight"), self.config.init)
+
+
+def _tied(modules: Sequence[nn.Module]) -> bool:
+    """Whether the last of them has the first one's weight."""
+    return modules[-1].weight is modules[0].weight
 
 
 def _round_as_a_whole(module: QuantizedWeight, moments: Moments) -> None:

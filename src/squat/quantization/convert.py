@@ -46,6 +46,7 @@ class Architecture:
     exact: dict[str, Callable[[nn.Module], nn.Module]]
     layers: str
     embeddings: tuple[str, ...]
+    norm: str
     head: str
     model_exact: dict[str, Callable[[nn.Module], nn.Module]]
 
@@ -78,6 +79,7 @@ _LLAMA = Architecture(
     },
     layers="model.layers",
     embeddings=("model.embed_tokens",),
+    norm="model.norm",
     head="lm_head",
     model_exact={"model.norm": ExactRMSNorm, "model.rotary_emb": ExactRotary},
 )
@@ -101,6 +103,7 @@ _GPT2 = Architecture(
     exact={"ln_1": ExactLayerNorm, "ln_2": ExactLayerNorm, "mlp.act": exact_activation},
     layers="transformer.h",
     embeddings=("transformer.wte", "transformer.wpe"),
+    norm="transformer.ln_f",
     head="lm_head",
     model_exact={"transformer.ln_f": ExactLayerNorm},
 )
