@@ -233,6 +233,13 @@ def test_info(model_file: Path) -> None:
     assert all(text.startswith("matmul_") for text in info.kernels.values())
 
 
+def test_levels_have_kernels_of_their_own(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", random_model(levels=True, weight_bits=8))
+    kernels = Engine(tmp_path / "m.gguf").info.kernels
+    assert set(kernels) == {"a8 w8", "a8 t4"}  # what is on the left is 8 bits wide
+    assert kernels["a8 t4"].startswith("matmul_a8_t4_")
+
+
 def test_generation_ends_with_the_context(model_file: Path) -> None:
     engine = Engine(model_file, context=20)
     prompt = "Once upon a time"

@@ -357,7 +357,14 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         ),
         (site(model, "mlp_in", GgufSite("8", wide, hadamard=[1, 0, 1])), "of layer 1 is 0"),
         (site(model, "mlp_in", GgufSite("8", wide, hadamard=[1, 1, 6])), "of layer 2 is 6"),
-        (site(model, "k", GgufSite("4", None, wide, levels4=levels)), "site k: it has no levels"),
+        (
+            site(model, "head_in", GgufSite("4", None, [0.5], levels4=levels)),
+            "site head_in: it has no levels",
+        ),
+        (
+            site(model, "k", GgufSite("4:8", wide, wide, levels4=levels)),
+            "site k: levels4 of layer 0 are .* expected zeros",
+        ),
         (site(model, "q", GgufSite("4", None, wide, levels4=levels[:2])), "levels4 of 2 layers"),
         (site(model, "q", GgufSite("8", wide, levels4=levels)), "of layer 0 .* expected zeros"),
         (

@@ -65,35 +65,39 @@ int32_t optional_token(const Gguf& file, const char* key, int n_vocab) {
   return static_cast<int32_t>(token);
 }
 
-// One line for each pair of widths that the model multiplies.
+// One line for each kind of product that the model has.
 std::string explain(const Model& model, const kernels::Choice& choice) {
-  bool used[2][2] = {};  // [activations 8 | 4][weights 8 | 4]
-  const auto use = [&used](const Site& site, int weight_bits) {
+  using Form = kernels::WeightForm;
+  bool used[2][3] = {};  // [activations 8 | 4][weights]
+  const auto use = [&used](const Site& site, Form weights) {
     const bool narrow = site.bits != Site::Bits::k8, levels = site.has_levels();
-    if (site.bits != Site::Bits::k4 || levels) used[0][weight_bits == 4] = true;
-    if (narrow && !levels) used[1][weight_bits == 4] = true;
+    const size_t form = static_cast<size_t>(weights);
+    if (site.bits != Site::Bits::k4 || levels) used[0][form] = true;
+    if (narrow && !levels) used[1][form] = true;
+  };
+  const auto multiply = [&use](const Site& site, const Weights& weights) {
+    use(site, weights.matrix.layout->weights);
   };
   const Sites& s = model.sites;
   for (const Layer& layer : model.layers) {
-    for (const Weights& w : layer.qkv) use(s.attn_in, w.bits);
-    use(s.attn_out, layer.attn_out.bits);
-    for (const Weights& w : layer.mlp_in) use(s.mlp_in, w.bits);
-    use(s.mlp_mid, layer.mlp_mid.bits);
+    for (const Weights& w : layer.qkv) multiply(s.attn_in, w);
+    multiply(s.attn_out, layer.attn_out);
+    for (const Weights& w : layer.mlp_in) multiply(s.mlp_in, w);
+    multiply(s.mlp_mid, layer.mlp_mid);
   }
-  use(s.head_in, model.head.bits);
-  for (const int bits : {8, 4}) {  // keys and values are the right-hand side of attention
-    const auto has = [bits](const Site& site) {
-      return site.by_token() || (site.bits == Site::Bits::k8) == (bits == 8);
-    };
-    if (has(s.k)) use(s.q, bits);
-    if (has(s.v)) used[0][bits == 4] = true;
-  }
+  multiply(s.head_in, model.head);
+  // Keys and values are the right-hand side of attention.
+  if (s.k.bits != Site::Bits::k4) use(s.q, Form::w8);
+  if (s.k.bits != Site::Bits::k8) use(s.q, s.k.narrow_form());
+  const Site probs = {};  // 8 bits
+  if (s.v.bits != Site::Bits::k4) use(probs, Form::w8);
+  if (s.v.bits != Site::Bits::k8) use(probs, s.v.narrow_form());
   std::string out;
   for (const int activation : {8, 4}) {
-    for (const int weight : {8, 4}) {
-      if (!used[activation == 4][weight == 4]) continue;
-      out += "a" + std::to_string(activation) + " w" + std::to_string(weight) + ": " +
-             kernels::explain(choice, activation, weight) + "\n";
+    for (const Form weights : kernels::kWeightForms) {
+      if (!used[activation == 4][static_cast<size_t>(weights)]) continue;
+      out += "a" + std::to_string(activation) + " " + kernels::name_of(weights) + ": " +
+             kernels::explain(choice, activation, weights) + "\n";
     }
   }
   return out;

@@ -48,6 +48,13 @@ std::vector<int8_t> some_codes(size_t count, int bits) {
   return codes;
 }
 
+constexpr int8_t kLevels[16] = {-128, -100, -77, -58, -42, -28, -16, -5,
+                                5,    16,   28,  42,  58,  77,  100, 127};
+
+const int8_t* levels_for(WeightForm weights) {
+  return weights == WeightForm::t4 ? kLevels : nullptr;
+}
+
 struct Aligned {
   explicit Aligned(size_t size) : bytes(size + kAlignment) {}
   uint8_t* data() {
@@ -60,13 +67,14 @@ struct Aligned {
 // Billions of multiply-accumulates per second for m tokens x (n x k) weights.
 double speed(const Kernel& kernel, int m, int n, int k, size_t working_set) {
   const Choice choice = choice_of(kernel);
-  const size_t size = packed_bytes(choice, kernel.weight_bits, n, k);
+  const size_t size = packed_bytes(choice, kernel.weights, n, k);
   const int copies = static_cast<int>(std::max<size_t>(1, working_set / size));
-  const std::vector<int8_t> codes = some_codes(size_t(n) * k, kernel.weight_bits);
+  const std::vector<int8_t> codes = some_codes(size_t(n) * k, bits_of(kernel.weights));
   Aligned memory(size * copies);
   std::vector<PackedMatrix> matrices;
   for (int i = 0; i < copies; ++i) {
-    matrices.push_back(packed_matrix(choice, kernel.weight_bits, n, k, memory.data() + size * i));
+    matrices.push_back(packed_matrix(choice, kernel.weights, n, k, memory.data() + size * i,
+                                     levels_for(kernel.weights)));
   }
   for (int row = 0; row < n; ++row) pack_row(matrices[0], row, codes.data() + size_t(row) * k);
   for (int i = 1; i < copies; ++i) std::memcpy(matrices[i].data, matrices[0].data, size);
@@ -80,7 +88,7 @@ double speed(const Kernel& kernel, int m, int n, int k, size_t working_set) {
   const std::vector<float> row_steps(m, 0.5f), steps(n, 0.5f);
   rows.steps = row_steps.data();
   Aligned scratch(prepared_bytes(choice, m, k));
-  const Prepared prepared = prepare(choice, kernel.weight_bits, rows, scratch.data());
+  const Prepared prepared = prepare(choice, kernel.weights, rows, scratch.data());
   std::vector<float> out(size_t(m) * n);
   const double seconds = best_seconds([&](int call) {
     matmul(prepared, matrices[call % copies], Output::scaled(out.data(), n, steps.data()));
@@ -96,7 +104,7 @@ double prepare_microseconds(const Choice& choice, int m, int k) {
   rows.rows = m;
   rows.inner = k;
   Aligned scratch(prepared_bytes(choice, m, k));
-  return 1e6 * best_seconds([&](int) { prepare(choice, 4, rows, scratch.data()); });
+  return 1e6 * best_seconds([&](int) { prepare(choice, WeightForm::w4, rows, scratch.data()); });
 }
 
 double quantize_microseconds(const Choice& choice, int n) {
@@ -107,14 +115,16 @@ double quantize_microseconds(const Choice& choice, int n) {
 }
 
 // Nanoseconds to append one token to the keys and values of one head, over 1024 tokens.
-double append_nanoseconds(const Choice& choice, int bits, int head_dim) {
+double append_nanoseconds(const Choice& choice, WeightForm form, int head_dim) {
   constexpr int kTokens = 1024;
-  const std::vector<int8_t> codes = some_codes(head_dim, bits);
-  Aligned key_data(KeyPool::bytes(choice, bits, head_dim, kTokens));
-  Aligned value_data(ValuePool::bytes(choice, bits, head_dim, kTokens));
+  const std::vector<int8_t> codes = some_codes(head_dim, bits_of(form));
+  const int8_t* levels = levels_for(form);
+  Aligned key_data(KeyPool::bytes(choice, form, head_dim, kTokens));
+  Aligned value_data(ValuePool::bytes(choice, form, head_dim, kTokens));
   return 1e9 / kTokens * best_seconds([&](int) {
-           KeyPool keys = KeyPool::empty(choice, bits, head_dim, key_data.data());
-           ValuePool values = ValuePool::empty(choice, bits, head_dim, kTokens, value_data.data());
+           KeyPool keys = KeyPool::empty(choice, form, head_dim, key_data.data(), levels);
+           ValuePool values =
+               ValuePool::empty(choice, form, head_dim, kTokens, value_data.data(), levels);
            for (int t = 0; t < kTokens; ++t) {
              keys.append(codes.data());
              values.append(codes.data());
@@ -123,13 +133,14 @@ double append_nanoseconds(const Choice& choice, int bits, int head_dim) {
 }
 
 // Microseconds of one head's attention products, a token against 2048 cached ones.
-double attention_microseconds(const Choice& choice, int bits, int head_dim) {
+double attention_microseconds(const Choice& choice, WeightForm form, int head_dim) {
   constexpr int kTokens = 2048;
-  const std::vector<int8_t> codes = some_codes(head_dim, bits);
-  Aligned key_data(KeyPool::bytes(choice, bits, head_dim, kTokens));
-  Aligned value_data(ValuePool::bytes(choice, bits, head_dim, kTokens));
-  KeyPool keys = KeyPool::empty(choice, bits, head_dim, key_data.data());
-  ValuePool values = ValuePool::empty(choice, bits, head_dim, kTokens, value_data.data());
+  const std::vector<int8_t> codes = some_codes(head_dim, bits_of(form));
+  const int8_t* levels = levels_for(form);
+  Aligned key_data(KeyPool::bytes(choice, form, head_dim, kTokens));
+  Aligned value_data(ValuePool::bytes(choice, form, head_dim, kTokens));
+  KeyPool keys = KeyPool::empty(choice, form, head_dim, key_data.data(), levels);
+  ValuePool values = ValuePool::empty(choice, form, head_dim, kTokens, value_data.data(), levels);
   for (int t = 0; t < kTokens; ++t) {
     keys.append(codes.data());
     values.append(codes.data());
@@ -144,8 +155,8 @@ double attention_microseconds(const Choice& choice, int bits, int head_dim) {
   Aligned scratch(prepared_bytes(choice, 1, std::max(head_dim, kTokens)));
   std::vector<int32_t> score(kTokens), out(head_dim);
   return 1e6 * best_seconds([&](int) {
-           scores(prepare(choice, bits, query, scratch.data()), keys, score.data(), kTokens);
-           weighted_values(prepare(choice, bits, probabilities, scratch.data()), values, out.data(),
+           scores(prepare(choice, form, query, scratch.data()), keys, score.data(), kTokens);
+           weighted_values(prepare(choice, form, probabilities, scratch.data()), values, out.data(),
                            head_dim);
          });
 }
@@ -181,22 +192,28 @@ int main(int argc, char** argv) {
       std::fflush(stdout);
     }
     std::printf(" ");
-    for (double gmacs : decode) std::printf(" %8.1f", gmacs * kernel.weight_bits / 8);
+    for (double gmacs : decode) std::printf(" %8.1f", gmacs * bits_of(kernel.weights) / 8);
     std::printf("\n");
   }
 
-  std::printf("\n%-12s %16s %16s %16s %16s %16s %16s %16s\n", "", "prepare 128x512",
-              "prepare 1x512", "quantize 512", "append w8 d=64", "append w4 d=64", "attend w8 2048",
-              "attend w4 2048");
+  std::printf("\n%-12s %16s %16s %16s", "", "prepare 128x512", "prepare 1x512", "quantize 512");
+  for (const WeightForm form : kWeightForms) std::printf("   append %s d=64", name_of(form));
+  for (const WeightForm form : kWeightForms) std::printf("   attend %s 2048", name_of(form));
+  std::printf("\n");
   for (const Isa& isa : isas()) {
     Choice choice;
     std::string error;
     if (!choose(isa.name, &choice, &error)) continue;
-    std::printf("%-12s %13.2f us %13.3f us %13.3f us %13.1f ns %13.1f ns %13.2f us %13.2f us\n",
-                isa.name, prepare_microseconds(choice, 128, 512),
-                prepare_microseconds(choice, 1, 512), quantize_microseconds(choice, 512),
-                append_nanoseconds(choice, 8, 64), append_nanoseconds(choice, 4, 64),
-                attention_microseconds(choice, 8, 64), attention_microseconds(choice, 4, 64));
+    std::printf("%-12s %13.2f us %13.3f us %13.3f us", isa.name,
+                prepare_microseconds(choice, 128, 512), prepare_microseconds(choice, 1, 512),
+                quantize_microseconds(choice, 512));
+    for (const WeightForm form : kWeightForms) {
+      std::printf(" %13.1f ns", append_nanoseconds(choice, form, 64));
+    }
+    for (const WeightForm form : kWeightForms) {
+      std::printf(" %13.2f us", attention_microseconds(choice, form, 64));
+    }
+    std::printf("\n");
   }
   return 0;
 }

@@ -51,11 +51,19 @@ SQUAT_PLAIN(plain_smlal, , {
 })
 #endif
 
+constexpr int8_t kLevels[16] = {-128, -100, -77, -58, -42, -28, -16, -5,
+                                5,    16,   28,  42,  58,  77,  100, 127};
+
+const int8_t* levels_for(WeightForm weights) {
+  return weights == WeightForm::t4 ? kLevels : nullptr;
+}
+
 void run_kernel(const Kernel& kernel, int calls) {
   const Choice choice = choice_of(kernel);
-  std::vector<uint8_t> memory(packed_bytes(choice, kernel.weight_bits, kRows, kInner) + 64);
+  std::vector<uint8_t> memory(packed_bytes(choice, kernel.weights, kRows, kInner) + 64);
   uint8_t* aligned = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-  const PackedMatrix matrix = packed_matrix(choice, kernel.weight_bits, kRows, kInner, aligned);
+  const PackedMatrix matrix =
+      packed_matrix(choice, kernel.weights, kRows, kInner, aligned, levels_for(kernel.weights));
   for (int row = 0; row < kRows; ++row) pack_row(matrix, row, weights + row * kInner);
   const std::vector<uint8_t> widths(kTokens, static_cast<uint8_t>(kernel.activation_bits));
   ActivationRows rows;
@@ -67,7 +75,7 @@ void run_kernel(const Kernel& kernel, int calls) {
   const std::vector<float> row_steps(kTokens, 0.5f), steps(kRows, 0.5f);
   rows.steps = row_steps.data();
   std::vector<uint8_t> scratch(prepared_bytes(choice, kTokens, kInner) + 64);
-  const Prepared prepared = prepare(choice, kernel.weight_bits, rows, scratch.data());
+  const Prepared prepared = prepare(choice, kernel.weights, rows, scratch.data());
   const Output output = Output::scaled(out, kRows, steps.data());
   for (int i = 0; i < calls; ++i) matmul(prepared, matrix, output);
 }

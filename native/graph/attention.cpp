@@ -150,7 +150,7 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     for (const int bits : {8, 4}) {
       const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
       if (pool.count() == 0) continue;
-      kernels::scores(kernels::prepare(choice_, bits, queries, scratch.prepared), pool,
+      kernels::scores(kernels::prepare(choice_, pool.form(), queries, scratch.prepared), pool,
                       scratch.sums[bits == 4], static_cast<size_t>(stride));
     }
     for (int row = 0; row < rows; row++) {
@@ -264,8 +264,8 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       input.rows = rows;
       input.inner = pool.count();
       if (both) input.codes = scratch.probs[bits == 4];
-      kernels::weighted_values(kernels::prepare(choice_, bits, input, scratch.prepared), pool,
-                               scratch.sums[bits == 4], head_dim);
+      kernels::weighted_values(kernels::prepare(choice_, pool.form(), input, scratch.prepared),
+                               pool, scratch.sums[bits == 4], head_dim);
     }
     for (int row = 0; row < rows; row++) {
       const size_t offset = static_cast<size_t>(row) * head_dim;

@@ -41,8 +41,10 @@ struct FloatOps {
   void (*hadamard)(float* x, int n, int block, float scale);
   // The largest |x|; a NaN counts as zero.
   float (*largest)(const float* x, int n);
-  // Each code becomes the level next to it.
+  // Each code becomes the level next to it,
   void (*to_levels)(const Levels& levels, int n, int8_t* codes);
+  // or the 4-bit code that stands for that level: its place among the sixteen, less 8.
+  void (*to_level_codes)(const Levels& levels, int n, int8_t* codes);
   // The square of the largest |x| over the mean of x^2: a token's importance by its value.
   float (*value_peak)(const float* x, int n);
   // y += x.

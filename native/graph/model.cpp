@@ -324,8 +324,9 @@ class Loader {
     if (version_ == 1 && file_.has("squat.mlp_mid.hadamard")) features_.emplace_back(kHadamard);
     s.attn_in = read_site("attn_in", {true, true, n_embd, true});
     s.q = read_site("q", {true, true, 0, true});
-    s.k = read_site("k", {true, true, head_dim, false});
-    s.v = read_site("v", {});
+    s.k = read_site("k", {true, true, head_dim, true});
+    s.v = read_site("v", {false, false, 0, true});
+    s.k.cached = s.v.cached = true;
     s.attn_out = read_site("attn_out", {false, true, 0, true});
     s.mlp_in = read_site("mlp_in", {false, true, n_embd, true});
     s.mlp_mid = read_site("mlp_mid", {false, true, n_ff, true});
@@ -404,7 +405,6 @@ class Loader {
   // Its bias has the other name in version 1 only.
   void read_weights(const std::string& name, int rows, int inner, Weights* weights, int block = 1) {
     pending_.push_back({codes(matrix_name(name, block), rows, inner), weights});
-    weights->bits = pending_.back().tensor.bits();
     const std::string bias = name + (version_ == 1 && block > 1 ? "_hadamard.bias" : ".bias");
     if (file_.find_tensor(bias) != nullptr) {
       weights->bias = floats(bias, static_cast<uint64_t>(rows));
@@ -447,7 +447,6 @@ class Loader {
     m.out_norm = read_norm("output_norm");
     if (tied) {
       pending_.push_back({*m.embedding, &m.head});
-      m.head.bits = m.embedding->bits();
     } else {
       read_weights("output", m.n_vocab, m.n_embd, &m.head, of_head);
       m.embedding->check_scales();
@@ -486,11 +485,10 @@ class Loader {
   void pack() {
     const auto lay_out = [this](Arena arena) {
       for (Pending& p : pending_) {
-        const size_t bytes =
-            kernels::packed_bytes(choice_, p.tensor.bits(), p.tensor.rows(), p.tensor.inner());
-        uint8_t* data = arena.take<uint8_t>(bytes);
-        p.weights->matrix = kernels::packed_matrix(choice_, p.tensor.bits(), p.tensor.rows(),
-                                                   p.tensor.inner(), data);
+        const kernels::WeightForm form = kernels::plain_weights(p.tensor.bits());
+        const int rows = p.tensor.rows(), inner = p.tensor.inner();
+        uint8_t* data = arena.take<uint8_t>(kernels::packed_bytes(choice_, form, rows, inner));
+        p.weights->matrix = kernels::packed_matrix(choice_, form, rows, inner, data);
       }
       // Behind all of them: the codes stay one stream from matrix to matrix, which the CPU's
       // prefetchers follow when a token is decoded.

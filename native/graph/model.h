@@ -27,6 +27,7 @@ struct Site {
   int margin8 = -1, margin4 = -1;   // of token exponents; -1: none, or a width that is never used
   std::vector<int> hadamard;        // blocks that are transformed, by layer; empty: none are
   std::vector<Levels> levels;       // of 4-bit codes, by layer; empty: codes are uniform
+  bool cached = false;              // k and v: the right-hand side of products
 
   bool by_token() const { return bits == Bits::kByToken; }
   bool token_exponents() const { return margin8 >= 0 || margin4 >= 0; }
@@ -37,8 +38,15 @@ struct Site {
   }
   // 1: nothing is transformed.
   int block(int layer) const { return hadamard.empty() ? 1 : hadamard[static_cast<size_t>(layer)]; }
-  // Whether 4-bit codes are 8-bit codes for a kernel.
+  // On the left-hand side levels are 8-bit codes for a kernel.
   bool has_levels() const { return !levels.empty(); }
+  // On the right-hand side they are 4-bit codes with a table.
+  kernels::WeightForm narrow_form() const {
+    return has_levels() ? kernels::WeightForm::t4 : kernels::WeightForm::w4;
+  }
+  const int8_t* level_table(int layer) const {
+    return has_levels() ? levels[static_cast<size_t>(layer)].values : nullptr;
+  }
 };
 
 struct Sites {
@@ -49,7 +57,6 @@ struct Sites {
 // A quantized matrix with its bias.
 struct Weights {
   kernels::PackedMatrix matrix;
-  int bits = 0;
   float* steps = nullptr;   // of each row, in the memory of the weights
   std::vector<float> bias;  // empty: none
 };

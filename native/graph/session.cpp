@@ -83,25 +83,28 @@ size_t Session::lay_out(Arena arena) {
   }
 
   for (TokenWidths& widths : widths_) widths = {arena.take<uint8_t>(keys), 0};
-  const auto key_pool = [&](int bits, bool used) {
-    const size_t bytes = kernels::KeyPool::bytes(choice_, bits, m.head_dim, context_);
+  using Form = kernels::WeightForm;
+  const auto key_pool = [&](Form form, bool used, const int8_t* levels = nullptr) {
+    const size_t bytes = kernels::KeyPool::bytes(choice_, form, m.head_dim, context_);
     uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
     return data == nullptr ? kernels::KeyPool{}
-                           : kernels::KeyPool::empty(choice_, bits, m.head_dim, data);
+                           : kernels::KeyPool::empty(choice_, form, m.head_dim, data, levels);
   };
-  const auto value_pool = [&](int bits, bool used) {
-    const size_t bytes = kernels::ValuePool::bytes(choice_, bits, m.head_dim, context_);
+  const auto value_pool = [&](Form form, bool used, const int8_t* levels = nullptr) {
+    const size_t bytes = kernels::ValuePool::bytes(choice_, form, m.head_dim, context_);
     uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
-    return data == nullptr ? kernels::ValuePool{}
-                           : kernels::ValuePool::empty(choice_, bits, m.head_dim, context_, data);
+    return data == nullptr
+               ? kernels::ValuePool{}
+               : kernels::ValuePool::empty(choice_, form, m.head_dim, context_, data, levels);
   };
   const Site &k = m.sites.k, &v = m.sites.v;
   for (size_t i = 0; i < pools_.size(); i++) {
-    const bool first_layer = i < static_cast<size_t>(m.n_head_kv);
-    pools_[i].key8 = key_pool(8, k.bits != Site::Bits::k4);
-    pools_[i].key4 = key_pool(4, k.bits == Site::Bits::k4 || (k.by_token() && !first_layer));
-    pools_[i].value8 = value_pool(8, v.bits != Site::Bits::k4);
-    pools_[i].value4 = value_pool(4, v.bits != Site::Bits::k8);
+    const int layer = static_cast<int>(i) / m.n_head_kv;
+    const bool narrow_keys = k.bits == Site::Bits::k4 || (k.by_token() && layer > 0);
+    pools_[i].key8 = key_pool(Form::w8, k.bits != Site::Bits::k4);
+    pools_[i].key4 = key_pool(k.narrow_form(), narrow_keys, k.level_table(layer));
+    pools_[i].value8 = value_pool(Form::w8, v.bits != Site::Bits::k4);
+    pools_[i].value4 = value_pool(v.narrow_form(), v.bits != Site::Bits::k8, v.level_table(layer));
     pools_[i].key_exponents = k.token_exponents() ? arena.take<uint8_t>(keys) : nullptr;
   }
   return arena.used();
@@ -223,7 +226,10 @@ int Session::quantize(const Site& site, int layer, bool wide, const float* x, in
     exponent = token_exponent(ops_.largest(x, n), reach);
   }
   kernels::quantize(choice_, x, n, step * power_of_two(exponent), bits, codes);
-  if (levels) ops_.to_levels(site.levels[static_cast<size_t>(layer)], n, codes);
+  if (levels) {
+    const Levels& table = site.levels[static_cast<size_t>(layer)];
+    (site.cached ? ops_.to_level_codes : ops_.to_levels)(table, n, codes);
+  }
   return exponent;
 }
 
@@ -260,7 +266,7 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
   for (size_t i = 0; i < matrices; i++) {
     const int64_t size = int64_t{weights[i].matrix.rows} * weights[i].matrix.inner;
     weight_count += size;
-    weight_bits += size * weights[i].bits;
+    weight_bits += size * kernels::bits_of(weights[i].matrix.layout->weights);
   }
   const Profile::Timer timer(profile_, step_of_graph, weight_count * input.rows, weight_bits / 8);
   kernels::ActivationRows rows;
@@ -270,14 +276,14 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
   rows.inner = input.inner;
   rows.bits = input.widths;
   rows.steps = input.steps;
-  for (const int bits : {8, 4}) {
+  for (const kernels::WeightForm form : {kernels::WeightForm::w8, kernels::WeightForm::w4}) {
     kernels::Product products[3];
     int count = 0;
     int64_t columns = 0;
     float* to = out;
     for (size_t i = 0; i < matrices; i++) {
       const Weights& w = weights[i];
-      if (w.bits == bits) {
+      if (w.matrix.layout->weights == form) {
         const float* bias = w.bias.empty() ? nullptr : w.bias.data();
         kernels::Product& product = products[count++];
         product = {&w.matrix, kernels::Output::scaled(to, stride, w.steps, bias)};
@@ -288,7 +294,7 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
     }
     if (count == 0) continue;
     ThreadPool* threads = columns * input.rows * input.inner < kParallelWork ? nullptr : &threads_;
-    kernels::matmul(kernels::prepare(choice_, bits, rows, prepared_, threads), products, count,
+    kernels::matmul(kernels::prepare(choice_, form, rows, prepared_, threads), products, count,
                     threads, aside);
   }
 }

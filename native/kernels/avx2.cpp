@@ -5,7 +5,7 @@
 // can be added before 16 bits overflow, and only 15 * 8 * 2 = 240 with 4-bit ones, good for 136. So
 // with 4-bit activations the widening to 32 bits all but disappears: what the paper's INT4
 // multiplier is after. 8-bit x 8-bit pairs would saturate; these go through 16-bit products
-// (VPMADDWD).
+// (VPMADDWD), and so do 4-bit codes that stand for levels: PSHUFB looks up 32 of them.
 #include <immintrin.h>
 
 #include "sums.h"
@@ -78,17 +78,40 @@ struct W4 {
   }
 };
 
+// Multiplies a group of two codes of 16 bits of each token with two of 8 bits of each weight row.
+template <int M>
+SQUAT_INLINE void add_bytes(Sums<Words, M>& sums, const uint8_t* a, __m256i bytes) {
+  sums.add_group(a, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes)),
+                 _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1)));
+}
+
 struct A8W8 {
   static constexpr int kM = kTokens, kN = kRows, kZero = 0;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
     Sums<Words, M> sums;
     for (int group = 0; group < call.group_count; ++group) {
-      const __m256i both = load(w);
-      sums.add_group(a, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(both)),
-                     _mm256_cvtepi8_epi16(_mm256_extracti128_si256(both, 1)));
+      add_bytes(sums, a, load(w));
       w += 2 * kN;
-      a += 4 * M;  // two codes of 16 bits
+      a += 4 * M;
+    }
+    sums.write(acc);
+  }
+};
+
+struct A8T4 {
+  static constexpr int kM = kTokens, kN = kRows, kZero = 0;
+  template <int M>
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+    const __m256i levels =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(call.levels)));
+    Sums<Words, M> sums;
+    for (int pair = 0; pair < call.group_count; ++pair) {
+      const __m256i both = load(w);
+      add_bytes(sums, a, _mm256_shuffle_epi8(levels, low_nibbles(both)));
+      add_bytes(sums, a + 4 * M, _mm256_shuffle_epi8(levels, high_nibbles(both)));
+      w += 2 * kN;
+      a += 8 * M;
     }
     sums.write(acc);
   }
@@ -117,6 +140,7 @@ inline __m128i low_bytes(__m256i v) {
 void matmul_a8_w8_6x16x2_avx2(const MatmulCall& call) { for_each_tile<InMemory<A8W8>>(call); }
 void matmul_a8_w4_6x16x4_avx2(const MatmulCall& call) { for_each_tile<InMemory<W4<4>>>(call); }
 void matmul_a4_w4_6x16x4_avx2(const MatmulCall& call) { for_each_tile<InMemory<W4<64>>>(call); }
+void matmul_a8_t4_6x16x2_avx2(const MatmulCall& call) { for_each_tile<InMemory<A8T4>>(call); }
 
 void quantize_avx2(const float* x, int n, float inverse_step, int low, int high, int8_t* codes) {
   uint8_t* bytes = reinterpret_cast<uint8_t*>(codes);

@@ -22,6 +22,12 @@ struct Zmm {
   static Type splat(int32_t x) { return _mm512_set1_epi32(x); }
   static Type subtract(Type a, Type b) { return _mm512_sub_epi32(a, b); }
   static Type times128(Type v) { return _mm512_slli_epi32(v, 7); }
+  static Type unsigned_table(const int8_t* levels) {
+    const __m128i signed_levels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(levels));
+    const __m128i table = _mm_xor_si128(signed_levels, _mm_set1_epi8(-128));
+    return _mm512_maskz_broadcast_i32x4(0xffff, table);  // GCC 12 warns of the one without a mask
+  }
+  static Type lookup(Type table, Type nibbles) { return _mm512_shuffle_epi8(table, nibbles); }
 
   using FloatType = __m512;
   static FloatType splat(float x) { return _mm512_set1_ps(x); }
@@ -40,6 +46,10 @@ void matmul_a8_w8_12x32x4_avx512vnni(const MatmulCall& call) {
 
 void matmul_a8_w4_12x32x4_avx512vnni(const MatmulCall& call) {
   for_each_tile<VnniW4<Zmm, 12>>(call);
+}
+
+void matmul_a8_t4_12x32x4_avx512vnni(const MatmulCall& call) {
+  for_each_tile<VnniT4<Zmm, 12>>(call);
 }
 
 // Rounds in the default mode, ties to even; comparing with itself finds NaN.

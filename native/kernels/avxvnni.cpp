@@ -25,6 +25,11 @@ struct Ymm {
   static Type splat(int32_t x) { return _mm256_set1_epi32(x); }
   static Type subtract(Type a, Type b) { return _mm256_sub_epi32(a, b); }
   static Type times128(Type v) { return _mm256_slli_epi32(v, 7); }
+  static Type unsigned_table(const int8_t* levels) {
+    const __m128i signed_levels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(levels));
+    return _mm256_broadcastsi128_si256(_mm_xor_si128(signed_levels, _mm_set1_epi8(-128)));
+  }
+  static Type lookup(Type table, Type nibbles) { return _mm256_shuffle_epi8(table, nibbles); }
 
   using FloatType = __m256;
   static FloatType splat(float x) { return _mm256_set1_ps(x); }
@@ -39,5 +44,6 @@ struct Ymm {
 
 void matmul_a8_w8_6x16x4_avxvnni(const MatmulCall& call) { for_each_tile<VnniW8<Ymm, 6>>(call); }
 void matmul_a8_w4_6x16x4_avxvnni(const MatmulCall& call) { for_each_tile<VnniW4<Ymm, 6>>(call); }
+void matmul_a8_t4_6x16x4_avxvnni(const MatmulCall& call) { for_each_tile<VnniT4<Ymm, 6>>(call); }
 
 }  // namespace squat::kernels

@@ -19,7 +19,7 @@ size_t align_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * k
 int element_bytes(const Kernel& kernel) { return kernel.form == ActivationForm::kWide ? 2 : 1; }
 
 // Groups that lie in one stored byte of the weights.
-int groups_per_byte(const Kernel& kernel) { return kernel.weight_bits == 4 ? 2 : 1; }
+int groups_per_byte(const Kernel& kernel) { return 8 / bits_of(kernel.weights); }
 
 int stored_groups(const Kernel& kernel, int inner) {
   return divide_up(inner, kernel.k * groups_per_byte(kernel));
@@ -35,30 +35,33 @@ size_t row_bytes(const Kernel& kernel, int inner) {
 }
 
 bool same_weight_layout(const Kernel& a, const Kernel& b) {
-  return a.weight_bits == b.weight_bits && a.n == b.n && a.k == b.k && a.zero == b.zero;
+  return a.weights == b.weights && a.n == b.n && a.k == b.k && a.zero == b.zero;
 }
-
-int width_index(int bits) { return bits == 4; }
 
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------
 // The table and the choice
 
+const char* name_of(WeightForm weights) {
+  static constexpr const char* kNames[] = {"w8", "w4", "t4"};
+  return kNames[static_cast<int>(weights)];
+}
+
 const std::vector<Kernel>& table() {
   static const std::vector<Kernel> rows = {
 #define SQUAT_ISA(name, features, quantizer)
-#define SQUAT_MATMUL(a, w, m, n, k, zero, form, isa)    \
-  {"matmul_a" #a "_w" #w "_" #m "x" #n "x" #k "_" #isa, \
-   #isa,                                                \
-   a,                                                   \
-   w,                                                   \
-   m,                                                   \
-   n,                                                   \
-   k,                                                   \
-   zero,                                                \
-   ActivationForm::form,                                \
-   matmul_a##a##_w##w##_##m##x##n##x##k##_##isa},
+#define SQUAT_MATMUL(a, w, m, n, k, zero, form, isa)   \
+  {"matmul_a" #a "_" #w "_" #m "x" #n "x" #k "_" #isa, \
+   #isa,                                               \
+   a,                                                  \
+   WeightForm::w,                                      \
+   m,                                                  \
+   n,                                                  \
+   k,                                                  \
+   zero,                                               \
+   ActivationForm::form,                               \
+   matmul_a##a##_##w##_##m##x##n##x##k##_##isa},
 #include "kernels.inc"
 #undef SQUAT_ISA
 #undef SQUAT_MATMUL
@@ -96,11 +99,11 @@ std::string join(const std::vector<std::string>& names) {
 
 // The first kernel of the ISA that reads such activations; with `layout`, only one that reads
 // weights packed for it. A kernel for exactly this width is preferred to a wider one.
-const Kernel* find_kernel(const Isa& isa, int activation_bits, int weight_bits,
+const Kernel* find_kernel(const Isa& isa, int activation_bits, WeightForm weights,
                           const Kernel* layout) {
   const Kernel* wider = nullptr;
   for (const Kernel& kernel : table()) {
-    if (std::strcmp(kernel.isa, isa.name) != 0 || kernel.weight_bits != weight_bits) continue;
+    if (std::strcmp(kernel.isa, isa.name) != 0 || kernel.weights != weights) continue;
     if (layout != nullptr && !same_weight_layout(kernel, *layout)) continue;
     if (kernel.activation_bits == activation_bits) return &kernel;
     if (kernel.activation_bits > activation_bits && wider == nullptr) wider = &kernel;
@@ -111,10 +114,10 @@ const Kernel* find_kernel(const Isa& isa, int activation_bits, int weight_bits,
 Choice choice_for(const Isa& isa) {
   Choice choice;
   choice.isa = &isa;
-  for (int weight_bits : {8, 4}) {
-    const Kernel* wide = find_kernel(isa, 8, weight_bits, nullptr);
-    choice.kernel[0][width_index(weight_bits)] = wide;
-    choice.kernel[1][width_index(weight_bits)] = find_kernel(isa, 4, weight_bits, wide);
+  for (const WeightForm weights : kWeightForms) {
+    const Kernel* wide = find_kernel(isa, 8, weights, nullptr);
+    choice.kernel[0][static_cast<int>(weights)] = wide;
+    choice.kernel[1][static_cast<int>(weights)] = find_kernel(isa, 4, weights, wide);
   }
   return choice;
 }
@@ -150,13 +153,13 @@ bool choose(const char* pin, Choice* choice, std::string* error) {
 
 Choice choice_of(const Kernel& kernel) {
   Choice choice = choice_for(*find_isa(kernel.isa));
-  const int w = width_index(kernel.weight_bits);
+  const int w = static_cast<int>(kernel.weights);
   choice.kernel[0][w] = choice.kernel[1][w] = &kernel;
   return choice;
 }
 
-std::string explain(const Choice& choice, int activation_bits, int weight_bits) {
-  const Kernel& kernel = choice.matmul(activation_bits, weight_bits);
+std::string explain(const Choice& choice, int activation_bits, WeightForm weights) {
+  const Kernel& kernel = choice.matmul(activation_bits, weights);
   std::string text = kernel.name;
   text += choice.pinned ? ": SQUAT_ISA=" + std::string(choice.isa->name)
                         : ": " + std::string(choice.isa->name) + " is the best ISA of this CPU";
@@ -171,8 +174,8 @@ std::string explain(const Choice& choice, int activation_bits, int weight_bits) 
 
 namespace {
 
-const Kernel& layout_of(const Choice& choice, int weight_bits) {
-  return choice.matmul(8, weight_bits);
+const Kernel& layout_of(const Choice& choice, WeightForm weights) {
+  return choice.matmul(8, weights);
 }
 
 // Calls body(byte, row) for every row with the byte that holds its code of one column.
@@ -197,22 +200,26 @@ bool in_low_nibble(const PackedMatrix& matrix, int column) {
 // The code whose last four bits are those of `held` less the offset.
 int nibble_code(int held, int zero) { return ((held - zero + 8) & 15) - 8; }
 
+// What a 4-bit code stands for.
+int value_of(int code, const int8_t* levels) { return levels == nullptr ? code : levels[code + 8]; }
+
 }  // namespace
 
-size_t packed_bytes(const Choice& choice, int weight_bits, int rows, int inner) {
-  const Kernel& layout = layout_of(choice, weight_bits);
+size_t packed_bytes(const Choice& choice, WeightForm weights, int rows, int inner) {
+  const Kernel& layout = layout_of(choice, weights);
   return divide_up(rows, layout.n) * stored_groups(layout, inner) * group_bytes(layout);
 }
 
-PackedMatrix packed_matrix(const Choice& choice, int weight_bits, int rows, int inner,
-                           uint8_t* data) {
-  const Kernel& layout = layout_of(choice, weight_bits);
+PackedMatrix packed_matrix(const Choice& choice, WeightForm weights, int rows, int inner,
+                           uint8_t* data, const int8_t* levels) {
+  const Kernel& layout = layout_of(choice, weights);
   PackedMatrix matrix;
   matrix.layout = &layout;
   matrix.rows = rows;
   matrix.inner = inner;
   matrix.data = data;
   matrix.panel_stride = stored_groups(layout, inner) * group_bytes(layout);
+  matrix.levels = levels;
   return matrix;
 }
 
@@ -329,15 +336,15 @@ void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes) {
   uint8_t* to =
       matrix.data + row / layout.n * matrix.panel_stride + size_t(row % layout.n) * layout.k;
   with_group_size(layout, [&](auto k) {
-    pack_groups<k, typename Piece<k>::Word>(codes, matrix.inner, layout.zero, layout.weight_bits,
-                                            group_bytes(layout), to);
+    pack_groups<k, typename Piece<k>::Word>(codes, matrix.inner, layout.zero,
+                                            bits_of(layout.weights), group_bytes(layout), to);
   });
 }
 
 void pack_column(const PackedMatrix& matrix, int column, const int8_t* codes) {
   const Kernel& layout = *matrix.layout;
   const int group = column / layout.k, lane = column % layout.k;
-  const int bits = layout.weight_bits;
+  const int bits = bits_of(layout.weights);
   const bool high = bits == 4 && !in_low_nibble(matrix, column);
   uint8_t* panel = matrix.data + group / groups_per_byte(layout) * group_bytes(layout);
   with_group_size(layout, [&](auto k) {
@@ -361,7 +368,8 @@ void pack_column_groups(const PackedMatrix& matrix, int column, const int8_t* co
   with_group_size(layout, [&](auto k) {
     for (int first = 0; first < matrix.rows; first += layout.n, to += matrix.panel_stride) {
       const int rows = std::min(layout.n, matrix.rows - first);
-      pack_lanes<k>(codes + first, size_t(matrix.rows), rows, layout.zero, layout.weight_bits, to);
+      pack_lanes<k>(codes + first, size_t(matrix.rows), rows, layout.zero, bits_of(layout.weights),
+                    to);
     }
   });
 }
@@ -387,12 +395,13 @@ void KeyPool::prefetch(int begin, int end, int of) const {
   prefetch_lines(matrix.data, used_bytes(), begin, end, of);
 }
 
-size_t KeyPool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
-  return packed_bytes(choice, bits, capacity, head_dim);
+size_t KeyPool::bytes(const Choice& choice, WeightForm form, int head_dim, int capacity) {
+  return packed_bytes(choice, form, capacity, head_dim);
 }
 
-KeyPool KeyPool::empty(const Choice& choice, int bits, int head_dim, uint8_t* data) {
-  return {packed_matrix(choice, bits, 0, head_dim, data)};
+KeyPool KeyPool::empty(const Choice& choice, WeightForm form, int head_dim, uint8_t* data,
+                       const int8_t* levels) {
+  return {packed_matrix(choice, form, 0, head_dim, data, levels)};
 }
 
 void KeyPool::append(const int8_t* codes, int tokens) {
@@ -401,13 +410,14 @@ void KeyPool::append(const int8_t* codes, int tokens) {
 
 size_t ValuePool::sums_bytes(int head_dim) { return align_up(size_t(head_dim) * sizeof(int32_t)); }
 
-size_t ValuePool::bytes(const Choice& choice, int bits, int head_dim, int capacity) {
-  return sums_bytes(head_dim) + packed_bytes(choice, bits, head_dim, capacity);
+size_t ValuePool::bytes(const Choice& choice, WeightForm form, int head_dim, int capacity) {
+  return sums_bytes(head_dim) + packed_bytes(choice, form, head_dim, capacity);
 }
 
-ValuePool ValuePool::empty(const Choice& choice, int bits, int head_dim, int capacity,
-                           uint8_t* data) {
-  ValuePool pool{packed_matrix(choice, bits, head_dim, capacity, data + sums_bytes(head_dim))};
+ValuePool ValuePool::empty(const Choice& choice, WeightForm form, int head_dim, int capacity,
+                           uint8_t* data, const int8_t* levels) {
+  ValuePool pool{
+      packed_matrix(choice, form, head_dim, capacity, data + sums_bytes(head_dim), levels)};
   pool.matrix.inner = 0;
   return pool;
 }
@@ -421,7 +431,11 @@ void ValuePool::append(const int8_t* codes, int tokens) {
   int32_t* __restrict to = sums();  // codes are bytes, which could be part of anything
   for (int t = 0; t < tokens; ++t) {
     const int8_t* of_token = codes + size_t(t) * rows;
-    for (int i = 0; i < rows; ++i) to[i] += of_token[i];
+    if (matrix.levels == nullptr) {
+      for (int i = 0; i < rows; ++i) to[i] += of_token[i];
+    } else {
+      for (int i = 0; i < rows; ++i) to[i] += value_of(of_token[i], matrix.levels);
+    }
   }
   const int whole = matrix.layout->k * groups_per_byte(*matrix.layout);
   while (tokens > 0) {
@@ -463,13 +477,15 @@ void ValuePool::truncate(int count) {
   }
   for (; matrix.inner > count; --matrix.inner) {
     const int column = matrix.inner - 1;
-    if (matrix.layout->weight_bits == 8) {
+    if (matrix.layout->weights == WeightForm::w8) {
       for_each_row(matrix, column,
                    [=](uint8_t& byte, int row) { to[row] -= static_cast<int8_t>(byte - zero); });
     } else {
       const int shift = in_low_nibble(matrix, column) ? 0 : 4;
-      for_each_row(matrix, column,
-                   [=](uint8_t& byte, int row) { to[row] -= nibble_code(byte >> shift, zero); });
+      const int8_t* levels = matrix.levels;
+      for_each_row(matrix, column, [=](uint8_t& byte, int row) {
+        to[row] -= value_of(nibble_code(byte >> shift, zero), levels);
+      });
     }
   }
 }
@@ -654,10 +670,10 @@ void pack_tiles(const Source<Code>& source, const Prepared::Group& group, uint8_
 }
 
 template <class Code>
-Prepared prepare_rows(const Choice& choice, int weight_bits, const Source<Code>& source,
+Prepared prepare_rows(const Choice& choice, WeightForm weights, const Source<Code>& source,
                       void* buffer, ThreadPool* threads) {
-  const Kernel* wide = &choice.matmul(8, weight_bits);
-  const Kernel* narrow = &choice.matmul(4, weight_bits);
+  const Kernel* wide = &choice.matmul(8, weights);
+  const Kernel* narrow = &choice.matmul(4, weights);
 
   uint8_t* at = static_cast<uint8_t*>(buffer);
   const size_t array_bytes = align_up(size_t(source.rows) * 4);
@@ -687,7 +703,7 @@ Prepared prepare_rows(const Choice& choice, int weight_bits, const Source<Code>&
   Prepared prepared;
   prepared.rows = source.rows;
   prepared.inner = source.inner;
-  prepared.weight_bits = weight_bits;
+  prepared.weights = weights;
   prepared.order = order;
   prepared.sums = sums;
   prepared.steps = steps;
@@ -713,23 +729,23 @@ Prepared prepare_rows(const Choice& choice, int weight_bits, const Source<Code>&
 
 size_t prepared_bytes(const Choice& choice, int rows, int inner) {
   size_t widest = 0;
-  for (const auto& by_weight : choice.kernel) {
-    for (const Kernel* kernel : by_weight) widest = std::max(widest, row_bytes(*kernel, inner));
+  for (const auto& by_weights : choice.kernel) {
+    for (const Kernel* kernel : by_weights) widest = std::max(widest, row_bytes(*kernel, inner));
   }
   return 3 * align_up(size_t(rows) * 4) + rows * widest + 2 * kAlignment;
 }
 
-Prepared prepare(const Choice& choice, int weight_bits, const ActivationRows& rows, void* buffer,
+Prepared prepare(const Choice& choice, WeightForm weights, const ActivationRows& rows, void* buffer,
                  ThreadPool* threads) {
   const Source<int8_t> source{rows.codes, rows.stride, rows.rows,
                               rows.inner, rows.bits,   rows.steps};
-  return prepare_rows(choice, weight_bits, source, buffer, threads);
+  return prepare_rows(choice, weights, source, buffer, threads);
 }
 
-Prepared prepare(const Choice& choice, int weight_bits, const ProbabilityRows& rows, void* buffer,
-                 ThreadPool* threads) {
+Prepared prepare(const Choice& choice, WeightForm weights, const ProbabilityRows& rows,
+                 void* buffer, ThreadPool* threads) {
   const Source<uint8_t> source{rows.codes, rows.stride, rows.rows, rows.inner, nullptr, nullptr};
-  return prepare_rows(choice, weight_bits, source, buffer, threads);
+  return prepare_rows(choice, weights, source, buffer, threads);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -739,7 +755,7 @@ namespace {
 
 void run_groups(const Prepared& rows, const PackedMatrix& weights, const int32_t* column_sums,
                 const Output& out, int panel_begin, int panel_end) {
-  assert(weights.layout->weight_bits == rows.weight_bits && weights.inner == rows.inner);
+  assert(weights.layout->weights == rows.weights && weights.inner == rows.inner);
   for (const Prepared::Group& group : rows.group) {
     if (group.begin == group.end) continue;
     const Kernel& kernel = *group.kernel;
@@ -753,6 +769,7 @@ void run_groups(const Prepared& rows, const PackedMatrix& weights, const int32_t
     call.steps = rows.steps + group.begin;
     call.panels = weights.data;
     call.panel_stride = weights.panel_stride;
+    call.levels = weights.levels;
     call.group_count = stored_groups(kernel, rows.inner);
     call.columns = weights.rows;
     call.panel_begin = panel_begin;

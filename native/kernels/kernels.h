@@ -2,10 +2,11 @@
 //
 // A product has M tokens of 8- or 4-bit activation codes on one side and N rows of 8- or 4-bit
 // weight codes on the other, and is an exact int32 sum over the whole inner dimension K, because
-// every row of either side has one step for all of K. Its parts:
+// every row of either side has one step for all of K. On the other side 4-bit codes may stand for
+// sixteen levels of 8 bits, in a table. Its parts:
 //
-//   choose()      picks the instruction set (ISA) and with it one micro-kernel for every pair of
-//                 widths, out of the one table in kernels.inc
+//   choose()      picks the instruction set (ISA) and with it one micro-kernel for every width of
+//                 activations and form of weights, out of the one table in kernels.inc
 //   PackedMatrix  the right-hand side in the layout of its kernel: weights (packed once, at load),
 //                 cached keys (rows are appended) or cached values (columns are appended)
 //   prepare()     the left-hand side: groups the tokens by width, so that each group's kernel is
@@ -56,13 +57,22 @@ enum class ActivationForm : uint8_t {
   kWide,     // int16, the code
 };
 
+// What the codes of the right-hand side are: 8 bits, 4 bits, or 4 bits of which code i stands for
+// level i + 8 of a table.
+enum class WeightForm : uint8_t { w8, w4, t4 };
+inline constexpr WeightForm kWeightForms[] = {WeightForm::w8, WeightForm::w4, WeightForm::t4};
+
+constexpr WeightForm plain_weights(int bits) { return bits == 8 ? WeightForm::w8 : WeightForm::w4; }
+constexpr int bits_of(WeightForm weights) { return weights == WeightForm::w8 ? 8 : 4; }
+const char* name_of(WeightForm weights);
+
 // One row of the table: a micro-kernel that multiplies tiles of m tokens with panels of n weight
 // rows, k codes of the inner dimension at a time.
 struct Kernel {
-  const char* name;     // matmul_a<bits>_w<bits>_<m>x<n>x<k>_<isa>
+  const char* name;     // matmul_a<bits>_<weights>_<m>x<n>x<k>_<isa>
   const char* isa;      // name of its Isa
   int activation_bits;  // widest activation codes that it can read; 8 reads 4-bit codes as well
-  int weight_bits;
+  WeightForm weights;
   int m, n, k;
   int zero;  // weights are held as code + zero
   ActivationForm form;
@@ -84,13 +94,13 @@ const Isa* find_isa(const char* name);  // nullptr if it is not compiled in
 // The kernels that an engine uses. A plain value: copy it, share it between threads.
 struct Choice {
   const Isa* isa = nullptr;
-  // [activations 8 | 4][weights 8 | 4]. Both rows of a column read the same weight layout; where
+  // [activations 8 | 4][WeightForm]. Both rows of a column read the same weight layout; where
   // one kernel is the best for both activation widths, they are the same kernel.
-  const Kernel* kernel[2][2] = {};
+  const Kernel* kernel[2][3] = {};
   bool pinned = false;
 
-  const Kernel& matmul(int activation_bits, int weight_bits) const {
-    return *kernel[activation_bits == 4][weight_bits == 4];
+  const Kernel& matmul(int activation_bits, WeightForm weights) const {
+    return *kernel[activation_bits == 4][static_cast<int>(weights)];
   }
 };
 
@@ -98,12 +108,12 @@ struct Choice {
 // leaves it open). Returns false and a one-line message if the name is unknown or the CPU lacks it.
 bool choose(const char* pin, Choice* choice, std::string* error);
 
-// A choice that uses `kernel` for every product of its weight width: for tests and benchmarks. With
+// A choice that uses `kernel` for every product of its weights: for tests and benchmarks. With
 // a 4-bit-activation kernel such products must be given 4-bit rows only.
 Choice choice_of(const Kernel& kernel);
 
 // Which kernel computes a product and why, in one sentence, for people.
-std::string explain(const Choice& choice, int activation_bits, int weight_bits);
+std::string explain(const Choice& choice, int activation_bits, WeightForm weights);
 
 // ---------------------------------------------------------------------------------------------
 // The right-hand side
@@ -118,11 +128,12 @@ struct PackedMatrix {
   int inner = 0;            // K
   size_t panel_stride = 0;  // bytes from a panel to the next
   uint8_t* data = nullptr;
+  const int8_t* levels = nullptr;  // of WeightForm::t4: sixteen, which outlive the matrix
 };
 
-size_t packed_bytes(const Choice& choice, int weight_bits, int rows, int inner);
-PackedMatrix packed_matrix(const Choice& choice, int weight_bits, int rows, int inner,
-                           uint8_t* data);
+size_t packed_bytes(const Choice& choice, WeightForm weights, int rows, int inner);
+PackedMatrix packed_matrix(const Choice& choice, WeightForm weights, int rows, int inner,
+                           uint8_t* data, const int8_t* levels = nullptr);
 
 // Writes one row of `inner` codes, or one column of `rows` codes. Rows of different panels (row /
 // layout->n) may be written by different threads.
@@ -133,11 +144,13 @@ void pack_column(const PackedMatrix& matrix, int column, const int8_t* codes);
 struct KeyPool {
   PackedMatrix matrix;  // rows = tokens appended so far
 
-  static size_t bytes(const Choice& choice, int bits, int head_dim, int capacity);
+  static size_t bytes(const Choice& choice, WeightForm form, int head_dim, int capacity);
   // An empty pool in zeroed memory of bytes(...).
-  static KeyPool empty(const Choice& choice, int bits, int head_dim, uint8_t* data);
+  static KeyPool empty(const Choice& choice, WeightForm form, int head_dim, uint8_t* data,
+                       const int8_t* levels = nullptr);
 
   int count() const { return matrix.rows; }
+  WeightForm form() const { return matrix.layout->weights; }
   // The bytes that a product reads and the next token's codes are written to, and a request for the
   // share from begin / of to end / of of them, to be in the second-level cache soon.
   size_t used_bytes() const;
@@ -149,16 +162,18 @@ struct KeyPool {
 
 // The values of one head and one width, in order of position: token t is column t. Panels have room
 // for the whole capacity, so that decoding reads each from end to end. The buffer
-// starts with the sum of the codes of each column of the head (int32 x head_dim), by which a
-// product with unsigned probabilities is corrected.
+// starts with the sum of the codes (or levels) of each column of the head (int32 x head_dim), by
+// which a product with unsigned probabilities is corrected.
 struct ValuePool {
   PackedMatrix matrix;  // inner = tokens appended so far; data = buffer + sums_bytes(head_dim)
 
-  static size_t bytes(const Choice& choice, int bits, int head_dim, int capacity);
-  static ValuePool empty(const Choice& choice, int bits, int head_dim, int capacity, uint8_t* data);
+  static size_t bytes(const Choice& choice, WeightForm form, int head_dim, int capacity);
+  static ValuePool empty(const Choice& choice, WeightForm form, int head_dim, int capacity,
+                         uint8_t* data, const int8_t* levels = nullptr);
   static size_t sums_bytes(int head_dim);
 
   int count() const { return matrix.inner; }
+  WeightForm form() const { return matrix.layout->weights; }
   size_t used_bytes() const;  // like a KeyPool's
   void prefetch(int begin, int end, int of) const;
   int32_t* sums() const;
@@ -200,7 +215,7 @@ struct Prepared {
   };
   int rows = 0;
   int inner = 0;
-  int weight_bits = 0;
+  WeightForm weights = WeightForm::w8;
   Group group[2];                  // empty groups are never run
   const int32_t* order = nullptr;  // token of a packed row
   const int32_t* sums = nullptr;   // sum of a packed row's codes
@@ -210,12 +225,12 @@ struct Prepared {
 // Bytes that prepare() needs for any widths of rows and weights.
 size_t prepared_bytes(const Choice& choice, int rows, int inner);
 
-// For products with matrices of `weight_bits`. Fills `buffer` (at least prepared_bytes, aligned to
+// For products with matrices of these weights. Fills `buffer` (at least prepared_bytes, aligned to
 // kAlignment), which must stay as long as the result is used. With a thread pool the work is split.
-Prepared prepare(const Choice& choice, int weight_bits, const ActivationRows& rows, void* buffer,
+Prepared prepare(const Choice& choice, WeightForm weights, const ActivationRows& rows, void* buffer,
                  ThreadPool* threads = nullptr);
-Prepared prepare(const Choice& choice, int weight_bits, const ProbabilityRows& rows, void* buffer,
-                 ThreadPool* threads = nullptr);
+Prepared prepare(const Choice& choice, WeightForm weights, const ProbabilityRows& rows,
+                 void* buffer, ThreadPool* threads = nullptr);
 
 // ---------------------------------------------------------------------------------------------
 // Products
@@ -268,7 +283,7 @@ struct Aside {
   }
 };
 
-// Products of the same prepared rows with `count` matrices, all of the rows' weight_bits and inner.
+// Products of the same prepared rows with `count` matrices, all of the rows' weights and inner.
 void matmul(const Prepared& rows, const Product* products, int count, ThreadPool* threads = nullptr,
             const Aside* aside = nullptr);
 

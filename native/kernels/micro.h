@@ -29,10 +29,12 @@ struct MatmulCall {
   // Right: see PackedMatrix. `group_count` counts stored groups: pairs of groups for 4 bits.
   const uint8_t* panels;
   size_t panel_stride;
+  const int8_t* levels;  // of t4
   int group_count;
   int columns;  // N
   int panel_begin, panel_end;
-  // N sums of the codes of a column if the rows hold a probability minus 128, else nullptr.
+  // N sums of the codes (of `levels` the levels) of a column if the rows hold a probability minus
+  // 128, else nullptr.
   const int32_t* column_sums;
   Output out;
 };
@@ -171,7 +173,7 @@ namespace squat::kernels {
   void quantize_##quantizer(const float* x, int n, float inverse_step, int low, int high, \
                             int8_t* codes);
 #define SQUAT_MATMUL(a, w, m, n, k, zero, form, isa) \
-  void matmul_a##a##_w##w##_##m##x##n##x##k##_##isa(const MatmulCall& call);
+  void matmul_a##a##_##w##_##m##x##n##x##k##_##isa(const MatmulCall& call);
 #include "kernels.inc"
 #undef SQUAT_ISA
 #undef SQUAT_MATMUL

@@ -7,7 +7,8 @@
 // 8-bit x 4-bit. SMLAL adds eight products of up to 2^10 to 16-bit lanes, 31 times before they
 // could overflow. Four instructions for 32 multiplications.
 //
-// 8-bit x 8-bit. One product fills 16 bits: SMULL, then SADALP to 32. Eight for 32.
+// 8-bit x 8-bit. One product fills 16 bits: SMULL, then SADALP to 32. Eight for 32. 4-bit codes
+// that stand for levels are looked up, sixteen by one TBL, and go the same way.
 //
 // The paper's INT4 multiplier is kept beside the first for comparison: two 4-bit weights of
 // adjacent rows in one 16-bit lane, times one activation that they share. Two steps fit before the
@@ -25,6 +26,8 @@ SQUAT_INLINE int8x16_t load(const uint8_t* from) {
 }
 SQUAT_INLINE int8x16_t low_nibbles(int8x16_t v) { return vshrq_n_s8(vshlq_n_s8(v, 4), 4); }
 SQUAT_INLINE int8x16_t high_nibbles(int8x16_t v) { return vshrq_n_s8(v, 4); }
+SQUAT_INLINE uint8x16_t low_indices(uint8x16_t v) { return vandq_u8(v, vdupq_n_u8(15)); }
+SQUAT_INLINE uint8x16_t high_indices(uint8x16_t v) { return vshrq_n_u8(v, 4); }
 
 // Adds up the lanes of four sums: the results of four neighbouring weight rows.
 SQUAT_INLINE int32x4_t add_across(const int32x4_t* sums) {
@@ -87,27 +90,66 @@ struct W4 {
   }
 };
 
+// Sums of products of bytes, in 32 bits.
+template <int M, int N>
+struct ByteSums {
+  int32x4_t at[M * N];
+
+  SQUAT_INLINE ByteSums() {
+    unroll<M * N>([&](auto i) SQUAT_LAMBDA { at[i] = vdupq_n_s32(0); });
+  }
+
+  // Multiplies sixteen codes of M tokens with sixteen of each row, row(j).
+  template <class Row>
+  SQUAT_INLINE void add_group(const uint8_t* a, Row row) {
+    int8x16_t codes[M];
+    unroll<M>([&](auto i) SQUAT_LAMBDA { codes[i] = load(a + 16 * i); });
+    unroll<N>([&](auto j) SQUAT_LAMBDA {
+      const int8x16_t of_row = row(j);
+      unroll<M>([&](auto i) SQUAT_LAMBDA {
+        auto& sum = at[i * N + j];
+        sum = vpadalq_s16(sum, vmull_s8(vget_low_s8(of_row), vget_low_s8(codes[i])));
+        sum = vpadalq_s16(sum, vmull_high_s8(of_row, codes[i]));
+      });
+    });
+  }
+
+  SQUAT_INLINE void write(int32_t* acc) const {
+    unroll<M>([&](auto i) SQUAT_LAMBDA { vst1q_s32(acc + i * N, add_across(at + i * N)); });
+  }
+};
+
 struct A8W8 {
   static constexpr int kM = 4, kN = 4, kZero = 0;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
-    int32x4_t sums[M * kN];
-    unroll<M * kN>([&](auto i) SQUAT_LAMBDA { sums[i] = vdupq_n_s32(0); });
+    ByteSums<M, kN> sums;
     for (int group = 0; group < call.group_count; ++group) {
-      int8x16_t codes[M];
-      unroll<M>([&](auto i) SQUAT_LAMBDA { codes[i] = load(a + 16 * i); });
-      unroll<kN>([&](auto j) SQUAT_LAMBDA {
-        const int8x16_t row = load(w + 16 * j);
-        unroll<M>([&](auto i) SQUAT_LAMBDA {
-          auto& sum = sums[i * kN + j];
-          sum = vpadalq_s16(sum, vmull_s8(vget_low_s8(row), vget_low_s8(codes[i])));
-          sum = vpadalq_s16(sum, vmull_high_s8(row, codes[i]));
-        });
-      });
+      sums.add_group(a, [&](auto j) SQUAT_LAMBDA { return load(w + 16 * j); });
       w += 16 * kN;
       a += 16 * M;
     }
-    unroll<M>([&](auto i) SQUAT_LAMBDA { vst1q_s32(acc + i * kN, add_across(sums + i * kN)); });
+    sums.write(acc);
+  }
+};
+
+struct A8T4 {
+  static constexpr int kM = 4, kN = 4, kZero = 0;
+  template <int M>
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+    const int8x16_t levels = vld1q_s8(call.levels);
+    ByteSums<M, kN> sums;
+    for (int pair = 0; pair < call.group_count; ++pair) {
+      sums.add_group(a, [&](auto j) SQUAT_LAMBDA {
+        return vqtbl1q_s8(levels, low_indices(vld1q_u8(w + 16 * j)));
+      });
+      sums.add_group(a + 16 * M, [&](auto j) SQUAT_LAMBDA {
+        return vqtbl1q_s8(levels, high_indices(vld1q_u8(w + 16 * j)));
+      });
+      w += 16 * kN;
+      a += 32 * M;
+    }
+    sums.write(acc);
   }
 };
 
@@ -186,6 +228,7 @@ SQUAT_INLINE int16x4_t quantize_four(float32x4_t x, float32x4_t inverse, float32
 void matmul_a8_w8_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<A8W8>>(call); }
 void matmul_a8_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<W4<A8W4>>>(call); }
 void matmul_a4_w4_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<W4<A4W4>>>(call); }
+void matmul_a8_t4_4x4x16_neon(const MatmulCall& call) { for_each_tile<InMemory<A8T4>>(call); }
 void matmul_a4_w4_8x16x1_neon(const MatmulCall& call) {
   for_each_tile<InMemory<Concatenated>>(call);
 }

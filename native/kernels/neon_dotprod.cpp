@@ -4,7 +4,8 @@
 // A vector of weights holds four codes of k for each of four rows, a vector of activations the same
 // four of k for each of four tokens, of which the instruction selects one. Nibbles stay in the
 // upper half of their byte, that is times 16, which takes one instruction instead of two or three;
-// the sums are divided by 16 at the end, exactly.
+// the sums are divided by 16 at the end, exactly. Nibbles that stand for levels are looked up
+// (TBL).
 #include <arm_neon.h>
 
 #include "micro.h"
@@ -90,9 +91,31 @@ struct W4 {
   }
 };
 
+struct T4 {
+  static constexpr int kM = kTokens, kN = kRows, kZero = 0;
+  template <int M>
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+    const int8x16_t levels = vld1q_s8(call.levels);
+    const auto low = [&](uint8x16_t v)
+                         SQUAT_LAMBDA { return vqtbl1q_s8(levels, vandq_u8(v, vdupq_n_u8(15))); };
+    const auto high = [&](uint8x16_t v)
+                          SQUAT_LAMBDA { return vqtbl1q_s8(levels, vshrq_n_u8(v, 4)); };
+    Sums<M> sums;
+    for (int pair = 0; pair < call.group_count; ++pair) {
+      const uint8x16_t w0 = vld1q_u8(w), w1 = vld1q_u8(w + 16);
+      sums.add_group(a, low(w0), low(w1));
+      sums.add_group(a + 4 * M, high(w0), high(w1));
+      w += 4 * kN;
+      a += 8 * M;
+    }
+    sums.template write<0>(acc);
+  }
+};
+
 }  // namespace
 
 void matmul_a8_w8_8x8x4_dotprod(const MatmulCall& call) { for_each_tile<InMemory<W8>>(call); }
 void matmul_a8_w4_8x8x4_dotprod(const MatmulCall& call) { for_each_tile<InMemory<W4>>(call); }
+void matmul_a8_t4_8x8x4_dotprod(const MatmulCall& call) { for_each_tile<InMemory<T4>>(call); }
 
 }  // namespace squat::kernels

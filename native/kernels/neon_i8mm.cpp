@@ -3,7 +3,8 @@
 //
 // A vector holds eight codes of k for two tokens or for two weight rows; a sum holds the four
 // results of two tokens and two rows. Nibbles stay in the upper half of their byte, that is times
-// 16, and the sums are divided by 16 at the end, exactly.
+// 16, and the sums are divided by 16 at the end, exactly. Nibbles that stand for levels are looked
+// up (TBL).
 #include <arm_neon.h>
 
 #include "micro.h"
@@ -92,9 +93,32 @@ struct W4 {
   }
 };
 
+struct T4 {
+  static constexpr int kM = kTokens, kN = kRows, kZero = 0;
+  template <int M>
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+    const int8x16_t levels = vld1q_s8(call.levels);
+    Sums<M> sums;
+    for (int pair = 0; pair < call.group_count; ++pair) {
+      int8x16_t low[kRows / 2], high[kRows / 2];
+      unroll<kRows / 2>([&](auto j) SQUAT_LAMBDA {
+        const uint8x16_t both = vld1q_u8(w + 16 * j);
+        low[j] = vqtbl1q_s8(levels, vandq_u8(both, vdupq_n_u8(15)));
+        high[j] = vqtbl1q_s8(levels, vshrq_n_u8(both, 4));
+      });
+      sums.add_group(a, low);
+      sums.add_group(a + 8 * M, high);
+      w += 8 * kN;
+      a += 16 * M;
+    }
+    sums.template write<0>(acc);
+  }
+};
+
 }  // namespace
 
 void matmul_a8_w8_8x8x8_i8mm(const MatmulCall& call) { for_each_tile<InMemory<W8>>(call); }
 void matmul_a8_w4_8x8x8_i8mm(const MatmulCall& call) { for_each_tile<InMemory<W4>>(call); }
+void matmul_a8_t4_8x8x8_i8mm(const MatmulCall& call) { for_each_tile<InMemory<T4>>(call); }
 
 }  // namespace squat::kernels

@@ -38,10 +38,25 @@ struct A8W4 {
   }
 };
 
+struct A8T4 {
+  static constexpr int kM = 1, kN = 1, kZero = 0;
+  template <int M>
+  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
+    int32_t sum = 0;
+    for (int pair = 0; pair < call.group_count; ++pair) {
+      const uint8_t byte = w[pair];
+      sum += static_cast<int8_t>(a[2 * pair]) * call.levels[byte & 15];
+      sum += static_cast<int8_t>(a[2 * pair + 1]) * call.levels[byte >> 4];
+    }
+    *acc = sum;
+  }
+};
+
 }  // namespace
 
 void matmul_a8_w8_1x1x1_reference(const MatmulCall& call) { for_each_tile<InMemory<A8W8>>(call); }
 void matmul_a8_w4_1x1x1_reference(const MatmulCall& call) { for_each_tile<InMemory<A8W4>>(call); }
+void matmul_a8_t4_1x1x1_reference(const MatmulCall& call) { for_each_tile<InMemory<A8T4>>(call); }
 
 namespace {
 

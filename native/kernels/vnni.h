@@ -2,12 +2,14 @@
 //
 // The instruction multiplies unsigned with signed bytes. Weights are the unsigned operand: they are
 // held as code + 8 or code + 128, so that a nibble needs no sign extension, and the surplus, which
-// is that offset times the sum of the row's activations, is subtracted when a tile is written.
+// is that offset times the sum of the row's activations, is subtracted when a tile is written. A
+// nibble that stands for a level is looked up in a table of level + 128.
 // One vector holds four codes of k for each of kLanes weight rows; a tile is M tokens times two
 // such vectors, each token's four codes broadcast to all lanes.
 //
 // `Vector` is what sums.h asks for, and load(p), low(v) and high(v) nibbles, add(a, b), and for
-// results: splat(int32), subtract(a, b), times128(v), and as floats FloatType, splat(float),
+// results: splat(int32), subtract(a, b), times128(v); for levels: unsigned_table(int8_t[16]),
+// lookup(table, nibbles); and as floats FloatType, splat(float),
 // load(const float*), to_float(v), multiply(a, b), add(a, b), write(float*, v).
 #pragma once
 
@@ -132,21 +134,43 @@ struct VnniW8 {
   }
 };
 
-template <class Vector, int MaxM>
-struct VnniW4 {
-  static constexpr int kM = MaxM, kN = 2 * Vector::kLanes, kZero = 8;
+// The unsigned operand of nibbles that hold code + 8.
+template <class Vector>
+struct PlainNibbles {
+  static constexpr int kZero = 8;
+  using Type = typename Vector::Type;
+  SQUAT_INLINE explicit PlainNibbles(const MatmulCall&) {}
+  SQUAT_INLINE Type operator()(Type nibbles) const { return nibbles; }
+};
+
+// The same if a code stands for a level.
+template <class Vector>
+struct LevelNibbles {
+  static constexpr int kZero = 128;
+  using Type = typename Vector::Type;
+  const Type table;
+  SQUAT_INLINE explicit LevelNibbles(const MatmulCall& call)
+      : table(Vector::unsigned_table(call.levels)) {}
+  SQUAT_INLINE Type operator()(Type nibbles) const { return Vector::lookup(table, nibbles); }
+};
+
+template <class Vector, int MaxM, class Nibbles>
+struct VnniNibbles {
+  static constexpr int kM = MaxM, kN = 2 * Vector::kLanes, kZero = Nibbles::kZero;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, Place at) {
     constexpr int kVector = 4 * Vector::kLanes;
+    const Nibbles operand(call);
     Sums<Vector, M> even;
     Sums<Vector, two_sets(M, MaxM) ? M : 0> odd;
     for (int pair = 0; pair < call.group_count; ++pair) {
       const auto w0 = Vector::load(w), w1 = Vector::load(w + kVector);
-      even.add_group(a, Vector::low(w0), Vector::low(w1));
+      even.add_group(a, operand(Vector::low(w0)), operand(Vector::low(w1)));
+      const auto w2 = operand(Vector::high(w0)), w3 = operand(Vector::high(w1));
       if constexpr (two_sets(M, MaxM)) {
-        odd.add_group(a + 4 * M, Vector::high(w0), Vector::high(w1));
+        odd.add_group(a + 4 * M, w2, w3);
       } else {
-        even.add_group(a + 4 * M, Vector::high(w0), Vector::high(w1));
+        even.add_group(a + 4 * M, w2, w3);
       }
       w += 2 * kVector;
       a += 8 * M;
@@ -155,6 +179,11 @@ struct VnniW4 {
     finish(call, even, at, kZero);
   }
 };
+
+template <class Vector, int MaxM>
+using VnniW4 = VnniNibbles<Vector, MaxM, PlainNibbles<Vector>>;
+template <class Vector, int MaxM>
+using VnniT4 = VnniNibbles<Vector, MaxM, LevelNibbles<Vector>>;
 
 }  // namespace
 }  // namespace squat::kernels

@@ -28,7 +28,7 @@ nb::list kernel_table() {
     row["name"] = kernel.name;
     row["isa"] = kernel.isa;
     row["activation_bits"] = kernel.activation_bits;
-    row["weight_bits"] = kernel.weight_bits;
+    row["weights"] = kernels::name_of(kernel.weights);
     row["tile"] = nb::make_tuple(kernel.m, kernel.n, kernel.k);
     row["runs_here"] = kernels::runs_here(*kernels::find_isa(kernel.isa));
     rows.append(row);
@@ -46,10 +46,10 @@ nb::dict chosen_kernels() {
   }
   nb::dict products;
   for (int activation_bits : {8, 4}) {
-    for (int weight_bits : {8, 4}) {
+    for (const kernels::WeightForm weights : kernels::kWeightForms) {
       const std::string product =
-          "a" + std::to_string(activation_bits) + " w" + std::to_string(weight_bits);
-      products[product.c_str()] = kernels::explain(choice, activation_bits, weight_bits);
+          "a" + std::to_string(activation_bits) + " " + kernels::name_of(weights);
+      products[product.c_str()] = kernels::explain(choice, activation_bits, weights);
     }
   }
   return products;
@@ -62,10 +62,12 @@ NB_MODULE(_native, module) {
   module.def("cpu_features", &cpu_features, "Names of the CPU features that kernels can use here.");
   module.def(
       "kernels", &kernel_table,
-      "Every kernel that is compiled in: name, isa, activation_bits, weight_bits, tile "
-      "(tokens, weight rows, codes of the inner dimension) and whether it runs on this CPU.");
+      "Every kernel that is compiled in: name, isa, activation_bits, weights ('w8', 'w4', or 't4': "
+      "4 "
+      "bits that stand for levels), tile (tokens, weight rows, codes of the inner dimension) and "
+      "whether it runs on this CPU.");
   module.def("chosen_kernels", &chosen_kernels,
-             "For each product, such as 'a4 w8' (bits of activations and weights), the kernel that "
+             "For each product, such as 'a4 w8' (activations and weights), the kernel that "
              "computes it and why. Obeys SQUAT_ISA, and raises EngineError if that names no ISA or "
              "one that this CPU lacks.");
   bind_engine(module);

@@ -268,7 +268,6 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     const std::string prefix = "squat." + site;
     const bool follows = site == "attn_in" || site == "q" || site == "k";
     const bool has_exponents = exponents && site != "v";
-    const bool has_levels = levels && site != "k" && site != "v";
     // Vectors with exponents are several times as large as their steps reach.
     const float scale = has_exponents ? 0.125f : 1.0f;
     file.string(prefix + ".bits", o.activations);
@@ -276,9 +275,9 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
       file.f32_array(prefix + ".step8", std::vector<float>(layers, 0.03125f * scale));
     }
     if (o.activations != "8") {
-      const float step4 = has_levels ? 0.03125f : 0.375f;
+      const float step4 = levels ? 0.03125f : 0.375f;
       file.f32_array(prefix + ".step4", std::vector<float>(layers, step4 * scale));
-      if (has_levels) {
+      if (levels) {
         const bool first_is_wide = follows && o.activations == "4:8";
         file.i32_array(prefix + ".levels4", random_levels(o.layers, first_is_wide, &random));
       }

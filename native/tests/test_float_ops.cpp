@@ -202,13 +202,17 @@ void test_levels(const FloatOps& ops) {
     std::sort(levels.begin(), levels.end());
     const size_t n = round < 3 ? 256 : 1 + random() % 256;
     std::vector<int8_t> mapped(codes.begin(), codes.begin() + static_cast<std::ptrdiff_t>(n));
-    ops.to_levels(squat::make_levels(levels.data()), static_cast<int>(n), mapped.data());
+    std::vector<int8_t> places = mapped;
+    const squat::Levels table = squat::make_levels(levels.data());
+    ops.to_levels(table, static_cast<int>(n), mapped.data());
+    ops.to_level_codes(table, static_cast<int>(n), places.data());
     for (size_t i = 0; i < n; ++i) {
       int32_t best = levels[0];  // of two that are equally near the lower one
       for (const int32_t level : levels) {
         if (std::abs(level - codes[i]) < std::abs(best - codes[i])) best = level;
       }
       CHECK(mapped[i] == best);
+      CHECK(levels[static_cast<size_t>(places[i] + 8)] == best);
     }
   }
 }

@@ -358,7 +358,12 @@ void test_features() {
                  {"'squat.q.levels4' element 0 is -128, expected 0: layer 0 has no 4-bit tokens"});
   expect_refusal("level type", with([](G& f) { f.f32_array("squat.q.levels4", {1}); }),
                  {"'squat.q.levels4'", "f32"});
-  for (const char* site : {"k", "v", "probs", "head_in"}) {
+  expect_refusal("unused levels of keys", levels("k", [](Values&) {}),
+                 {"'squat.k.levels4' element 0 is -128, expected 0: layer 0 has no 4-bit tokens"});
+  CHECK(refusal(levels("v", [](Values&) {}).bytes()).empty());
+  expect_refusal("levels of values", levels("v", [](Values& v) { v[1] = v[0]; }),
+                 {"'squat.v.levels4' element 1 is -128", "ascend"});
+  for (const char* site : {"probs", "head_in"}) {
     expect_refusal("levels", levels(site, [](Values&) {}),
                    {"'squat." + std::string(site) + ".levels4' is there", "no levels"});
   }

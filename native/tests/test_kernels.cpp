@@ -10,6 +10,7 @@
 #include <functional>
 #include <limits>
 #include <new>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -105,15 +106,43 @@ std::vector<int32_t> plain_product(const A* a, size_t a_stride, const int8_t* w,
   return acc;
 }
 
+// The levels of a matrix, of which the first and the last are the ends of the range; none where
+// codes stand for themselves.
+class Table {
+ public:
+  explicit Table(WeightForm form) : levels_(form == WeightForm::t4 ? 16 : 0) {
+    if (levels_.size() == 0) return;
+    std::vector<int8_t> inner(254);
+    std::iota(inner.begin(), inner.end(), static_cast<int8_t>(-127));
+    std::shuffle(inner.begin(), inner.end(), rng);
+    std::sort(inner.begin(), inner.begin() + 14);
+    std::copy(inner.begin(), inner.begin() + 14, levels_.data() + 1);
+    levels_[0] = -128;
+    levels_[15] = 127;
+  }
+  const int8_t* data() const { return levels_.size() == 0 ? nullptr : levels_.data(); }
+  // What the codes stand for.
+  std::vector<int8_t> values(const Buffer<int8_t>& codes) const {
+    std::vector<int8_t> values(codes.data(), codes.data() + codes.size());
+    if (levels_.size() == 0) return values;
+    for (int8_t& value : values) value = levels_[static_cast<size_t>(value + 8)];
+    return values;
+  }
+
+ private:
+  Buffer<int8_t> levels_;
+};
+
 struct Packed {
   Buffer<uint8_t> data;
   PackedMatrix matrix;
 };
 
-Packed pack(const Choice& choice, int bits, const int8_t* codes, int n, int k) {
-  Packed packed{Buffer<uint8_t>(packed_bytes(choice, bits, n, k)), {}};
-  packed.matrix = packed_matrix(choice, bits, n, k, packed.data.data());
-  for (int row = 0; row < n; ++row) pack_row(packed.matrix, row, codes + size_t(row) * k);
+Packed pack(const Choice& choice, WeightForm form, const Buffer<int8_t>& codes, const Table& table,
+            int n, int k) {
+  Packed packed{Buffer<uint8_t>(packed_bytes(choice, form, n, k)), {}};
+  packed.matrix = packed_matrix(choice, form, n, k, packed.data.data(), table.data());
+  for (int row = 0; row < n; ++row) pack_row(packed.matrix, row, codes.data() + size_t(row) * k);
   return packed;
 }
 
@@ -124,7 +153,7 @@ class EndOfRows {
   EndOfRows(const Prepared& prepared, const Buffer<uint8_t>& scratch) {
     const Prepared::Group& group = prepared.group[0];
     const Kernel& kernel = *group.kernel;
-    const size_t step = kernel.weight_bits == 4 ? 2 * kernel.k : kernel.k;
+    const size_t step = size_t(kernel.k) * 8 / bits_of(kernel.weights);
     const size_t bytes =
         (prepared.inner + step - 1) / step * step * (kernel.form == ActivationForm::kWide ? 2 : 1);
     end_ = group.data + (group.end - group.begin) * bytes;
@@ -158,8 +187,9 @@ bool one_product(const Kernel& kernel, int m, int n, int k, Fill a_fill, Fill w_
   const Choice choice = choice_of(kernel);
   Buffer<int8_t> a(size_t(m) * k), w(size_t(n) * k);
   fill(a.data(), a.size(), kernel.activation_bits, a_fill);
-  fill(w.data(), w.size(), kernel.weight_bits, w_fill);
-  const Packed packed = pack(choice, kernel.weight_bits, w.data(), n, k);
+  fill(w.data(), w.size(), bits_of(kernel.weights), w_fill);
+  const Table table(kernel.weights);
+  const Packed packed = pack(choice, kernel.weights, w, table, n, k);
 
   ActivationRows rows;
   rows.codes = a.data();
@@ -167,11 +197,11 @@ bool one_product(const Kernel& kernel, int m, int n, int k, Fill a_fill, Fill w_
   rows.rows = m;
   rows.inner = k;
   Buffer<uint8_t> scratch(prepared_bytes(choice, m, k));
-  const Prepared prepared = prepare(choice, kernel.weight_bits, rows, scratch.data());
+  const Prepared prepared = prepare(choice, kernel.weights, rows, scratch.data());
   const EndOfRows end(prepared, scratch);
   Buffer<int32_t> out(size_t(m) * n);
   matmul(prepared, packed.matrix, Output::exact(out.data(), n));
-  return same(out.data(), n, plain_product(a.data(), k, w.data(), m, n, k), m, n);
+  return same(out.data(), n, plain_product(a.data(), k, table.values(w).data(), m, n, k), m, n);
 }
 
 void test_shapes(const Kernel& kernel) {
@@ -210,11 +240,11 @@ void test_shapes(const Kernel& kernel) {
 // Tokens of both widths through the dispatcher of an ISA: token order, steps, bias, strides,
 // threads.
 void test_mixed(const Choice& choice) {
-  for (int round = 0; round < 120; ++round) {
-    const int m = round < 4 ? round : pick(1, 40), n = pick(1, 70), k = pick(1, 150);
-    const int weight_bits = round % 2 ? 4 : 8;
+  for (int round = 0; round < 180; ++round) {
+    const int m = round < 6 ? round / 3 : pick(1, 40), n = pick(1, 70), k = pick(1, 150);
+    const WeightForm form = kWeightForms[round % 3];
     // A third of the rounds each: mixed, only 8 bits, only 4 bits (one group is empty).
-    const int kind = round / 2 % 3;
+    const int kind = round / 3 % 3;
     const size_t stride = size_t(k) + pick(0, 3);
     Buffer<int8_t> a(m == 0 ? 0 : (m - 1) * stride + k), w(size_t(n) * k);
     Buffer<uint8_t> bits(m);
@@ -222,7 +252,8 @@ void test_mixed(const Choice& choice) {
       bits[i] = kind == 0 ? (pick(0, 1) ? 8 : 4) : kind == 1 ? 8 : 4;
       fill(a.data() + i * stride, k, bits[i], any_fill());
     }
-    fill(w.data(), w.size(), weight_bits, any_fill());
+    fill(w.data(), w.size(), bits_of(form), any_fill());
+    const Table table(form);
     Buffer<float> bias(n);
     for (int j = 0; j < n; ++j) bias[j] = pick(-1000, 1000) / 37.0f;
     Buffer<float> row_steps(m), steps(n);
@@ -238,10 +269,11 @@ void test_mixed(const Choice& choice) {
     rows.steps = row_steps.data();
 
     ThreadPool pool(1 + round % 3);
-    const std::vector<int32_t> want = plain_product(a.data(), stride, w.data(), m, n, k);
-    const Packed packed = pack(choice, weight_bits, w.data(), n, k);
+    const std::vector<int32_t> want =
+        plain_product(a.data(), stride, table.values(w).data(), m, n, k);
+    const Packed packed = pack(choice, form, w, table, n, k);
     Buffer<uint8_t> scratch(prepared_bytes(choice, m, k));
-    const Prepared prepared = prepare(choice, weight_bits, rows, scratch.data(), &pool);
+    const Prepared prepared = prepare(choice, form, rows, scratch.data(), &pool);
 
     // Three outputs of one call: exact, scaled with bias, scaled without; gaps stay untouched.
     const size_t out_stride = size_t(n) + 3;
@@ -269,27 +301,31 @@ void test_mixed(const Choice& choice) {
       }
     }
     if (!CHECK(ok)) {
-      std::fprintf(stderr, "  mixed widths, %s: M=%d N=%d K=%d w%d\n", choice.isa->name, m, n, k,
-                   weight_bits);
+      std::fprintf(stderr, "  mixed widths, %s: M=%d N=%d K=%d %s\n", choice.isa->name, m, n, k,
+                   name_of(form));
     }
   }
 }
 
 // Keys and values of one head, appended a few tokens at a time.
 void test_attention(const Choice& choice) {
-  for (int round = 0; round < 80; ++round) {
+  for (int round = 0; round < 120; ++round) {
     const int dims[] = {8, 64, 16, 32, 5, 80, 128, 1};
-    const int head_dim = dims[round % 8], bits = round / 8 % 2 ? 4 : 8;
-    const int tokens = round < 16 ? round : pick(1, 200), m = pick(1, 20);
+    const int head_dim = dims[round % 8];
+    const WeightForm form = kWeightForms[round / 8 % 3];
+    const int bits = bits_of(form);
+    const Table key_table(form), value_table(form);
+    const int tokens = round < 24 ? round : pick(1, 200), m = pick(1, 20);
     const int capacity = tokens + pick(1, 60);
     Buffer<int8_t> keys(size_t(tokens) * head_dim), values(size_t(tokens) * head_dim);
     fill(keys.data(), keys.size(), bits, any_fill());
     fill(values.data(), values.size(), bits, any_fill());
 
-    Buffer<uint8_t> key_data(KeyPool::bytes(choice, bits, head_dim, capacity));
-    Buffer<uint8_t> value_data(ValuePool::bytes(choice, bits, head_dim, capacity));
-    KeyPool key_pool = KeyPool::empty(choice, bits, head_dim, key_data.data());
-    ValuePool value_pool = ValuePool::empty(choice, bits, head_dim, capacity, value_data.data());
+    Buffer<uint8_t> key_data(KeyPool::bytes(choice, form, head_dim, capacity));
+    Buffer<uint8_t> value_data(ValuePool::bytes(choice, form, head_dim, capacity));
+    KeyPool key_pool = KeyPool::empty(choice, form, head_dim, key_data.data(), key_table.data());
+    ValuePool value_pool =
+        ValuePool::empty(choice, form, head_dim, capacity, value_data.data(), value_table.data());
     int rewinds = round % 3;
     for (int t = 0; t < tokens;) {
       if (rewinds > 0 && t > 0 && pick(0, 9) == 0) {  // some tokens are taken back, then come again
@@ -304,6 +340,7 @@ void test_attention(const Choice& choice) {
       t += count;
     }
     CHECK(key_pool.count() == tokens && value_pool.count() == tokens);
+    CHECK(key_pool.form() == form && value_pool.form() == form);
     if (tokens == 0) continue;
 
     Buffer<int8_t> queries(size_t(m) * head_dim);
@@ -320,9 +357,10 @@ void test_attention(const Choice& choice) {
     rows.bits = query_bits.data();
     Buffer<uint8_t> query_scratch(prepared_bytes(choice, m, head_dim));
     Buffer<int32_t> score(size_t(m) * tokens);
-    scores(prepare(choice, bits, rows, query_scratch.data()), key_pool, score.data(), tokens);
+    scores(prepare(choice, form, rows, query_scratch.data()), key_pool, score.data(), tokens);
+    const std::vector<int8_t> key_values = key_table.values(keys);
     CHECK(same(score.data(), tokens,
-               plain_product(queries.data(), head_dim, keys.data(), m, tokens, head_dim), m,
+               plain_product(queries.data(), head_dim, key_values.data(), m, tokens, head_dim), m,
                tokens));
 
     // Causal rows: row i sees a prefix of the tokens and has zeros behind it.
@@ -336,16 +374,17 @@ void test_attention(const Choice& choice) {
                                              : 255 * pick(0, 1));
       }
     }
+    const std::vector<int8_t> of_tokens = value_table.values(values);
     std::vector<int8_t> transposed(size_t(head_dim) * tokens);
     for (int t = 0; t < tokens; ++t) {
       for (int c = 0; c < head_dim; ++c) {
-        transposed[size_t(c) * tokens + t] = values[size_t(t) * head_dim + c];
+        transposed[size_t(c) * tokens + t] = of_tokens[size_t(t) * head_dim + c];
       }
     }
     const ProbabilityRows probability_rows{probabilities.data(), size_t(tokens), m, tokens};
     Buffer<uint8_t> scratch(prepared_bytes(choice, m, tokens));
     Buffer<int32_t> out(size_t(m) * head_dim);
-    weighted_values(prepare(choice, bits, probability_rows, scratch.data()), value_pool, out.data(),
+    weighted_values(prepare(choice, form, probability_rows, scratch.data()), value_pool, out.data(),
                     head_dim);
     CHECK(same(out.data(), head_dim,
                plain_product(probabilities.data(), tokens, transposed.data(), m, head_dim, tokens),
@@ -395,9 +434,9 @@ void test_quantize(const Choice& choice) {
 // Names follow the grammar, and a matrix packed once serves both widths of activations.
 void test_table() {
   for (const Kernel& kernel : table()) {
-    const std::string name = "matmul_a" + std::to_string(kernel.activation_bits) + "_w" +
-                             std::to_string(kernel.weight_bits) + "_" + std::to_string(kernel.m) +
-                             "x" + std::to_string(kernel.n) + "x" + std::to_string(kernel.k) + "_" +
+    const std::string name = "matmul_a" + std::to_string(kernel.activation_bits) + "_" +
+                             name_of(kernel.weights) + "_" + std::to_string(kernel.m) + "x" +
+                             std::to_string(kernel.n) + "x" + std::to_string(kernel.k) + "_" +
                              kernel.isa;
     CHECK(name == kernel.name);
     CHECK(find_isa(kernel.isa) != nullptr);
@@ -410,14 +449,14 @@ void test_table() {
       CHECK(error.find(isa.name) != std::string::npos);
       continue;
     }
-    for (int weight_bits : {8, 4}) {
+    for (const WeightForm form : kWeightForms) {
       for (int activation_bits : {8, 4}) {
-        const Kernel& kernel = choice.matmul(activation_bits, weight_bits);
-        const Kernel& layout = choice.matmul(8, weight_bits);
-        CHECK(kernel.weight_bits == weight_bits && kernel.activation_bits >= activation_bits);
+        const Kernel& kernel = choice.matmul(activation_bits, form);
+        const Kernel& layout = choice.matmul(8, form);
+        CHECK(kernel.weights == form && kernel.activation_bits >= activation_bits);
         CHECK(std::string(kernel.isa) == isa.name);
         CHECK(kernel.n == layout.n && kernel.k == layout.k && kernel.zero == layout.zero);
-        CHECK(explain(choice, activation_bits, weight_bits).find(kernel.name) == 0);
+        CHECK(explain(choice, activation_bits, form).find(kernel.name) == 0);
       }
     }
   }

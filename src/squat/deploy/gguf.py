@@ -43,7 +43,7 @@ EXPONENT_SITES = ("attn_in", "q", "k", "attn_out", "mlp_in", "mlp_mid", "head_in
 MAX_MARGIN = 7
 HADAMARD_SITES = ("attn_in", "k", "mlp_in", "mlp_mid", "head_in")
 """The sites that may be transformed; at `k`, queries are as well."""
-LEVEL_SITES = ("attn_in", "q", "attn_out", "mlp_in", "mlp_mid")
+LEVEL_SITES = TOKEN_SITES
 """The sites whose 4-bit codes may stand for levels."""
 LEVELS = 16
 INPUTS = {

@@ -32,7 +32,7 @@ class Site:
     `follows`: which layer's importance gives a token its width at this site, or None where the width
     never depends on the token. `bits`: the site's own bits; None: the config's `activation_bits`.
     `exponents`: whether a token may raise its step by a power of two; not where the product's sum runs over
-    tokens. `levels`: whether 4-bit codes may stand for levels: where tokens are the left-hand side.
+    tokens. `levels`: whether 4-bit codes may stand for levels.
     `hadamard`: whether it can be transformed (at k, queries are transformed alike).
     """
 
@@ -47,9 +47,9 @@ class Site:
 SITES: dict[str, Site] = {
     "attn_in": Site("previous"),
     "q": Site("previous", hadamard=False),
-    "k": Site("previous", levels=False),
+    "k": Site("previous"),
     "probs": Site(None, bits=8, signed=False, exponents=False, levels=False, hadamard=False),
-    "v": Site("current", exponents=False, levels=False, hadamard=False),
+    "v": Site("current", exponents=False, hadamard=False),
     "attn_out": Site("current"),
     "mlp_in": Site("current"),
     "mlp_mid": Site("current"),
