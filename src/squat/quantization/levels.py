@@ -31,7 +31,9 @@ def nearest_level(codes: Tensor, levels: Tensor) -> Tensor:
     Args:
         levels: [16], ascending.
     """
-    return levels.to(codes.dtype)[torch.bucketize(codes, thresholds(levels).to(codes.dtype))]
+    return levels.to(codes.dtype)[
+        torch.bucketize(codes.contiguous(), thresholds(levels).to(codes.dtype))
+    ]
 
 
 def best_levels(weight: NDArray[np.float64]) -> NDArray[np.int64]:
