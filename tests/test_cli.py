@@ -7,9 +7,12 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from models import tiny_model
 from squat.checkpoints import load_model, load_tokenizer, save_model
+from squat.quantization import SquatConfig
+from squat.runs import advice
 
 
 def recipe(folder, model, corpus, **changes):
@@ -162,8 +165,16 @@ def test_pretraining_and_data_free_training(shell, tmp_path, corpus):
 
 def test_quantizing_without_training(shell, tmp_path, model, corpus):
     out = tmp_path / "ptq"
-    shell.succeed("quantize", model, out, "--activation-bits", "4", "--data", corpus / "train")
+    said = shell.succeed("quantize", model, out, "--activation-bits", 4, "--data", corpus / "train")
+    assert "KL to the original 0." in said
+    assert "warning" not in said
     assert load_model(str(out)).config.quantization_config.activation_bits == 4
+    bits = ("--weight-bits", 2, "--activation-bits", 2, "--weights", "nearest")
+    said = shell.succeed("quantize", model, out, *bits, "--data", corpus / "train")
+    assert "warning: little is left of the model; --weights descent would help" in said
+    (tmp_path / "short.txt").write_text("The cat sat on the mat. " * 12)
+    message = shell.refuse("quantize", model, out, "--data", tmp_path / "short.txt")
+    assert "holds 1 window of 64 tokens; give at least two" in message
     assert "activation_bits: 9 bits" in shell.refuse("quantize", model, out, "--activation-bits", 9)
 
 
@@ -190,6 +201,33 @@ def test_bad_input_is_one_line_and_status_2(shell, tmp_path, model, corpus):
     message = shell.refuse("eval", model, "--task", "blimp", "--data", tmp_path / "pairs")
     assert "x.jsonl" in message
     assert "sentence_bad" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "setting"),
+    [
+        ({"weight_steps": "tensor", "token_steps": "static"}, "nearest", "--weight-steps row"),
+        ({"token_steps": "static", "activation_bits": 8}, "descent", "--token-steps exponent"),
+        ({"hadamard": ["mlp_mid"]}, "descent", "--hadamard all"),
+        ({"activation_bits": 8}, "nearest", "--weights descent"),
+        ({"activation_levels": "uniform"}, "descent", "--activation-levels table"),
+        ({"activation_bits": 4}, "descent", "--activation-bits 8"),
+        ({"activation_bits": 8}, "descent", "squat train"),
+    ],
+)
+def test_the_advice_is_the_setting_that_is_missing(settings, weights, setting):
+    assert advice(SquatConfig(**settings), weights) == setting
+
+
+def test_a_checkpoint_without_all_of_its_weights_is_refused(shell, tmp_path, model, corpus):
+    quantized = tmp_path / "quantized"
+    shell.succeed("quantize", model, quantized, "--data", corpus / "train")
+    file = quantized / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.0.mlp.input_quantizer.by_width.8.log_step"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    message = shell.refuse("generate", quantized, "The")
+    assert "lack model.layers.0.mlp.input_quantizer.by_width.8.log_step (1 missing" in message
 
 
 def test_a_checkpoint_cut_short_is_named(shell, tmp_path, model, corpus):

@@ -324,6 +324,15 @@ def test_an_architecture_without_a_row_is_refused_by_name():
         quantize(model)
 
 
+def test_without_calibration_steps_are_left_to_a_checkpoint():
+    model = quantize(tiny_model(), calibration=[])
+    steps = [p for name, p in model.named_parameters() if name.endswith("log_step")]
+    assert len(steps) > 50
+    assert all(step.isnan().all() for step in steps)
+    model.load_state_dict(quantized().state_dict())
+    assert torch.equal(logits(model.eval(), some_ids()), logits(quantized(), some_ids()))
+
+
 def test_quantizing_twice_is_refused():
     with pytest.raises(ConfigError, match="already"):
         quantize(quantized())

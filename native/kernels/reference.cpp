@@ -6,12 +6,6 @@
 namespace squat::kernels {
 namespace {
 
-// The code in the low (half 0) or high (half 1) nibble, two's complement.
-int nibble(uint8_t byte, int half) {
-  const int code = half ? byte >> 4 : byte & 15;
-  return code < 8 ? code : code - 16;
-}
-
 struct A8W8 {
   static constexpr int kM = 1, kN = 1, kZero = 0;
   template <int M>
@@ -24,33 +18,30 @@ struct A8W8 {
   }
 };
 
-struct A8W4 {
+// What a nibble stands for: a code in two's complement, or a level of the call's table.
+struct Code {
+  static int of(const MatmulCall&, int nibble) { return nibble < 8 ? nibble : nibble - 16; }
+};
+struct Level {
+  static int of(const MatmulCall& call, int nibble) { return call.levels[nibble]; }
+};
+
+template <class Number>
+struct A8Nibbles {
   static constexpr int kM = 1, kN = 1, kZero = 0;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
     int32_t sum = 0;
     for (int pair = 0; pair < call.group_count; ++pair) {
-      const uint8_t byte = w[pair];
-      sum += static_cast<int8_t>(a[2 * pair]) * nibble(byte, 0);
-      sum += static_cast<int8_t>(a[2 * pair + 1]) * nibble(byte, 1);
+      sum += static_cast<int8_t>(a[2 * pair]) * Number::of(call, w[pair] & 15);
+      sum += static_cast<int8_t>(a[2 * pair + 1]) * Number::of(call, w[pair] >> 4);
     }
     *acc = sum;
   }
 };
 
-struct A8T4 {
-  static constexpr int kM = 1, kN = 1, kZero = 0;
-  template <int M>
-  static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
-    int32_t sum = 0;
-    for (int pair = 0; pair < call.group_count; ++pair) {
-      const uint8_t byte = w[pair];
-      sum += static_cast<int8_t>(a[2 * pair]) * call.levels[byte & 15];
-      sum += static_cast<int8_t>(a[2 * pair + 1]) * call.levels[byte >> 4];
-    }
-    *acc = sum;
-  }
-};
+using A8W4 = A8Nibbles<Code>;
+using A8T4 = A8Nibbles<Level>;
 
 }  // namespace
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
@@ -42,7 +43,13 @@ def load_model(name: str) -> PreTrainedModel:
     if Path(name).is_dir():
         _check_weights(Path(name))
     with quiet(), _readable(name, "model"):
-        model = AutoModelForCausalLM.from_pretrained(name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True)
+    model, found = loaded
+    if missing := found["missing_keys"]:  # transformers fills them with whatever is in memory
+        raise CheckpointError(
+            f"{name}: the weights lack {min(missing)} ({len(missing)} missing in all); the folder is not "
+            "complete, or an earlier version made it: copy it again, or make it again"
+        )
     return model.eval()
 
 

@@ -54,9 +54,10 @@ from squat.data.packed import Tokens, is_token_file, read_tokens
 from squat.data.tokenizer import check_same_tokenizer
 from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
-from squat.errors import ConfigError, UnfinishedError
+from squat.errors import ConfigError, DataError, UnfinishedError
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.calibration import Progress
+from squat.quantization.config import HADAMARD_SITES
 from squat.quantization.numerics import approximately
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
 from squat.reconstruction import Reconstruction, reconstruct
@@ -133,7 +134,7 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
         cache = TeacherCache(kept.folder, teachers, dataset, recipe.loss.temperature, kept.draws)
     resumed = _last_complete_checkpoint(folder / "checkpoints") is not None
     if resumed:  # the checkpoint has all that calibration would find
-        quantize(model, recipe.quantize, [_windows(dataset, 1)], "nearest")
+        quantize(model, recipe.quantize, [])
     else:
         count = DESCENT_SEQUENCES if recipe.weights == "descent" else CALIBRATION_SEQUENCES
         batches = _windows(dataset, count).split(BATCH)
@@ -175,13 +176,24 @@ class Distance:
     tokens: int
 
     def __str__(self) -> str:
-        text = (
+        return (
             f"KL to the original {self.kl:.3f} nats a token, same top token {100 * self.same:.1f} % "
             f"(on {self.tokens:,} tokens that it was not calibrated on)"
         )
-        if self.kl < LOST:
-            return text
-        return f"{text}\nwarning: more than {LOST} nat: little is left of the model"
+
+
+def advice(config: SquatConfig, weights: str) -> str:
+    """The setting of `squat quantize` that would keep more of a model of which little is left."""
+    at_4_bits = config.activation_bits != 8
+    settings = {
+        "--weight-steps row": config.weight_steps != "row",
+        "--token-steps exponent": config.token_steps != "exponent",
+        "--hadamard all": config.hadamard != list(HADAMARD_SITES),
+        "--weights descent": weights != "descent",
+        "--activation-levels table": at_4_bits and config.activation_levels != "table",
+        "--activation-bits 8": at_4_bits,
+    }
+    return next((setting for setting, helps in settings.items() if helps), "squat train")
 
 
 def quantize_without_training(
@@ -210,23 +222,28 @@ def quantize_without_training(
     original, tokenizer = load_model(name), load_tokenizer(name)
     check_tokenizer(tokenizer, original.config.vocab_size)
     count = (CALIBRATION_SEQUENCES if weights == "nearest" else DESCENT_SEQUENCES) + HELD_OUT
-    batches = text_batches(original, tokenizer, text, by_source, count)
-    held_out = -(-HELD_OUT // BATCH)
+    windows = text_windows(original, tokenizer, text, by_source, count)
+    held_out = min(HELD_OUT, len(windows) // 2)
+    if held_out == 0:
+        raise DataError(
+            f"{text}: holds {len(windows)} window of {windows.shape[1]} tokens; give at least two, one to "
+            f"calibrate on and one to measure on ({count} are used)"
+        )
+    windows, others = windows[:-held_out], windows[-held_out:]
     model = copy.deepcopy(original)
     with layers_bar() as progress:
-        quantize(model, config, batches[:-held_out], weights, progress)
+        quantize(model, config, windows.split(BATCH), weights, progress)
     if layer_by_layer:
         with layers_bar("training layers") as progress:
-            windows = torch.cat(batches[:-held_out])
             reconstruct(model, original, windows, Reconstruction(), progress=progress)
-    found = distance(original, model, batches[-held_out:])
+    found = distance(original, model, others.split(BATCH))
     save_model(model, tokenizer, output)
     return found
 
 
 @torch.no_grad()
 def distance(original: PreTrainedModel, quantized: PreTrainedModel, batches: Any) -> Distance:
-    """Compare the two on batches of token ids [batch, tokens]; the first tokens predict nothing."""
+    """Compare the two on batches of token ids [batch, tokens], behind the first token of each text."""
     kl, same, tokens = 0.0, 0, 0
     with approximately():
         for batch in batches:
@@ -250,27 +267,28 @@ def layers_bar(what: str = "quantizing") -> Iterator[Progress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def text_batches(
+def text_windows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     text: Path | None,
     by_source: bool,
     sequences: int,
-) -> list[torch.Tensor]:
+) -> torch.Tensor:
     """Windows of a text, or of what the model writes itself, each behind the first token if it has one.
 
     Returns:
-        batches of token ids, [batch, tokens] each.
+        token ids [sequences, tokens]; fewer where the text is short, none of it twice.
     """
     length = min(CALIBRATION_TOKENS, model.config.get_text_config().max_position_embeddings)
     if text is None:
         tokens = generate_tokens(model, tokenizer, sequences * length, 0, length)
     else:
         tokens = tokenize_corpus(text, tokenizer, by_source=by_source)
+    sequences = min(sequences, max(1, (len(tokens) - length + 1) // length))
     windows = _windows(PackedDataset(tokens, length, sequences, seed=0), sequences)
     if tokenizer.bos_token_id is not None:
         windows[:, 0] = tokenizer.bos_token_id
-    return list(windows[: len(windows) // BATCH * BATCH].split(BATCH))
+    return windows
 
 
 def calibration_batches(
@@ -279,7 +297,8 @@ def calibration_batches(
     """What `quantize` calibrates on: windows of a text; None, its default, without one."""
     if text is None:
         return None
-    return text_batches(model, tokenizer, text, by_source, CALIBRATION_SEQUENCES)
+    windows = text_windows(model, tokenizer, text, by_source, CALIBRATION_SEQUENCES)
+    return list(windows.split(BATCH))
 
 
 def _windows(dataset: PackedDataset, count: int) -> torch.Tensor:

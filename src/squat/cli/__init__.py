@@ -170,7 +170,7 @@ def quantize(
     """Quantize without training (PTQ): minutes; says how far it is from the original."""
     from squat.quantization import SquatConfig
     from squat.quantization.config import HADAMARD_SITES
-    from squat.runs import quantize_without_training
+    from squat.runs import LOST, advice, quantize_without_training
 
     bits: Any = int(activation_bits) if activation_bits.isdigit() else activation_bits
     sites = {"all": list(HADAMARD_SITES), "none": []}
@@ -187,6 +187,8 @@ def quantize(
     found = quantize_without_training(model, config, output, data, by_source, weights, reconstruct)
     console.print(f"model: {output}")
     console.print(str(found), highlight=False)
+    if found.kl > LOST:
+        console.print(f"warning: little is left of the model; {advice(config, weights)} would help")
 
 
 @app.command(name="eval")

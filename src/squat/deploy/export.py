@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.errors import CheckpointError
-from squat.quantization.activation_steps import margin_of
 from squat.quantization.config import FLOAT, SITES, SquatConfig
 from squat.quantization.convert import architecture_of
 from squat.quantization.levels import LEVELS
@@ -241,8 +240,10 @@ def _site(layers: list[SiteQuantizer], bits: str) -> GgufSite:
         return values if any(values) else None
 
     def margin(width: int) -> int | None:
-        used = any(layer.exponents and str(width) in layer.by_width for layer in layers)
-        return margin_of(width) if used else None
+        found = [
+            layer.margin[width] for layer in layers if layer.exponents and width in layer.margin
+        ]
+        return found[0] if found else None
 
     # What is done to queries is said at k.
     blocks = [1 if layer.site == "q" else layer.block for layer in layers]

@@ -28,12 +28,13 @@ _WIDER = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 """How far levels may reach beyond the best clip of equal steps."""
 
 
-def margin_of(bits: int) -> int:
+def margin_of(bits: int, levels: bool) -> int:
     """How many powers of two of clipping a token puts up with before it raises its step.
 
-    At 8 bits none: a step twice as large hurts less than a clipped outlier. At 4 bits it is the reverse.
+    None at 8 bits, nor where 4-bit codes stand for levels, whose tails reach far: a step twice as large hurts
+    less than a clipped outlier. With few equal steps it is the reverse (benchmarks/token_steps.py).
     """
-    return 1 if bits <= 4 else 0
+    return 1 if bits <= 4 and not levels else 0
 
 
 def _clips(vectors: Tensor) -> Tensor:
@@ -58,15 +59,14 @@ def _weights(vectors: Tensor, margin: int | None) -> Tensor:
 
 def _error(
     vectors: Tensor,
-    step: Tensor,
+    weights: Tensor,
+    steps: Tensor,
     qmin: int,
     qmax: int,
-    margin: int | None,
     snap: Snap | None = None,
 ) -> Tensor:
-    steps = _token_steps(vectors, step, HIGHEST if snap else qmax, margin)
     error = fake_quantize(vectors, steps, qmin, qmax, snap) - vectors
-    return (error.square().sum(dim=1, keepdim=True) * _weights(vectors, margin)).sum()
+    return (error.square().sum(dim=1, keepdim=True) * weights).sum()
 
 
 def token_mse_step(vectors: Tensor, qmin: int, qmax: int, margin: int | None) -> Tensor:
@@ -76,9 +76,12 @@ def token_mse_step(vectors: Tensor, qmin: int, qmax: int, margin: int | None) ->
         vectors: float32 [tokens, n], a sample of the site.
         margin: see docs/format.md, "Token exponents"; None: no token raises it.
     """
-    steps = representable_step(_clips(vectors) / qmax)
-    errors = torch.stack([_error(vectors, s, qmin, qmax, margin) for s in steps])
-    return steps[errors.argmin()].reshape(1)
+    weights, steps = _weights(vectors, margin), representable_step(_clips(vectors) / qmax)
+    errors = [
+        _error(vectors, weights, _token_steps(vectors, step, qmax, margin), qmin, qmax)
+        for step in steps
+    ]
+    return steps[torch.stack(errors).argmin()].reshape(1)
 
 
 def fit_step_and_levels(vectors: Tensor, margin: int | None) -> tuple[Tensor, Tensor]:
@@ -86,19 +89,19 @@ def fit_step_and_levels(vectors: Tensor, margin: int | None) -> tuple[Tensor, Te
 
     Arguments as in `token_mse_step`.
     """
-    weight = _weights(vectors, margin).expand_as(vectors)
+    weights = _weights(vectors, margin)
     clip = token_mse_step(vectors, -8, 7, margin) * 7
     found = []
     for wider in _WIDER:
         step = representable_step(clip * wider / HIGHEST)
         steps = _token_steps(vectors, step, HIGHEST, margin)
         codes = quantize_codes(vectors, steps, LOWEST, HIGHEST)
-        levels = fit_levels(codes, weight * steps.square())
+        levels = fit_levels(codes, (weights * steps.square()).expand_as(codes))
 
         def snap(codes: Tensor, levels: Tensor = levels) -> Tensor:
             return nearest_level(codes, levels)
 
-        error = _error(vectors, step, LOWEST, HIGHEST, margin, snap)
+        error = _error(vectors, weights, steps, LOWEST, HIGHEST, snap)
         found.append((float(error), step, levels))
     _, step, levels = min(found, key=lambda candidate: candidate[0])
     return step.reshape(1), levels

@@ -11,6 +11,8 @@ The scale is a power of two and sums are taken in pairs, so that the engine gets
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -47,8 +49,12 @@ def hadamard(x: Tensor, block: int) -> Tensor:
 
 def hadamard_product(x: Tensor, block: int) -> Tensor:
     """The same as one matrix product, which is faster to train with; rounded otherwise."""
-    matrix = hadamard(torch.eye(block, device=x.device), block).to(x.dtype)
-    return (x.unflatten(-1, (-1, block)) @ matrix).flatten(-2)
+    return (x.unflatten(-1, (-1, block)) @ _matrix(block, x.device, x.dtype)).flatten(-2)
+
+
+@cache
+def _matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return hadamard(torch.eye(block, device=device), block).to(dtype)
 
 
 def fold(weight: Tensor, block: int) -> Tensor:

@@ -100,7 +100,10 @@ def quantize(
     Args:
         model: a causal language model of transformers; its weights become float32 master weights.
         config: what to quantize; the default is W4 with 4:8 tokens.
-        calibration: batches of token ids [batch, tokens]; by default the model samples some itself.
+        calibration: batches of token ids [batch, tokens], all of one shape; by default the model samples
+            some itself. An empty list leaves steps unset (NaN), for a checkpoint to fill in.
+        weights: "nearest" rounds each weight by itself, "descent" each matrix as a whole.
+        progress: called with the number of layers that are calibrated, and of all.
 
     Raises:
         ConfigError: an architecture without a row, or a model that is quantized already.
@@ -120,5 +123,6 @@ def quantize(
     for name, value in marks.items():
         setattr(model, name, value)
     model.config.quantization_config = config
-    calibrate(model, config, list(batches), weights, progress)
+    if batches := list(batches):
+        calibrate(model, config, batches, weights, progress)
     return model

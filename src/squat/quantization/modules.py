@@ -146,6 +146,12 @@ class SiteQuantizer(nn.Module):
         self.register_buffer(
             "levels", torch.zeros(LEVELS, dtype=torch.int64) if has_levels else None
         )
+        largest = {b: by_width[str(b)].qmax for b in widths}
+        if has_levels:
+            largest[NARROW] = HIGHEST
+        # By width; reach: how many steps the largest magnitude may have before a token raises the step.
+        self.margin = {b: margin_of(b, has_levels and b == NARROW) for b in widths}
+        self.reach = {b: float(code << self.margin[b]) for b, code in largest.items()}
         self.collecting = False
         self.sample: dict[str, list[Tensor]] = {}
 
@@ -172,6 +178,7 @@ class SiteQuantizer(nn.Module):
             (bits,) = self.by_width
             quantizer, snap = self.quantizer(int(bits)), self._snap(int(bits))
             step, (qmin, qmax) = quantizer.step_for(x), self._bounds(int(bits))
+            reach: float | Tensor = self.reach[int(bits)]
         else:
             assert wide is not None, (
                 f"{self.site} of layer {self.layer} was not told the tokens' widths"
@@ -182,9 +189,9 @@ class SiteQuantizer(nn.Module):
             (low8, high8), (low4, high4) = self._bounds(WIDE), self._bounds(NARROW)
             qmin, qmax = torch.where(wide, low8, low4), torch.where(wide, high8, high4)
             snap = self._snap(NARROW, wide)
+            reach = torch.where(wide, self.reach[WIDE], self.reach[NARROW])
         if self.exponents:
-            reach = step.detach() * self._reach(wide)
-            step = step * power_of_two(token_exponent(x, reach))
+            step = step * power_of_two(token_exponent(x, step.detach() * reach))
         return quantizer.quantize(x, step, qmin, qmax, snap)
 
     def transformed(self, x: Tensor) -> Tensor:
@@ -210,24 +217,6 @@ class SiteQuantizer(nn.Module):
             return lambda codes: nearest_level(codes, levels)
         return lambda codes: torch.where(wide, codes, nearest_level(codes, levels))
 
-    def _reach(self, wide: Tensor | None) -> float | Tensor:
-        """How many steps the largest magnitude may have before a token raises the step."""
-        reach = {
-            int(bits): float(self._largest(int(bits)) << margin_of(int(bits)))
-            for bits in self.by_width
-        }
-        if not self.adaptive:
-            (steps,) = reach.values()
-            return steps
-        assert wide is not None
-        return torch.where(wide, reach[WIDE], reach[NARROW])
-
-    def _largest(self, bits: int) -> int:
-        """The largest code that a width could have."""
-        if bits == NARROW and self.levels is not None:
-            return HIGHEST
-        return self.quantizer(bits).qmax
-
     def start_collecting(self, keep: bool = True) -> None:
         """From now on pass tensors through and keep a sample of them, or nothing at all."""
         self.collecting = True
@@ -250,7 +239,7 @@ class SiteQuantizer(nn.Module):
             seen = parts if any(len(part) for part in parts) else everything
             vectors = torch.cat(seen) if seen else torch.zeros(1, 1)
             quantizer, bits = self.quantizer(int(name)), int(name)
-            margin = margin_of(bits) if self.exponents else None
+            margin = self.margin[bits] if self.exponents else None
             if bits == NARROW and self.levels is not None:
                 step, levels = fit_step_and_levels(vectors, margin)
                 self.levels.copy_(levels)
