@@ -24,8 +24,6 @@ from squat.quantization.numerics import representable_step
 
 _BLOCK = 64
 """Columns after which the others learn of what was rounded: one matrix product for all of them."""
-_INSIDE = 0.45
-"""How far from its code, in steps, an element may be: clearly nearer to it than to the next."""
 
 
 @dataclass
@@ -75,20 +73,19 @@ def descend(
         damping: the pull towards the weight, relative to the mean squared input.
 
     Returns:
-        float32 [rows, inputs], and as many steps, representable in fp16. Each element is what would be best
-        if it need not be rounded, as far as it rounds to its code: training goes on from there.
+        float32 [rows, inputs], each element exactly its code times its step, and as many steps, representable
+        in fp16. Where training goes on from there, a code changes only when gradients agree on it: elements
+        near a boundary would go to the nearest code again with the first noise.
     """
     gram, target = moments.damped(weight, damping)
     order = gram.diagonal().argsort(descending=True)
     gram = gram[order][:, order].contiguous()
     target = target[:, order].contiguous()
     codes = _start(target, steps, low, high, gram)
-    free = codes
     for _ in range(sweeps):
         steps = _refit(codes, steps, gram, target)
-        free = _sweep(codes, steps, low, high, gram, target)
-    found = torch.clamp(free, (codes - _INSIDE) * steps, (codes + _INSIDE) * steps)
-    return found[:, order.argsort()], steps
+        _sweep(codes, steps, low, high, gram, target)
+    return (codes * steps)[:, order.argsort()], steps
 
 
 def _start(target: Tensor, steps: Tensor, low: int, high: int, gram: Tensor) -> Tensor:
@@ -128,15 +125,10 @@ def _refit(codes: Tensor, steps: Tensor, gram: Tensor, target: Tensor) -> Tensor
 
 def _sweep(
     codes: Tensor, steps: Tensor, low: int, high: int, gram: Tensor, target: Tensor
-) -> Tensor:
-    """Every column once takes the best codes while all others stay; `codes` changes in place.
-
-    Returns:
-        what was best before it was rounded, [rows, inputs].
-    """
+) -> None:
+    """Every column once takes the best codes while all others stay; `codes` changes in place."""
     inverse_steps = steps.reciprocal()
     residual = target - (codes * steps) @ gram
-    free = torch.empty_like(codes)
     for begin in range(0, codes.shape[1], _BLOCK):
         end = min(begin + _BLOCK, codes.shape[1])
         local = residual[:, begin:end].clone()
@@ -148,6 +140,4 @@ def _sweep(
             new = (best * inverse_steps).round_().clamp_(low, high)
             local -= ((new - old) * steps) * gram[at, begin:end]
             codes[:, at : at + 1] = new
-            free[:, at : at + 1] = best
         residual -= ((codes[:, begin:end] - before) * steps) @ gram[begin:end]
-    return free
