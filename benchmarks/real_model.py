@@ -34,7 +34,7 @@ from squat.checkpoints import load_model, load_tokenizer
 from squat.data.files import writing
 from squat.engine import Engine
 from squat.evaluate.tasks import runs_in_engine
-from squat.quantization.numerics import approximately
+from squat.exact import approximately
 
 WINDOW = 256
 Logits = Callable[[list[int]], NDArray[np.float32] | torch.Tensor]

@@ -22,13 +22,13 @@ from rich.table import Table
 from torch import Tensor
 
 from squat.checkpoints import load_model, load_tokenizer
+from squat.exact import approximately
 from squat.quantization import SquatConfig
 from squat.quantization.activation_steps import fit_step_and_levels, token_mse_step
 from squat.quantization.convert import convert, fold_transforms
 from squat.quantization.levels import HIGHEST, LOWEST, nearest_level
 from squat.quantization.modules import SiteQuantizer
 from squat.quantization.numerics import (
-    approximately,
     fake_quantize,
     power_of_two,
     token_exponent,

@@ -28,7 +28,9 @@ from squat.deploy.gguf import (
     LEVELS,
     MIN_STEP,
     SITES,
+    USUAL,
     CodeMatrix,
+    GgufGraph,
     GgufModel,
     GgufSite,
 )
@@ -225,7 +227,7 @@ def random_model(
         size = {"k": head_dim, "mlp_mid": ffn}.get(name, hidden)
         sites[name].hadamard = random_blocks(rng, size, 1 if name == "head_in" else layers)
     return GgufModel(
-        architecture=architecture,  # type: ignore[arg-type]
+        architecture=architecture,
         name=f"random-{seed}",
         hidden_size=hidden,
         layers=layers,
@@ -241,7 +243,9 @@ def random_model(
         tokenizer_json=tokenizer_json,
         thresholds=[float(t) for t in rng.uniform(0.7, 1.1, layers)] if adaptive else None,
         importance=importance if adaptive else None,
-        rope=rope or {"rope_type": "default", "rope_theta": 10000.0},
+        graph=USUAL["gpt2"]
+        if gpt2
+        else GgufGraph(rope=rope or {"rope_type": "default", "rope_theta": 10000.0}),
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
@@ -250,7 +254,7 @@ def random_model(
 
 def _frequencies(model: GgufModel) -> tuple[Floats, float]:
     """Frequencies in Hugging Face's order and the factor of cosine and sine, from its definitions."""
-    rope, dim = model.rope, model.head_dim
+    rope, dim = model.graph.rope, model.head_dim
     base = rope["rope_theta"]
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     inverse = np.float32(1) / (base ** exponent.astype(np.float64)).astype(np.float32)

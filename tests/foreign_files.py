@@ -18,15 +18,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from engine_models import byte_level_tokenizer
-from squat.deploy.export import LAYOUTS
+from squat.architectures import architecture_of
 from squat.deploy.tokenizer import TokenType, ggml_tokenizer
 
 Type = gguf.GGMLQuantizationType
 Keys = dict[str, Any]
 Tensors = dict[str, NDArray[Any]]
 
-OWN_ORDER = ("llama", "mistral", "smollm3")
-_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+HALVES = ("qwen2", "qwen3")
+"""Whose rows of q and k llama.cpp leaves as they are."""
 _ROPE = {"factor": "factor", "original_max_position_embeddings": "original_context_length"}
 
 
@@ -103,16 +103,14 @@ def tokenizer_keys(text: str, vocab_size: int, pre: str) -> Keys:
 def tensors_of(model: PreTrainedModel) -> Tensors:
     """A model's weights by llama.cpp's names, in its order of rows."""
     config = model.config
-    layout = LAYOUTS.get(config.model_type, LAYOUTS["llama"])
+    row = architecture_of(config.model_type)
     modules = dict(model.named_modules())
-    places = dict(layout.model)
+    places = dict(row.model_names)
     if config.tie_word_embeddings:
         del places["lm_head"]
-    layers = "transformer.h" if config.model_type == "gpt2" else "model.layers"
     for layer in range(config.num_hidden_layers):
-        for path, place in {**layout.layer, **_NORMS}.items():
-            if f"{layers}.{layer}.{path}" in modules:
-                places[f"{layers}.{layer}.{path}"] = f"blk.{layer}.{place}"
+        for path, place in row.layer_names.items():
+            places[f"{row.layers}.{layer}.{path}"] = f"blk.{layer}.{place}"
     tensors = {}
     for path, place in places.items():
         module = modules[path]
@@ -120,7 +118,8 @@ def tensors_of(model: PreTrainedModel) -> Tensors:
             values = parameter.detach()
             if kind == "weight" and isinstance(module, Conv1D):
                 values = values.T
-            if config.model_type in OWN_ORDER and place.endswith(("attn_q", "attn_k")):
+            adjacent = config.model_type not in HALVES
+            if adjacent and place.endswith(("attn_q", "attn_k")):
                 heads = config.num_attention_heads
                 heads = heads if place.endswith("q") else config.num_key_value_heads
                 values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)

@@ -31,8 +31,24 @@ ARCHITECTURES = {
     },
     "qwen3": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
     "smollm3": {"num_key_value_heads": 2, "no_rope_layers": [1, 0, 1]},
+    "gemma3_text": {
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "query_pre_attn_scalar": 24,
+    },
+    "granite": {
+        "num_key_value_heads": 2,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 1.3,
+        "tie_word_embeddings": True,
+    },
+    "olmo2": {"num_key_value_heads": 2},
 }
-"""The same for every row of the site table; TINY has one of each of the engine's graphs."""
+"""The same for every row of `squat.architectures`; TINY are those whose files say nothing of their graph."""
 
 
 PUBLISHED = {

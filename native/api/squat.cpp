@@ -91,7 +91,7 @@ squat_status squat_get_info(const squat_engine* engine, squat_info* info) {
     info->weight_bytes = model.weight_bytes;
     info->bos_token = e.bos_token();
     info->eos_token = e.eos_token();
-    info->architecture = model.architecture == squat::Architecture::kLlama ? "llama" : "gpt2";
+    info->architecture = model.architecture.c_str();
     info->isa = e.isa();
     info->kernels = e.kernels().c_str();
   });

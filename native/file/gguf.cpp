@@ -350,6 +350,12 @@ std::vector<std::string_view> Gguf::string_array(std::string_view key) const {
   return out;
 }
 
+std::vector<std::string_view> Gguf::keys() const {
+  std::vector<std::string_view> out;
+  for (const auto& [key, value] : values_) out.push_back(key);
+  return out;
+}
+
 const GgufTensor* Gguf::find_tensor(std::string_view name) const {
   const auto found = tensor_index_.find(name);
   return found == tensor_index_.end() ? nullptr : &tensors_[found->second];

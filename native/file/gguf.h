@@ -64,6 +64,8 @@ class Gguf {
   std::vector<int32_t> i32_array(std::string_view key) const;
   std::vector<std::string_view> string_array(std::string_view key) const;
   bool has(std::string_view key) const { return values_.count(key) != 0; }
+  // In no order.
+  std::vector<std::string_view> keys() const;
 
   // Null when there is no such tensor.
   const GgufTensor* find_tensor(std::string_view name) const;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "exponents.h"
 #include "session.h"
@@ -51,9 +52,10 @@ void Session::attend(const Chunk& chunk, int layer) {
     const float scale = hadamard_scale(block);
     // Scores stay what they were: queries get what keys have left of 1 / block.
     const float rest = 1 / (static_cast<float>(block) * scale);
+    const Layer& l = m.layers[static_cast<size_t>(layer)];
     const Vectors keys = {m.sites.k, chunk.previous, keys_at,    1,
-                          true,      scale,          key_codes_, key_exponents_};
-    const Vectors queries = {m.sites.q,    chunk.previous,  0, m.group(), true, rest,
+                          &l.k_norm, scale,          key_codes_, key_exponents_};
+    const Vectors queries = {m.sites.q,    chunk.previous,  0, m.group(), &l.q_norm, rest,
                              query_codes_, query_exponents_};
     quantize_vectors(chunk, layer, keys, 0);
     quantize_vectors(chunk, layer, queries, first_query(chunk));
@@ -61,7 +63,8 @@ void Session::attend(const Chunk& chunk, int layer) {
     decide_widths(chunk, layer);
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
-  const Vectors values = {m.sites.v, chunk.current, values_at, 1, false, 1, value_codes_, nullptr};
+  const Vectors values = {m.sites.v, chunk.current, values_at, 1, nullptr,
+                          1,         value_codes_,  nullptr};
   quantize_vectors(chunk, layer, values, 0);
   for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
 }
@@ -89,16 +92,23 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vec
   const Site& site = vectors.site;
   const int group = vectors.group;
   const uint8_t* widths = site_widths(site, vectors.by_token);
-  const int block = vectors.rotated ? m.sites.k.block(layer) : 1;
-  const int turned = vectors.rotated ? 2 * static_cast<int>(m.rope_frequencies.size()) : 0;
+  const bool is_value = vectors.norm == nullptr;
+  const int block = is_value ? 1 : m.sites.k.block(layer);
+  const int rotation = is_value ? -1 : m.graph.rotation[static_cast<size_t>(layer)];
+  const int turned = m.graph.rotated(), heads = m.n_head_kv * group;
+  const size_t normed = is_value ? 0 : vectors.norm->weight.size();
   threads_.parallel_for(chunk.count - from, [&](int begin, int end, int) {
     for (int i = from + begin; i < from + end; i++) {
       const bool wide = is_wide(widths, i);
-      const size_t angles = static_cast<size_t>(i) * static_cast<size_t>(turned);
       float* x =
           qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + vectors.column;
-      for (int v = 0; v < m.n_head_kv * group; v++, x += m.head_dim) {
-        if (turned > 0) ops_.rotate(cosine_ + angles, sine_ + angles, turned, x);
+      if (normed == static_cast<size_t>(heads * m.head_dim)) normalize(*vectors.norm, x, x);
+      for (int v = 0; v < heads; v++, x += m.head_dim) {
+        if (normed == static_cast<size_t>(m.head_dim)) normalize(*vectors.norm, x, x);
+        if (rotation >= 0) {
+          const Angles angles = angles_[static_cast<size_t>(rotation)].of(i, turned);
+          ops_.rotate(angles.cosine, angles.sine, turned, x);
+        }
         if (block > 1) ops_.hadamard(x, m.head_dim, block, vectors.scale);
         const size_t to = vector_of(chunk, group, v / group, i) + static_cast<size_t>(v % group);
         const int exponent = quantize(site, layer, wide, x, m.head_dim,
@@ -170,7 +180,9 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   const Model& m = model_;
   const Site &q = m.sites.q, &k = m.sites.k;
   const int visible = chunk.position + token + 1;
-  const float scaling = static_cast<float>(1.0 / std::sqrt(static_cast<double>(m.head_dim)));
+  const float scaling = m.graph.attention_scale;
+  const int window = m.graph.window[static_cast<size_t>(layer)];
+  const int first = window == 0 ? 0 : std::max(0, visible - window);
   const int group = m.group();
   const size_t vector =
       vector_of(chunk, group, query_head / group, token) + static_cast<size_t>(query_head % group);
@@ -192,12 +204,17 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   if (pools.key_exponents != nullptr) {
     ops_.multiply_powers(pools.key_exponents, visible, scores);
   }
+  // What lies before the window is masked up to a whole vector, and not computed with before that.
+  const int begin = first / kVector * kVector;
+  for (int i = begin; i < first; i++) scores[i] = -std::numeric_limits<float>::infinity();
+  uint8_t* probs = probs_row(chunk, token, query_head);
+  std::memset(probs, 0, static_cast<size_t>(begin));
   first_probs_[token * m.n_head + query_head] =
-      ops_.softmax_codes(scores, visible, 1.0f / m.sites.probs_step[static_cast<size_t>(layer)],
-                         probs_row(chunk, token, query_head));
+      ops_.softmax_codes(scores + begin, visible - begin, first - begin,
+                         1.0f / m.sites.probs_step[static_cast<size_t>(layer)], probs + begin);
 }
 
-float Session::importance(int token, int position) const {
+float Session::importance(int layer, int token, int position) const {
   const Model& m = model_;
   if (m.importance == Importance::kValuePeak) {
     const size_t values_at = static_cast<size_t>(m.n_embd_q() + m.n_embd_kv());
@@ -207,7 +224,9 @@ float Session::importance(int token, int position) const {
   float sum = 0;
   for (int h = 0; h < m.n_head; h++) sum += first_probs_[token * m.n_head + h];
   const float mean = sum / static_cast<float>(m.n_head);
-  return m.importance == Importance::kFirstToken ? mean : mean * static_cast<float>(position + 1);
+  const int window = m.graph.window[static_cast<size_t>(layer)];
+  const int visible = window == 0 ? position + 1 : std::min(position + 1, window);
+  return m.importance == Importance::kFirstToken ? mean : mean * static_cast<float>(visible);
 }
 
 void Session::decide_widths(const Chunk& chunk, int layer) {
@@ -215,7 +234,7 @@ void Session::decide_widths(const Chunk& chunk, int layer) {
   const float threshold = model_.thresholds[static_cast<size_t>(layer)];
   int wide = 0;
   for (int i = 0; i < chunk.count; i++) {
-    const bool important = importance(i, chunk.position + i) >= threshold;
+    const bool important = importance(layer, i, chunk.position + i) >= threshold;
     chunk.current[i] = important ? 8 : 4;
     wide += important;
   }

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "base/error.h"
+#include "file/keys.h"
 
 namespace squat {
 
@@ -15,10 +15,24 @@ constexpr uint32_t kFormatVersion = 2;  // version 1 is read as well
 constexpr uint32_t kMaxContext = 1u << 20;
 constexpr uint32_t kMaxVocabulary = 1u << 24;
 
+// How the rows of a matrix stand in a file: those of `heads` heads from the first row on are turned
+// in halves, the others are as they should be.
+struct RowOrder {
+  int heads = 0, head_dim = 1, rotated = 0;
+
+  // Where the row is in the file that is `row` in the engine, where pair follows pair.
+  int in_file(int row) const {
+    const int element = row % head_dim;
+    if (row >= heads * head_dim || element >= rotated) return row;
+    return row - element + element % 2 * (rotated / 2) + element / 2;
+  }
+};
+
 // A matrix that will be packed, once all of them are known.
 struct Pending {
   CodeTensor tensor;
   Weights* weights;
+  RowOrder order;
 };
 
 // Reads one file into one Model; the steps stand in the order of load_model().
@@ -26,12 +40,13 @@ class Loader {
  public:
   Loader(const Gguf& file, const MappedFile* mapping, const kernels::Choice& choice,
          ThreadPool& threads)
-      : file_(file), mapping_(mapping), choice_(choice), threads_(threads) {}
+      : file_(file), keys_(file), mapping_(mapping), choice_(choice), threads_(threads) {}
 
   Model load() {
     read_version();
     read_dimensions();
-    read_rotation();
+    model_.graph =
+        read_graph(file_, model_.architecture, model_.n_layer, model_.head_dim, has(kGraph));
     read_sites();
     read_tensors();
     pack();
@@ -39,28 +54,10 @@ class Loader {
   }
 
  private:
-  [[noreturn]] void fail(const std::string& what) const {
-    throw Error(SQUAT_ERROR_FORMAT, file_.name() + ": " + what);
-  }
-
-  std::string key(const char* name) const { return architecture_ + "." + name; }
-
-  int bounded(const std::string& name, uint32_t least, uint32_t most) const {
-    const uint32_t value = file_.u32(name);
-    if (value < least || value > most) {
-      fail("key '" + name + "' is " + std::to_string(value) + ", not from " +
-           std::to_string(least) + " to " + std::to_string(most));
-    }
-    return static_cast<int>(value);
-  }
-
-  // A factor or a base: positive and finite.
-  float positive(const std::string& name) const {
-    const float value = file_.f32(name);
-    if (!(value > 0) || !std::isfinite(value)) {
-      fail("key '" + name + "' is " + std::to_string(value) + ", not a positive number");
-    }
-    return value;
+  [[noreturn]] void fail(const std::string& what) const { keys_.fail(what); }
+  std::string key(const char* name) const { return model_.architecture + "." + name; }
+  bool has(const char* feature) const {
+    return std::find(features_.begin(), features_.end(), feature) != features_.end();
   }
 
   void read_version() {
@@ -72,7 +69,7 @@ class Loader {
     }
     if (version_ == 1 || !file_.has(kFeatureList)) return;
     for (const std::string_view name : file_.string_array(kFeatureList)) {
-      if (name != kExponents && name != kHadamard && name != kLevels) {
+      if (name != kExponents && name != kHadamard && name != kLevels && name != kGraph) {
         fail("key '" + std::string(kFeatureList) + "' names '" + std::string(name.substr(0, 64)) +
              "', which this engine does not know; use the engine that belongs to the exporter");
       }
@@ -81,34 +78,37 @@ class Loader {
   }
 
   void read_dimensions() {
-    architecture_ = file_.string("general.architecture");
-    const bool llama = architecture_ == "llama";
-    if (!llama && architecture_ != "gpt2") {
-      fail("key 'general.architecture' is '" + architecture_.substr(0, 64) +
-           "', expected 'llama' or 'gpt2'");
-    }
     Model& m = model_;
-    m.architecture = llama ? Architecture::kLlama : Architecture::kGpt2;
+    m.architecture = file_.string("general.architecture");
+    // Of these two the name says what is computed.
+    if (m.architecture != "llama" && m.architecture != "gpt2" && !has(kGraph)) {
+      fail("key 'general.architecture' is '" + m.architecture.substr(0, 64) +
+           "', expected 'llama' or 'gpt2' where '" + kFeatureList + "' does not name '" + kGraph +
+           "'");
+    }
     const uint32_t inner = kernels::kMaxInner;
-    m.n_embd = bounded(key("embedding_length"), 1, inner);
-    m.n_ff = bounded(key("feed_forward_length"), 1, inner);
-    m.n_context = bounded(key("context_length"), 1, kMaxContext);
+    m.n_embd = keys_.bounded(key("embedding_length"), 1, inner);
+    m.n_ff = keys_.bounded(key("feed_forward_length"), 1, inner);
+    m.n_context = keys_.bounded(key("context_length"), 1, kMaxContext);
     // Every layer has tensors of its own, so that a count past the number of tensors is an error.
-    m.n_layer = bounded(key("block_count"), 1,
-                        static_cast<uint32_t>(std::min<size_t>(file_.tensors().size(), 1u << 16)));
-    m.n_head = bounded(key("attention.head_count"), 1, static_cast<uint32_t>(m.n_embd));
-    m.n_head_kv = file_.has(key("attention.head_count_kv"))
-                      ? bounded(key("attention.head_count_kv"), 1, static_cast<uint32_t>(m.n_head))
-                      : m.n_head;
+    m.n_layer =
+        keys_.bounded(key("block_count"), 1,
+                      static_cast<uint32_t>(std::min<size_t>(file_.tensors().size(), 1u << 16)));
+    m.n_head = keys_.bounded(key("attention.head_count"), 1, static_cast<uint32_t>(m.n_embd));
+    m.n_head_kv =
+        file_.has(key("attention.head_count_kv"))
+            ? keys_.bounded(key("attention.head_count_kv"), 1, static_cast<uint32_t>(m.n_head))
+            : m.n_head;
     if (m.n_head % m.n_head_kv != 0) {
       fail("key '" + key("attention.head_count_kv") + "' is " + std::to_string(m.n_head_kv) +
            ", which does not divide the " + std::to_string(m.n_head) + " query heads");
     }
     if (file_.has(key("attention.key_length"))) {
-      m.head_dim = bounded(key("attention.key_length"), 1, inner / static_cast<uint32_t>(m.n_head));
+      m.head_dim =
+          keys_.bounded(key("attention.key_length"), 1, inner / static_cast<uint32_t>(m.n_head));
       if (file_.has(key("attention.value_length"))) {
         const uint32_t size = static_cast<uint32_t>(m.head_dim);
-        bounded(key("attention.value_length"), size, size);
+        keys_.bounded(key("attention.value_length"), size, size);
       }
     } else {
       m.head_dim = m.n_embd / m.n_head;
@@ -117,16 +117,11 @@ class Loader {
              ", which does not divide the hidden size " + std::to_string(m.n_embd));
       }
     }
-    m.norm_epsilon =
-        positive(key(llama ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon"));
+    const char* epsilon = "attention.layer_norm_rms_epsilon";
+    if (!file_.has(key(epsilon))) epsilon = "attention.layer_norm_epsilon";
+    m.norm_epsilon = keys_.positive(key(epsilon));
 
-    const GgufTensor* embedding = nullptr;
-    for (const int block : {1, 2}) {  // not transformed, or in blocks of any size
-      for (const char* suffix : {"", ".q4", ".q8"}) {
-        if (embedding != nullptr) break;
-        embedding = file_.find_tensor(matrix_name(kEmbedding, block) + suffix);
-      }
-    }
+    const GgufTensor* embedding = find_matrix(kEmbedding);
     if (embedding == nullptr) fail("tensor '" + matrix_name(kEmbedding) + "' is missing");
     if (embedding->ne[1] > kMaxVocabulary) {
       fail("tensor '" + std::string(embedding->name) + "' has " + std::to_string(embedding->ne[1]) +
@@ -135,60 +130,16 @@ class Loader {
     m.n_vocab = static_cast<int>(embedding->ne[1]);
   }
 
-  // Frequencies and scale of RoPE, for the variants of transformers' modeling_rope_utils.
-  void read_rotation() {
-    Model& m = model_;
-    if (m.architecture != Architecture::kLlama) return;
-    if (m.head_dim % 2 != 0) {
-      fail("the head size is " + std::to_string(m.head_dim) + ", but rotation needs an even one");
+  // Whether its input is transformed or not; null if it is missing.
+  const GgufTensor* find_matrix(const std::string& name) const {
+    for (const int block : {1, 2}) {
+      for (const char* suffix : {"", ".q4", ".q8"}) {
+        if (const GgufTensor* found = file_.find_tensor(matrix_name(name, block) + suffix)) {
+          return found;
+        }
+      }
     }
-    const uint32_t size = static_cast<uint32_t>(m.head_dim);
-    if (file_.has(key("rope.dimension_count"))) bounded(key("rope.dimension_count"), size, size);
-    const int pairs = m.head_dim / 2;
-    const float base = file_.has(key("rope.freq_base")) ? positive(key("rope.freq_base")) : 1e4f;
-    m.rope_frequencies.resize(static_cast<size_t>(pairs));
-    for (int i = 0; i < pairs; i++) {
-      // Rounded where PyTorch rounds.
-      const float exponent = static_cast<float>(2 * i) / static_cast<float>(m.head_dim);
-      m.rope_frequencies[static_cast<size_t>(i)] =
-          1.0f / static_cast<float>(std::pow(static_cast<double>(base), exponent));
-    }
-    const std::string type = file_.has(key("rope.scaling.type"))
-                                 ? std::string(file_.string(key("rope.scaling.type")))
-                                 : "none";
-    if (type == "linear") {
-      const float factor = positive(key("rope.scaling.factor"));
-      for (float& frequency : m.rope_frequencies) frequency /= factor;
-    } else if (type == "yarn") {
-      scale_yarn(base);
-    } else if (type != "none") {
-      fail("key '" + key("rope.scaling.type") + "' is '" + type.substr(0, 64) +
-           "', expected 'none', 'linear' or 'yarn'");
-    }
-    if (file_.find_tensor("rope_freqs.weight") != nullptr) {  // llama3
-      const std::vector<float> factors = floats("rope_freqs.weight", static_cast<uint64_t>(pairs));
-      for (size_t i = 0; i < factors.size(); i++) m.rope_frequencies[i] /= factors[i];
-    }
-  }
-
-  // YaRN (Peng et al. 2023): high frequencies stay, low ones are interpolated, with a ramp between
-  // the dimensions that turn 32 times and once within the original context.
-  void scale_yarn(float base) {
-    Model& m = model_;
-    const double factor = positive(key("rope.scaling.factor"));
-    const double original = bounded(key("rope.scaling.original_context_length"), 1, kMaxContext);
-    const double size = m.head_dim;
-    const auto dimension = [&](double turns) {
-      return size * std::log(original / (turns * 2 * M_PI)) / (2 * std::log(double{base}));
-    };
-    const double low = std::max(std::floor(dimension(32)), 0.0);
-    double high = std::min(std::ceil(dimension(1)), size - 1);
-    if (low == high) high += 0.001;
-    for (size_t i = 0; i < m.rope_frequencies.size(); i++) {
-      const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
-      m.rope_frequencies[i] *= static_cast<float>((1 - ramp) + ramp / factor);
-    }
-    m.rope_scale = static_cast<float>(factor > 1 ? 0.1 * std::log(factor) + 1 : 1.0);
+    return nullptr;
   }
 
   std::vector<float> steps(const std::string& name, int count, int first_used) const {
@@ -211,7 +162,7 @@ class Loader {
   bool has_feature(const std::string& key, const char* feature, bool possible) const {
     if (!file_.has(key)) return false;
     if (!possible) fail("key '" + key + "' is there, but this site has no " + feature);
-    if (std::find(features_.begin(), features_.end(), feature) == features_.end()) {
+    if (!has(feature)) {
       fail("key '" + key + "' is there, but '" + kFeatureList + "' does not name '" + feature +
            "'");
     }
@@ -224,8 +175,8 @@ class Loader {
     const bool any8 = has_feature(of8, kExponents, possible);
     const bool any4 = has_feature(of4, kExponents, possible);
     if (!any8 && !any4) return;
-    if (site->bits != Site::Bits::k4) site->margin8 = bounded(of8, 0, 7);
-    if (site->bits != Site::Bits::k8) site->margin4 = bounded(of4, 0, 7);
+    if (site->bits != Site::Bits::k4) site->margin8 = keys_.bounded(of8, 0, 7);
+    if (site->bits != Site::Bits::k8) site->margin4 = keys_.bounded(of4, 0, 7);
   }
 
   // One for each layer (head_in: one), each a power of two that divides the site's size.
@@ -370,26 +321,48 @@ class Loader {
     }
   }
 
-  std::vector<float> floats(const std::string& name, uint64_t count) const {
-    const GgufTensor* tensor = file_.find_tensor(name);
-    if (tensor == nullptr) fail("tensor '" + name + "' is missing");
-    if (tensor->type != TensorType::kF32 || tensor->rank != 1 || tensor->ne[0] != count) {
-      fail("tensor '" + name + "' has type " + tensor_type_name(tensor->type) + ", rank " +
-           std::to_string(tensor->rank) + " and " + std::to_string(tensor->ne[0]) +
-           " elements a row, expected F32, rank 1 and " + std::to_string(count));
-    }
-    std::vector<float> values(count);
-    std::memcpy(values.data(), tensor->data, tensor->size);
-    return values;
-  }
-
-  Norm read_norm(const std::string& name) const {
+  Norm read_norm(const std::string& name, int size) const {
     Norm norm;
-    norm.weight = floats(name + ".weight", static_cast<uint64_t>(model_.n_embd));
-    if (model_.architecture == Architecture::kGpt2) {
-      norm.bias = floats(name + ".bias", static_cast<uint64_t>(model_.n_embd));
+    norm.weight = keys_.floats(name + ".weight", static_cast<uint64_t>(size));
+    if (model_.graph.norm == Graph::Norm::kLayer) {
+      norm.bias = keys_.floats(name + ".bias", static_cast<uint64_t>(size));
     }
     return norm;
+  }
+
+  bool has_norm(const std::string& name) const {
+    return file_.find_tensor(name + ".weight") != nullptr;
+  }
+
+  // What attention or MLP reads, and what they make, may be normalized: one of them is.
+  void read_norms(const std::string& before, const std::string& after, Norm* first,
+                  Norm* last) const {
+    if (has_norm(after)) *last = read_norm(after, model_.n_embd);
+    if (has_norm(before) || !last->exists()) *first = read_norm(before, model_.n_embd);
+  }
+
+  // Of queries or keys: of each head alone, or of all together.
+  Norm read_head_norm(const std::string& name, int heads) const {
+    const GgufTensor* tensor = file_.find_tensor(name + ".weight");
+    if (tensor == nullptr) return {};
+    const int together = heads * model_.head_dim;
+    const bool all = tensor->ne[0] == static_cast<uint64_t>(together);
+    Norm norm = read_norm(name, all ? together : model_.head_dim);
+    norm.weight = in_order(norm.weight, row_order(all ? heads : 1));
+    return norm;
+  }
+
+  RowOrder row_order(int heads) const {
+    const Graph& graph = model_.graph;
+    return {graph.halves ? heads : 0, model_.head_dim, graph.rotated()};
+  }
+
+  static std::vector<float> in_order(const std::vector<float>& values, const RowOrder& order) {
+    std::vector<float> out(values.size());
+    for (size_t i = 0; i < out.size(); i++) {
+      out[i] = values[static_cast<size_t>(order.in_file(static_cast<int>(i)))];
+    }
+    return out;
   }
 
   CodeTensor codes(const std::string& name, int rows, int inner) const {
@@ -403,12 +376,47 @@ class Loader {
   }
 
   // Its bias has the other name in version 1 only.
-  void read_weights(const std::string& name, int rows, int inner, Weights* weights, int block = 1) {
-    pending_.push_back({codes(matrix_name(name, block), rows, inner), weights});
+  void read_weights(const std::string& name, int rows, int inner, Weights* weights, int block = 1,
+                    const RowOrder& order = {}) {
+    pending_.push_back({codes(matrix_name(name, block), rows, inner), weights, order});
     const std::string bias = name + (version_ == 1 && block > 1 ? "_hadamard.bias" : ".bias");
     if (file_.find_tensor(bias) != nullptr) {
-      weights->bias = floats(bias, static_cast<uint64_t>(rows));
+      weights->bias = in_order(keys_.floats(bias, static_cast<uint64_t>(rows)), order);
     }
+  }
+
+  void read_layer(int l, Layer* layer) {
+    const Model& m = model_;
+    const std::string block = "blk." + std::to_string(l) + ".";
+    read_norms(block + "attn_norm", block + "post_attention_norm", &layer->attn_norm,
+               &layer->after_attn_norm);
+    read_norms(block + "ffn_norm", block + "post_ffw_norm", &layer->mlp_norm,
+               &layer->after_mlp_norm);
+    layer->q_norm = read_head_norm(block + "attn_q_norm", m.n_head);
+    layer->k_norm = read_head_norm(block + "attn_k_norm", m.n_head_kv);
+
+    const int of_qkv = m.sites.attn_in.block(l), of_ffn = m.sites.mlp_in.block(l);
+    if (find_matrix("blk.0.attn_qkv") != nullptr) {
+      layer->qkv.resize(1);
+      read_weights(block + "attn_qkv", m.n_embd_qkv(), m.n_embd, &layer->qkv[0], of_qkv,
+                   row_order(m.n_head + m.n_head_kv));
+    } else {
+      layer->qkv.resize(3);
+      read_weights(block + "attn_q", m.n_embd_q(), m.n_embd, &layer->qkv[0], of_qkv,
+                   row_order(m.n_head));
+      read_weights(block + "attn_k", m.n_embd_kv(), m.n_embd, &layer->qkv[1], of_qkv,
+                   row_order(m.n_head_kv));
+      read_weights(block + "attn_v", m.n_embd_kv(), m.n_embd, &layer->qkv[2], of_qkv);
+    }
+    read_weights(block + "attn_output", m.n_embd, m.n_embd_q(), &layer->attn_out);
+
+    // Only GELU goes without a gate.
+    const bool gated =
+        m.graph.activation == Graph::Activation::kSilu || find_matrix("blk.0.ffn_gate") != nullptr;
+    layer->mlp_in.resize(gated ? 2 : 1);
+    if (gated) read_weights(block + "ffn_gate", m.n_ff, m.n_embd, &layer->mlp_in[0], of_ffn);
+    read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer->mlp_in.back(), of_ffn);
+    read_weights(block + "ffn_down", m.n_embd, m.n_ff, &layer->mlp_mid, m.sites.mlp_mid.block(l));
   }
 
   void read_tensors() {
@@ -420,44 +428,21 @@ class Loader {
     m.embedding_block = tied ? of_head : 1;
     m.embedding = codes(matrix_name(kEmbedding, m.embedding_block), m.n_vocab, m.n_embd);
     m.layers.resize(static_cast<size_t>(m.n_layer));
-    const bool llama = m.architecture == Architecture::kLlama;
-    for (int l = 0; l < m.n_layer; l++) {
-      Layer& layer = m.layers[static_cast<size_t>(l)];
-      const std::string block = "blk." + std::to_string(l) + ".";
-      layer.attn_norm = read_norm(block + "attn_norm");
-      layer.mlp_norm = read_norm(block + "ffn_norm");
-      const int of_qkv = m.sites.attn_in.block(l), of_ffn = m.sites.mlp_in.block(l);
-      if (llama) {
-        layer.qkv.resize(3);
-        read_weights(block + "attn_q", m.n_embd_q(), m.n_embd, &layer.qkv[0], of_qkv);
-        read_weights(block + "attn_k", m.n_embd_kv(), m.n_embd, &layer.qkv[1], of_qkv);
-        read_weights(block + "attn_v", m.n_embd_kv(), m.n_embd, &layer.qkv[2], of_qkv);
-        layer.mlp_in.resize(2);
-        read_weights(block + "ffn_gate", m.n_ff, m.n_embd, &layer.mlp_in[0], of_ffn);
-        read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[1], of_ffn);
-      } else {
-        layer.qkv.resize(1);
-        read_weights(block + "attn_qkv", m.n_embd_qkv(), m.n_embd, &layer.qkv[0], of_qkv);
-        layer.mlp_in.resize(1);
-        read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer.mlp_in[0], of_ffn);
-      }
-      read_weights(block + "attn_output", m.n_embd, m.n_embd_q(), &layer.attn_out);
-      read_weights(block + "ffn_down", m.n_embd, m.n_ff, &layer.mlp_mid, m.sites.mlp_mid.block(l));
-    }
-    m.out_norm = read_norm("output_norm");
+    for (int l = 0; l < m.n_layer; l++) read_layer(l, &m.layers[static_cast<size_t>(l)]);
+    m.out_norm = read_norm("output_norm", m.n_embd);
     if (tied) {
-      pending_.push_back({*m.embedding, &m.head});
+      pending_.push_back({*m.embedding, &m.head, {}});
     } else {
       read_weights("output", m.n_vocab, m.n_embd, &m.head, of_head);
       m.embedding->check_scales();
       release(*m.embedding);
     }
-    if (!llama) read_positions();
+    if (m.graph.rotations.empty() || find_matrix(kPositions) != nullptr) read_positions();
   }
 
   void read_positions() {
     Model& m = model_;
-    const std::string name = "position_embd.weight";
+    const std::string name = matrix_name(kPositions);
     const GgufTensor* tensor = file_.find_tensor(name);
     if (tensor != nullptr && tensor->type == TensorType::kF32) {
       const uint64_t n_embd = static_cast<uint64_t>(m.n_embd);
@@ -511,12 +496,13 @@ class Loader {
         int8_t* codes = rows.data() + static_cast<size_t>(thread) * kernels::kMaxInner;
         const int last = std::min(end * panel, matrix.rows);
         for (int row = begin * panel; row < last; row++) {
-          if (const int block = p.tensor.bad_block(row); block >= 0) {
-            bad.store(static_cast<int64_t>(row) << 32 | block);
+          const int stored = p.order.in_file(row);
+          if (const int block = p.tensor.bad_block(stored); block >= 0) {
+            bad.store(static_cast<int64_t>(stored) << 32 | block);
             return;
           }
-          p.weights->steps[row] = p.tensor.step(row);
-          p.tensor.unpack(row, codes);
+          p.weights->steps[row] = p.tensor.step(stored);
+          p.tensor.unpack(stored, codes);
           kernels::pack_row(matrix, row, codes);
         }
       });
@@ -528,20 +514,21 @@ class Loader {
     }
   }
 
-  static constexpr const char* kEmbedding = "token_embd";
+  static constexpr const char *kEmbedding = "token_embd", *kPositions = "position_embd";
   // What a file may have beyond the plain network.
   static constexpr const char* kFeatureList = "squat.features";
   static constexpr const char* kExponents = "token_exponents";
   static constexpr const char* kHadamard = "hadamard";
   static constexpr const char* kLevels = "levels";
+  static constexpr const char* kGraph = "graph";
 
   const Gguf& file_;
+  const Keys keys_;
   const MappedFile* mapping_;
   const kernels::Choice& choice_;
   ThreadPool& threads_;
   uint32_t version_ = 0;
   std::vector<std::string> features_;
-  std::string architecture_;
   bool adaptive_ = false;
   std::vector<Pending> pending_;
   Model model_ = {};

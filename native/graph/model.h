@@ -14,11 +14,10 @@
 #include "file/code_tensor.h"
 #include "file/gguf.h"
 #include "float_ops.h"
+#include "graph.h"
 #include "kernels/kernels.h"
 
 namespace squat {
-
-enum class Architecture { kLlama, kGpt2 };
 
 // A tensor of activations that is quantized (docs/format.md, "Sites and token widths").
 struct Site {
@@ -61,20 +60,23 @@ struct Weights {
   std::vector<float> bias;  // empty: none
 };
 
+// Where there is none, the weight is empty.
 struct Norm {
   std::vector<float> weight;
-  std::vector<float> bias;  // empty: RMSNorm, which has none
+  std::vector<float> bias;  // of LayerNorm
+  bool exists() const { return !weight.empty(); }
 };
 
 struct Layer {
-  Norm attn_norm, mlp_norm;
-  std::vector<Weights> qkv;  // llama: q, k, v; gpt2: one matrix with the rows of all three
+  Norm attn_norm, after_attn_norm, mlp_norm, after_mlp_norm;
+  Norm q_norm, k_norm;       // of each head, or of all together
+  std::vector<Weights> qkv;  // q, k, v, or one matrix with the rows of all three
   Weights attn_out;
-  std::vector<Weights> mlp_in;  // llama: gate, up; gpt2: up
+  std::vector<Weights> mlp_in;  // gate and up, or up alone
   Weights mlp_mid;
 };
 
-// The position embedding of gpt2: quantized, or float32 as it stands in the file.
+// Learned positions: quantized, or float32 as they stand in the file. A model may have none.
 struct Positions {
   std::optional<CodeTensor> codes;
   const uint8_t* floats = nullptr;
@@ -84,12 +86,11 @@ struct Positions {
 enum class Importance : uint8_t { kFirstToken, kRelativeFirstToken, kValuePeak };
 
 struct Model {
-  Architecture architecture;
+  std::string architecture;
   int n_vocab, n_layer, n_embd, n_ff, n_context;
   int n_head, n_head_kv, head_dim;
   float norm_epsilon;
-  std::vector<float> rope_frequencies;  // radians per position, by pair; empty: no rotation
-  float rope_scale = 1;                 // factor of rotated vectors (YaRN)
+  Graph graph;
 
   Importance importance = Importance::kFirstToken;
   std::vector<float> thresholds;  // by layer; empty: no site is 4:8
@@ -108,6 +109,7 @@ struct Model {
   int n_embd_q() const { return n_head * head_dim; }
   int n_embd_kv() const { return n_head_kv * head_dim; }
   int n_embd_qkv() const { return n_embd_q() + 2 * n_embd_kv(); }
+  bool gated() const { return layers[0].mlp_in.size() == 2; }
 };
 
 // `mapping` may be null (a file that lies in memory). Throws Error.

@@ -35,6 +35,7 @@ Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& 
       score_rows_(std::clamp((1 << 19) / model.n_vocab, 1, 32)),
       wide_counts_(static_cast<size_t>(model.n_layer)),
       widths_(model.thresholds.size()),
+      angles_(model.graph.rotations.size()),
       pools_(static_cast<size_t>(model.n_layer) * static_cast<size_t>(model.n_head_kv)),
       scratch_(static_cast<size_t>(threads.size())) {
   memory_ = Memory(lay_out(Arena()));
@@ -60,8 +61,9 @@ size_t Session::lay_out(Arena arena) {
   key_exponents_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head_kv));
   attention_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_q()));
   mlp_ = arena.take<float>(chunk * 2 * static_cast<size_t>(m.n_ff));
-  cosine_ = arena.take<float>(chunk * 2 * m.rope_frequencies.size());
-  sine_ = arena.take<float>(chunk * 2 * m.rope_frequencies.size());
+  const size_t angles = chunk * static_cast<size_t>(m.graph.rotated());
+  for (Angles& a : angles_) a = {arena.take<float>(angles), arena.take<float>(angles)};
+  branch_ = arena.take<float>(needs_branch() ? chunk * static_cast<size_t>(m.n_embd) : 0);
   probs_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head) * keys);
   first_probs_ = arena.take<float>(chunk * static_cast<size_t>(m.n_head));
   all_narrow_ = arena.take<uint8_t>(chunk);
@@ -199,11 +201,13 @@ void Session::rewind(size_t length) {
 // Steps that all parts of the network share
 
 float* Session::normalize(const Norm& norm, const float* x, float* out) const {
-  if (norm.bias.empty()) {
-    ops_.rms_norm(x, norm.weight.data(), model_.norm_epsilon, model_.n_embd, out);
+  const int n = static_cast<int>(norm.weight.size());
+  if (!norm.exists()) {
+    if (out != x) std::memcpy(out, x, static_cast<size_t>(model_.n_embd) * sizeof(float));
+  } else if (norm.bias.empty()) {
+    ops_.rms_norm(x, norm.weight.data(), model_.norm_epsilon, n, out);
   } else {
-    ops_.layer_norm(x, norm.weight.data(), norm.bias.data(), model_.norm_epsilon, model_.n_embd,
-                    out);
+    ops_.layer_norm(x, norm.weight.data(), norm.bias.data(), model_.norm_epsilon, n, out);
   }
   return out;
 }
@@ -299,6 +303,26 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
   }
 }
 
+void Session::add_to_residual(Step step_of_graph, const Input& input, const Weights& weights,
+                              const Norm& after, int from) {
+  const size_t n_embd = static_cast<size_t>(model_.n_embd);
+  const float scale = model_.graph.residual_scale;
+  float* residual = residual_ + static_cast<size_t>(from) * n_embd;
+  if (!after.exists() && scale == 1) {
+    multiply(step_of_graph, input, &weights, 1, residual, n_embd, Add::kYes);
+    return;
+  }
+  multiply(step_of_graph, input, &weights, 1, branch_, n_embd);
+  threads_.parallel_for(input.rows, [&](int begin, int end, int) {
+    for (int i = begin; i < end; i++) {
+      float* row = branch_ + static_cast<size_t>(i) * n_embd;
+      normalize(after, row, row);
+      for (size_t k = 0; k < n_embd; k++) row[k] *= scale;
+      ops_.add(row, model_.n_embd, residual + static_cast<size_t>(i) * n_embd);
+    }
+  });
+}
+
 // ---------------------------------------------------------------------------------------------
 // The network
 
@@ -306,8 +330,7 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
   const Model& m = model_;
   Chunk chunk = {length_, count, wanted, nullptr, nullptr};
   const size_t n_embd = static_cast<size_t>(m.n_embd), n_ff = static_cast<size_t>(m.n_ff);
-  const bool gated = m.architecture == Architecture::kLlama;
-  const size_t mlp_stride = gated ? 2 * n_ff : n_ff;
+  const size_t mlp_stride = m.gated() ? 2 * n_ff : n_ff;
   const auto residual = [&](int i) { return residual_ + static_cast<size_t>(i) * n_embd; };
   const auto normalized = [&](const Norm& norm) {
     return [&](int i, float* buffer) { return normalize(norm, residual(i), buffer); };
@@ -334,7 +357,7 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     const Input attn_out =
         quantize_rows(Step::kAttnOut, m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
                       [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
-    multiply(Step::kOutput, attn_out, &layer.attn_out, 1, residual(from), n_embd, Add::kYes);
+    add_to_residual(Step::kOutput, attn_out, layer.attn_out, layer.after_attn_norm, from);
 
     const Input mlp_in = quantize_rows(Step::kMlpIn, m.sites.mlp_in, l, chunk.current, from, rows,
                                        m.n_embd, normalized(layer.mlp_norm));
@@ -343,8 +366,10 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
 
     const auto activate = [&](int i, float*) {
       float* row = mlp_ + static_cast<size_t>(i) * mlp_stride;
-      if (gated) {
+      if (m.graph.activation == Graph::Activation::kSilu) {
         ops_.silu_multiply(row, row + n_ff, m.n_ff, row);
+      } else if (m.gated()) {
+        ops_.gelu_multiply(row, row + n_ff, m.n_ff, row);
       } else {
         ops_.gelu(row, m.n_ff);
       }
@@ -352,17 +377,27 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     };
     const Input mlp_mid = quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, chunk.current, from,
                                         rows, m.n_ff, activate);
-    multiply(Step::kDown, mlp_mid, &layer.mlp_mid, 1, residual(from), n_embd, Add::kYes);
+    add_to_residual(Step::kDown, mlp_mid, layer.mlp_mid, layer.after_mlp_norm, from);
     chunk.previous = chunk.current;
   }
   length_ += count;
   token_count_ += static_cast<uint64_t>(count);
 }
 
+void Session::turn(const Rotation& rotation, int position, const Angles& row) {
+  for (size_t p = 0; p < rotation.frequencies.size(); p++) {
+    const double angle = static_cast<float>(position) * rotation.frequencies[p];
+    float *cosine = row.cosine + 2 * p, *sine = row.sine + 2 * p;
+    cosine[0] = cosine[1] = static_cast<float>(std::cos(angle)) * rotation.scale;
+    sine[1] = static_cast<float>(std::sin(angle)) * rotation.scale;
+    sine[0] = -sine[1];
+  }
+}
+
 void Session::embed(const int32_t* tokens, const Chunk& chunk) {
   const Profile::Timer timer(profile_, Step::kEmbedding);
   const Model& m = model_;
-  const size_t n_embd = static_cast<size_t>(m.n_embd), pairs = m.rope_frequencies.size();
+  const size_t n_embd = static_cast<size_t>(m.n_embd);
   const auto dequantize = [&](const CodeTensor& table, int row, int8_t* codes, float* out) {
     table.unpack(row, codes);  // the scales were checked when the model was loaded
     const float step = table.step(row);
@@ -377,6 +412,9 @@ void Session::embed(const int32_t* tokens, const Chunk& chunk) {
       if (m.embedding_block > 1) {
         ops_.hadamard(x, m.n_embd, m.embedding_block, hadamard_scale(m.embedding_block));
       }
+      if (m.graph.embedding_scale != 1) {
+        for (size_t k = 0; k < n_embd; k++) x[k] *= m.graph.embedding_scale;
+      }
       const int position = chunk.position + i;
       float* learned = scratch_[static_cast<size_t>(thread)].row;
       if (m.positions.codes) {
@@ -387,13 +425,8 @@ void Session::embed(const int32_t* tokens, const Chunk& chunk) {
         std::memcpy(learned, m.positions.floats + static_cast<size_t>(position) * bytes, bytes);
         ops_.add(learned, m.n_embd, x);
       }
-      for (size_t p = 0; p < pairs; p++) {
-        const double angle = static_cast<float>(position) * m.rope_frequencies[p];
-        float* cosine = cosine_ + 2 * (row * pairs + p);
-        float* sine = sine_ + 2 * (row * pairs + p);
-        cosine[0] = cosine[1] = static_cast<float>(std::cos(angle)) * m.rope_scale;
-        sine[1] = static_cast<float>(std::sin(angle)) * m.rope_scale;
-        sine[0] = -sine[1];
+      for (size_t r = 0; r < angles_.size(); r++) {
+        turn(m.graph.rotations[r], position, angles_[r].of(i, m.graph.rotated()));
       }
     }
   });
@@ -407,7 +440,12 @@ void Session::head(int first, int count, float* logits) {
       [&](int i, float* buffer) {
         return normalize(model_.out_norm, residual_ + static_cast<size_t>(i) * n_embd, buffer);
       });
-  multiply(Step::kHead, input, &model_.head, 1, logits, static_cast<size_t>(model_.n_vocab));
+  const size_t n_vocab = static_cast<size_t>(model_.n_vocab);
+  multiply(Step::kHead, input, &model_.head, 1, logits, n_vocab);
+  if (model_.graph.logit_divisor == 1) return;
+  for (size_t i = 0; i < static_cast<size_t>(count) * n_vocab; i++) {
+    logits[i] /= model_.graph.logit_divisor;
+  }
 }
 
 }  // namespace squat

@@ -96,6 +96,16 @@ class Session {
     uint8_t* prepared;
   };
 
+  // Cosines and sines of the rotated elements of a head, of one token or of one after the other;
+  // see FloatOps::rotate.
+  struct Angles {
+    float *cosine, *sine;
+    Angles of(int token, int rotated) const {
+      const size_t at = static_cast<size_t>(token) * static_cast<size_t>(rotated);
+      return {cosine + at, sine + at};
+    }
+  };
+
   // Tokens in flight: positions `position` .. `position` + `count` - 1 of the text. Those from
   // `wanted` on are needed after the last layer's attention.
   struct Chunk {
@@ -122,8 +132,8 @@ class Session {
     const Site& site;
     const uint8_t* by_token;  // what decides their widths
     int column, group;
-    bool rotated;  // rotated and transformed first, if the model does that,
-    float scale;   // with this scale
+    const Norm* norm;  // queries and keys may be normalized, rotated and transformed first,
+    float scale;       // with this scale; values (null) are not
     int8_t* codes;
     uint8_t* exponents;  // null: not kept
   };
@@ -133,6 +143,8 @@ class Session {
 
   void forward(const int32_t* tokens, int count, int wanted);
   void embed(const int32_t* tokens, const Chunk& chunk);
+  // The angles of a position.
+  static void turn(const Rotation& rotation, int position, const Angles& row);
   void attend(const Chunk& chunk, int layer);
   // Quantizes the vectors of the tokens from `from` on.
   void quantize_vectors(const Chunk& chunk, int layer, const Vectors& vectors, int from);
@@ -152,7 +164,7 @@ class Session {
   void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
                      const HeadPools& pools, Scratch& scratch);
-  float importance(int token, int position) const;
+  float importance(int layer, int token, int position) const;
   void decide_widths(const Chunk& chunk, int layer);
   void weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void head(int first, int count, float* logits);
@@ -172,6 +184,8 @@ class Session {
   // The first token whose attention anybody asks for.
   int first_query(const Chunk& chunk) const { return attention_decides() ? 0 : chunk.wanted; }
 
+  // The most floats of a vector.
+  static constexpr int kVector = 16;
   // Rows of keys are padded to whole vectors and cache lines.
   static int keys_padded(int keys) { return (keys + 63) / 64 * 64; }
   static bool is_wide(const uint8_t* widths, int token) {
@@ -197,7 +211,17 @@ class Session {
   enum class Add { kNo, kYes };
   void multiply(Step step, const Input& input, const Weights* weights, size_t matrices, float* out,
                 size_t stride, Add add = Add::kNo, const kernels::Aside* aside = nullptr);
+  // Without a norm: the row as it is.
   float* normalize(const Norm& norm, const float* x, float* out) const;
+  // What attention or MLP make, from their last product on, for the tokens from `from` on.
+  void add_to_residual(Step step, const Input& input, const Weights& weights, const Norm& after,
+                       int from);
+  // Whether something is done to it before it is added.
+  bool needs_branch() const {
+    const Layer& layer = model_.layers[0];
+    return layer.after_attn_norm.exists() || layer.after_mlp_norm.exists() ||
+           model_.graph.residual_scale != 1;
+  }
 
   // The widths of the chunk's tokens at a site; null: 8 bits.
   const uint8_t* site_widths(const Site& site, const uint8_t* by_token) const {
@@ -225,6 +249,7 @@ class Session {
   Profile profile_;
 
   std::vector<TokenWidths> widths_;  // by layer; empty if no site is 4:8
+  std::vector<Angles> angles_;       // by rotation, of the chunk in flight
   std::vector<HeadPools> pools_;     // [layer][key head]
   std::vector<Scratch> scratch_;     // by thread
 
@@ -240,10 +265,9 @@ class Session {
   uint8_t* key_exponents_;    // [key head][token]
   float* attention_;          // [token][q heads][head_dim]
   float* mlp_;                // [token][gate, up]; gpt2: [token][up]
-  float* cosine_;             // [token][rotated elements of a head]; see FloatOps::rotate
-  float* sine_;
-  uint8_t* probs_;       // [key head][token][q head of the group][keys]
-  float* first_probs_;   // [token][q head]: attention to the first token
+  float* branch_;       // [token][n_embd]: what is added to the residual, if anything is done to it
+  uint8_t* probs_;      // [key head][token][q head of the group][keys]
+  float* first_probs_;  // [token][q head]: attention to the first token
   uint8_t* all_narrow_;  // [token]: 4
   uint8_t* prepared_;
   float* score_logits_;  // [score_rows_][n_vocab]

@@ -39,7 +39,7 @@ void test_equal_scores(const FloatOps& ops) {
     for (int i = 0; i < n; ++i) x[static_cast<size_t>(i)] = -3.25f;
     std::vector<uint8_t> codes(padded(n), 7);
     const float p = 1.0f / static_cast<float>(n);
-    CHECK(ops.softmax_codes(x.data(), n, 255.0f, codes.data()) == p);
+    CHECK(ops.softmax_codes(x.data(), n, 0, 255.0f, codes.data()) == p);
     for (size_t i = 0; i < codes.size(); ++i) {
       if (i < static_cast<size_t>(n)) {
         CHECK(codes[i] == std::rint(double{p * 255.0f}));
@@ -53,10 +53,10 @@ void test_equal_scores(const FloatOps& ops) {
 void test_ends(const FloatOps& ops) {
   std::vector<float> x(16);
   std::vector<uint8_t> codes(16);
-  ops.softmax_codes(x.data(), 1, 1000.0f, codes.data());
+  ops.softmax_codes(x.data(), 1, 0, 1000.0f, codes.data());
   CHECK(codes[0] == 255);  // clipped
   x[0] = std::numeric_limits<float>::quiet_NaN();
-  ops.softmax_codes(x.data(), 3, 255.0f, codes.data());
+  ops.softmax_codes(x.data(), 3, 0, 255.0f, codes.data());
   CHECK(codes[0] == 0);
 }
 
@@ -71,7 +71,7 @@ void test_same_bits(const std::vector<const FloatOps*>& all) {
     for (const FloatOps* ops : all) {
       std::vector<float> copy = x;
       std::vector<uint8_t> codes(padded(n));  // zeros, as what may be written behind the end
-      const float p = ops->softmax_codes(copy.data(), n, 254.5f, codes.data());
+      const float p = ops->softmax_codes(copy.data(), n, 0, 254.5f, codes.data());
       if (first.empty()) first = codes, first_p = p;
       CHECK(codes == first && std::memcmp(&p, &first_p, sizeof p) == 0);
     }

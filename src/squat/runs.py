@@ -55,10 +55,10 @@ from squat.data.tokenizer import check_same_tokenizer
 from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
 from squat.errors import ConfigError, DataError, UnfinishedError
+from squat.exact import approximately
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.calibration import Progress
 from squat.quantization.config import HADAMARD_SITES
-from squat.quantization.numerics import approximately
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
 from squat.reconstruction import Reconstruction, reconstruct
 from squat.report.figures import loss_figure

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from squat.deploy.gguf import PREVIOUS_SITES, SITES, CodeMatrix, GgufModel, GgufSite
+from squat.deploy.gguf import (
+    PREVIOUS_SITES,
+    SITES,
+    USUAL,
+    CodeMatrix,
+    GgufGraph,
+    GgufModel,
+    GgufSite,
+)
 from squat.errors import ConfigError
 
 
@@ -131,7 +139,7 @@ def random_model(
         tokenizer_json=_tokenizer(shape.vocab),
         thresholds=thresholds,
         importance="value_peak" if thresholds is not None else None,
-        rope={"rope_type": "default", "rope_theta": 10000.0},
+        graph=USUAL.get(shape.architecture, GgufGraph()),
     )
     for matrix, (rows, inner) in model.expected_shapes().items():
         if matrix == "position_embd":

@@ -1,99 +1,28 @@
 """From a checkpoint to a file: `squat export CHECKPOINT OUT.gguf`.
 
 The codes are read off the quantizers that the trained model's forward pass uses; nothing is quantized a
-second time. Where a weight of a transformers module belongs in the file stands in one table, `LAYOUTS`.
+second time. Where a weight of a transformers module belongs in the file stands in `squat.architectures`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from squat.architectures import Architecture, architecture_of
 from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.errors import CheckpointError
+from squat.exact import ExactRMSNorm
 from squat.quantization.config import FLOAT, SITES, SquatConfig
-from squat.quantization.convert import architecture_of
 from squat.quantization.levels import LEVELS
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import ThresholdPolicy
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which of the engine's graphs an architecture is, and llama.cpp's names for its modules.
-
-    layer, model: the modules of a decoder layer, and those around the layers.
-    only: what the graph computes: fields of the model's config and the values that they may have.
-    epsilon: the field that holds the norms' epsilon.
-    """
-
-    architecture: Literal["llama", "gpt2"]
-    layer: dict[str, str]
-    model: dict[str, str]
-    only: dict[str, tuple[Any, ...]]
-    epsilon: str = "rms_norm_eps"
-
-
-_LLAMA = Layout(
-    architecture="llama",
-    layer={
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    },
-    model={
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-    },
-    only={"hidden_act": ("silu", "swish")},
-)
-
-_GPT2 = Layout(
-    architecture="gpt2",
-    layer={
-        "attn.c_attn": "attn_qkv",
-        "attn.c_proj": "attn_output",
-        "mlp.c_fc": "ffn_up",
-        "mlp.c_proj": "ffn_down",
-        "ln_1": "attn_norm",
-        "ln_2": "ffn_norm",
-    },
-    model={
-        "transformer.wte": "token_embd",
-        "transformer.wpe": "position_embd",
-        "transformer.ln_f": "output_norm",
-        "lm_head": "output",
-    },
-    only={
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    },
-    epsilon="layer_norm_epsilon",
-)
-
-LAYOUTS: dict[str, Layout] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "gpt2": _GPT2,
-}
-"""By transformers' `model_type`."""
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -121,29 +50,24 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, SquatConfig):
         raise CheckpointError(f"{name}: not quantized; train it with squat train first")
-    layout = LAYOUTS.get(model.config.model_type)
-    if layout is None:
-        raise CheckpointError(
-            f"{name}: model_type {model.config.model_type!r} has no graph in the engine; there is "
-            f"one for {', '.join(LAYOUTS)}"
-        )
+    row = architecture_of(model.config.model_type)
     shape = model.config.get_text_config()
-    _check_deployable(name, shape, config, layout)
-    layers = model.get_submodule(architecture_of(model.config.model_type).layers)
+    _check_deployable(name, shape, config, row)
+    layers = model.get_submodule(row.layers)
     matrices: dict[str, CodeMatrix] = {}
     floats: dict[str, NDArray[np.float32]] = {}
-    tied = {"lm_head"} if shape.tie_word_embeddings else set()
-    for path, place in layout.model.items():
+    tied = {row.head} if shape.tie_word_embeddings else set()
+    for path, place in row.model_names.items():
         if path not in tied:
             _add(model.get_submodule(path), place, matrices, floats)
     for index, layer in enumerate(layers.children()):
-        for path, place in layout.layer.items():
+        for path, place in row.layer_names.items():
             _add(layer.get_submodule(path), f"blk.{index}.{place}", matrices, floats)
     ffn_size = len(matrices["blk.0.ffn_up"].codes)
-    heads, rope = shape.num_attention_heads, getattr(shape, "rope_parameters", None)
+    heads = shape.num_attention_heads
     policies = [m for m in layers.modules() if isinstance(m, ThresholdPolicy)]
     return GgufModel(
-        architecture=layout.architecture,
+        architecture=row.gguf,
         name=name,
         hidden_size=shape.hidden_size,
         layers=shape.num_hidden_layers,
@@ -152,21 +76,22 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
         kv_heads=getattr(shape, "num_key_value_heads", heads),
         head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
         context_length=shape.max_position_embeddings,
-        norm_epsilon=getattr(shape, layout.epsilon),
+        norm_epsilon=getattr(shape, row.epsilon),
         matrices=matrices,
         floats=floats,
         sites=_sites(model, config),
         tokenizer_json=tokenizer,
         thresholds=[p.threshold.item() for p in policies] if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
-        rope=dict(rope or {}),
+        graph=row.graph(shape),
+        keys=row.keys(shape),
         bos_token_id=shape.bos_token_id,
         eos_token_id=shape.eos_token_id,
         pad_token_id=shape.pad_token_id,
     )
 
 
-def _check_deployable(name: str, shape: Any, config: SquatConfig, layout: Layout) -> None:
+def _check_deployable(name: str, shape: Any, config: SquatConfig, row: Architecture) -> None:
     """Raises CheckpointError for whatever the engine cannot compute as the model does."""
     if config.token_adaptive and config.policy != "threshold":
         raise CheckpointError(
@@ -184,19 +109,12 @@ def _check_deployable(name: str, shape: Any, config: SquatConfig, layout: Layout
             f"{name}: method {config.method!r} has unsigned activations, which the engine has not; "
             f"it is there to compare with; train with {config.method.removesuffix('-one-sided')}"
         )
-    for field, values in layout.only.items():
+    for field, values in row.only.items():
         if (value := getattr(shape, field)) not in values:
             raise CheckpointError(
                 f"{name}: {field} is {value!r}, which the engine cannot compute; it can with "
                 f"{' or '.join(map(repr, values))}"
             )
-    window = getattr(shape, "sliding_window", None)
-    if window is not None and window < shape.max_position_embeddings:
-        raise CheckpointError(
-            f"{name}: sliding_window is {window}, less than max_position_embeddings "
-            f"({shape.max_position_embeddings}); the engine attends to the whole context: lower "
-            f"max_position_embeddings to {window} to deploy the model for such texts"
-        )
 
 
 def _add(
@@ -212,8 +130,9 @@ def _add(
         steps = quantizer.step.detach().numpy().ravel()  # one for each row, or one for all
         matrices[place] = CodeMatrix(codes, quantizer.bits, np.resize(steps, len(codes)))
     else:
-        assert isinstance(module.weight, Tensor)
-        floats[f"{place}.weight"] = module.weight.detach().float().numpy()
+        weight = module.gain() if isinstance(module, ExactRMSNorm) else module.weight
+        assert isinstance(weight, Tensor)
+        floats[f"{place}.weight"] = weight.detach().float().numpy()
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor):
         floats[f"{place}.bias"] = bias.detach().float().numpy()

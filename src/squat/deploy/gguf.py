@@ -10,8 +10,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ MIN_STEP = 2.0**-14
 """The smallest step: the smallest normal fp16 number."""
 BLOCK = 32
 """Codes in a Q4_0 or Q8_0 block."""
+GRAPH = "squat.graph"
+"""Where the keys of a graph stand."""
 TRANSFORMED = "_hadamard"
 """The end of a tensor's name where the matrix expects its input transformed."""
 
@@ -108,25 +110,70 @@ class GgufSite:
         return self.bits == "4" or (self.bits == "4:8" and not first_is_wide)
 
 
+@dataclass(frozen=True)
+class GgufGraph:
+    """What is computed beside the matrices (docs/format.md, "Graph"). The defaults are Llama's.
+
+    Args:
+        norm: "rms" or "layer".
+        activation: "silu" or "gelu_tanh".
+        pairs: "adjacent" or "halves": where the two elements of a rotated pair stand in a file, of the rows
+            of q and k. In transformers each half of a head has one of them.
+        rotated: elements of a head that are rotated; None: all.
+        rope: transformers' `rope_parameters`.
+        rotation: by layer, 0: not rotated, 1: by `rope`, 2: with `second_base`; None: 1 everywhere.
+        second_base: theta of the layers of rotation 2.
+        windows: by layer, how many tokens a token attends to, itself among them; 0: all; None: 0 everywhere.
+        embedding_scale: of embeddings before the first layer.
+        attention_scale: of scores; None: 1 / sqrt(size of a head).
+        residual_scale: of what attention and MLP add.
+        logit_divisor: of logits.
+    """
+
+    norm: Literal["rms", "layer"] = "rms"
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    pairs: Literal["adjacent", "halves"] = "adjacent"
+    rotated: int | None = None
+    rope: dict[str, Any] = field(default_factory=dict)
+    rotation: Sequence[int] | None = None
+    second_base: float | None = None
+    windows: Sequence[int] | None = None
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
+
+    def rotated_of(self, head_size: int) -> int:
+        """How many elements of a head are rotated."""
+        return head_size if self.rotated is None else self.rotated
+
+
+USUAL = {"gpt2": GgufGraph(norm="layer", activation="gelu_tanh", rotated=0)}
+"""What a file need not say, by architecture; of every other it is what `GgufGraph()` says."""
+KNOWN_ALONE = ("llama", "gpt2")
+"""The architectures whose graph a reader knows by their name."""
+
+
 @dataclass
 class GgufModel:
     """Everything that a file holds.
 
     Args:
-        architecture: "llama" or "gpt2".
+        architecture: `general.architecture`, as llama.cpp has it.
         matrices: by llama.cpp's names without ".weight": "token_embd", "output" (absent: tied),
-            "blk.N.attn_q", "blk.N.attn_k", "blk.N.attn_v" (gpt2: "blk.N.attn_qkv", the rows of all three),
-            "blk.N.attn_output", "blk.N.ffn_gate" (llama), "blk.N.ffn_up", "blk.N.ffn_down", and for
-            gpt2 "position_embd". Rows are outputs, in Hugging Face's order.
+            "blk.N.attn_q", "blk.N.attn_k", "blk.N.attn_v" (or "blk.N.attn_qkv", the rows of all three),
+            "blk.N.attn_output", "blk.N.ffn_gate" (where there is a gate), "blk.N.ffn_up", "blk.N.ffn_down",
+            and for learned positions "position_embd". Rows are outputs, in Hugging Face's order.
         floats: norms and biases, float32, by llama.cpp's full names: "blk.N.attn_norm.weight",
             "blk.N.ffn_norm.weight", "output_norm.weight", and ".bias" of norms and matrices.
+        graph: what is computed beside them.
+        keys: more of llama.cpp's keys, without the architecture's name in front.
         sites: all nine sites.
         thresholds, importance: given if any site is "4:8".
-        rope: transformers' `rope_parameters` (llama).
         tokenizer_json: the text of tokenizer.json.
     """
 
-    architecture: Literal["llama", "gpt2"]
+    architecture: str
     name: str
     hidden_size: int
     layers: int
@@ -142,7 +189,8 @@ class GgufModel:
     tokenizer_json: str
     thresholds: Sequence[float] | None = None
     importance: str | None = None
-    rope: dict[str, Any] = field(default_factory=dict)
+    graph: GgufGraph = field(default_factory=GgufGraph)
+    keys: dict[str, float | int] = field(default_factory=dict)
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -160,10 +208,10 @@ class GgufModel:
             self.kv_heads * self.head_dim,
         )
         shapes = {"token_embd": (self.vocab_size, hidden)}
-        if self.architecture == "gpt2":
+        if "position_embd" in self.matrices:
             shapes["position_embd"] = (self.context_length, hidden)
         for layer in range(self.layers):
-            if self.architecture == "gpt2":
+            if "blk.0.attn_qkv" in self.matrices:
                 block = {"attn_qkv": (query + 2 * key, hidden)}
             else:
                 block = {
@@ -171,6 +219,7 @@ class GgufModel:
                     "attn_k": (key, hidden),
                     "attn_v": (key, hidden),
                 }
+            if "blk.0.ffn_gate" in self.matrices:
                 block["ffn_gate"] = (self.ffn_size, hidden)
             block["attn_output"] = (hidden, query)
             block["ffn_up"] = (self.ffn_size, hidden)
@@ -332,10 +381,6 @@ def _check_levels(name: str, site: GgufSite, levels: Sequence[Sequence[int]], la
 
 
 def _check(model: GgufModel) -> None:
-    if model.architecture not in ("llama", "gpt2"):
-        raise CheckpointError(
-            f"architecture: {model.architecture!r} has no graph in the engine; use llama or gpt2"
-        )
     shapes = model.expected_shapes()
     if "output" in model.matrices:
         shapes["output"] = shapes["token_embd"]
@@ -380,9 +425,9 @@ def _llama3_factors(rope: dict[str, Any], head_dim: int) -> NDArray[np.float32]:
 
 
 def _write_rope(writer: gguf.GGUFWriter, model: GgufModel) -> None:
-    rope = model.rope
+    rope = model.graph.rope
     kind = rope.get("rope_type", "default")
-    writer.add_rope_dimension_count(model.head_dim)
+    writer.add_rope_dimension_count(model.graph.rotated_of(model.head_dim))
     writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
     if kind == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -419,24 +464,56 @@ def _write_hyperparameters(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     writer.add_block_count(model.layers)
     writer.add_feed_forward_length(model.ffn_size)
     writer.add_head_count(model.heads)
-    if model.architecture == "gpt2":
+    if model.graph.norm == "rms":
+        writer.add_layer_norm_rms_eps(model.norm_epsilon)
+    else:
         writer.add_layer_norm_eps(model.norm_epsilon)
+    if model.architecture == "gpt2":  # llama.cpp knows the rest of it
         return
-    writer.add_layer_norm_rms_eps(model.norm_epsilon)
     writer.add_head_count_kv(model.kv_heads)
     writer.add_key_length(model.head_dim)
     writer.add_value_length(model.head_dim)
     writer.add_vocab_size(model.vocab_size)
+    for key, value in model.keys.items():
+        if isinstance(value, int):
+            writer.add_uint32(f"{model.architecture}.{key}", value)
+        else:
+            writer.add_float32(f"{model.architecture}.{key}", value)
     _write_rope(writer, model)
+
+
+def _graph_keys(model: GgufModel) -> dict[str, Any]:
+    """What a file says of its graph: whatever is not usual."""
+    usual = USUAL.get(model.architecture, GgufGraph())
+    named = [f.name for f in fields(GgufGraph) if f.name not in ("rope", "rotated")]
+    keys = {name: getattr(model.graph, name) for name in named}
+    return {name: value for name, value in keys.items() if value != getattr(usual, name)}
+
+
+def _write_graph(writer: gguf.GGUFWriter, model: GgufModel) -> None:
+    for name, value in _graph_keys(model).items():
+        if isinstance(value, str):
+            writer.add_string(f"{GRAPH}.{name}", value)
+        elif isinstance(value, Sequence):
+            writer.add_key_value(
+                f"{GRAPH}.{name}",
+                [int(v) for v in value],
+                gguf.GGUFValueType.ARRAY,
+                gguf.GGUFValueType.UINT32,
+            )
+        else:
+            writer.add_float32(f"{GRAPH}.{name}", value)
 
 
 def _floats(values: Sequence[float]) -> list[float]:
     return [float(v) for v in values]
 
 
-def _features(sites: Collection[GgufSite]) -> list[str]:
-    """What a reader must know to compute with these sites."""
+def _features(model: GgufModel) -> list[str]:
+    """What a reader must know to compute with a model."""
+    sites = model.sites.values()
     present = {
+        "graph": model.architecture not in KNOWN_ALONE or _graph_keys(model),
         "token_exponents": any(site.has_exponents for site in sites),
         "hadamard": any(site.hadamard is not None for site in sites),
         "levels": any(site.levels4 is not None for site in sites),
@@ -446,7 +523,7 @@ def _features(sites: Collection[GgufSite]) -> list[str]:
 
 def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     writer.add_uint32("squat.format_version", FORMAT_VERSION)
-    writer.add_array("squat.features", _features(model.sites.values()))  # without any: no key
+    writer.add_array("squat.features", _features(model))  # without any: no key
     for name in SITES:
         site = model.sites[name]
         writer.add_string(f"squat.{name}.bits", site.bits)
@@ -503,7 +580,7 @@ def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel) -> None:
 def _rope_heads(model: GgufModel, name: str) -> int | None:
     """Heads of a matrix or bias whose rows are permuted; None for all others."""
     match = re.fullmatch(r"blk\.\d+\.attn_([qk])(\.bias)?", name)
-    if model.architecture != "llama" or match is None:
+    if model.graph.pairs != "adjacent" or match is None:
         return None
     return model.heads if match[1] == "q" else model.kv_heads
 
@@ -559,6 +636,7 @@ def write_gguf(path: str | os.PathLike[str], model: GgufModel) -> None:
         writer = gguf.GGUFWriter(temporary, model.architecture)
         _write_hyperparameters(writer, model)
         _write_sites(writer, model)
+        _write_graph(writer, model)
         _write_tokenizer(writer, model)
         _write_tensors(writer, model)
         writer.write_header_to_file()
@@ -625,11 +703,12 @@ def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
         return int(reader.fields[f"{architecture}.{key}"].contents())
 
     heads = number("attention.head_count")
-    rope_heads = {"attn_q": heads}
+    rope_heads = {}
     inner = {"ffn_down": number("feed_forward_length")}
-    if architecture == "llama":
-        rope_heads["attn_k"] = number("attention.head_count_kv")
+    if f"{architecture}.attention.key_length" in reader.fields:
         inner["attn_output"] = heads * number("attention.key_length")
+        if f"{GRAPH}.pairs" not in reader.fields:  # then they are adjacent
+            rope_heads = {"attn_q": heads, "attn_k": number("attention.head_count_kv")}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     matrices = {}
     for full_name, tensor in tensors.items():
@@ -656,7 +735,7 @@ def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
                 raise CheckpointError(f"{path}: tensor {full_name}: {error}") from None
         else:
             continue
-        if architecture == "llama" and kind in rope_heads:
+        if kind in rope_heads:
             codes, steps = (unpermute_rope_rows(rows, rope_heads[kind]) for rows in (codes, steps))
         matrices[name] = CodeMatrix(np.ascontiguousarray(codes), bits, np.ascontiguousarray(steps))
     return matrices

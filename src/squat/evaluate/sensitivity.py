@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from squat.architectures import architecture_of
 from squat.evaluate.scorer import progress
 from squat.modes import evaluating
 from squat.quantization.config import SITES
-from squat.quantization.convert import architecture_of
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 
 

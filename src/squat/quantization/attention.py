@@ -24,9 +24,9 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from transformers.masking_utils import eager_mask
 
 from squat.errors import ConfigError
-from squat.quantization.exact import softmax as exact_softmax
+from squat.exact import exact_product, is_exact
+from squat.exact import softmax as exact_softmax
 from squat.quantization.modules import SiteQuantizer
-from squat.quantization.numerics import exact_product, is_exact
 from squat.quantization.tokens import IMPORTANCE, Arrival, ThresholdPolicy, TopKPolicy
 
 IMPLEMENTATION = "squat"
@@ -84,7 +84,7 @@ class AttentionSites(nn.Module):
         state: TokenState,
         layer: int,
         layers: int,
-        rotated: bool,
+        rotated: int,
     ) -> None:
         super().__init__()
         self.sites = nn.ModuleDict(sites)
@@ -96,13 +96,14 @@ class AttentionSites(nn.Module):
         self.cache: Cache | None = None  # lives from the hook before an attention to its end
 
     def arranged(self, x: Tensor) -> Tensor:
-        """Queries or keys [..., head size] as they stand in a file: pairs that are rotated are neighbours.
+        """Queries or keys [..., head size] as the engine has them: pairs that are rotated are neighbours.
 
         Products do not depend on it, but the last bits of a transform do.
         """
         if not self.rotated or self.sites["k"].block == 1:
             return x
-        return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        pairs = x[..., : self.rotated].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        return torch.cat((pairs, x[..., self.rotated :]), dim=-1)
 
     def past_widths(self, key: Tensor, new: int) -> tuple[Tensor | None, Tensor | None]:
         """Widths of k and of v for the tokens before this call: bool [batch, past] each, or None."""

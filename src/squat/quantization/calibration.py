@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from squat.architectures import architecture_of
 from squat.errors import ConfigError
+from squat.exact import approximately
 from squat.quantization.attention import AttentionSites
 from squat.quantization.config import FLOAT, SquatConfig
-from squat.quantization.convert import architecture_of, site_of
+from squat.quantization.convert import site_of
 from squat.quantization.descent import Moments, descend
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer, stored_rows
-from squat.quantization.numerics import approximately
 from squat.quantization.quantizers import DorefaQuantizer, method_of
 from squat.quantization.tokens import ThresholdPolicy, follow_importance
 from squat.quantization.walk import Walk

@@ -1,15 +1,13 @@
 """From the modules of a float model to those of a fake-quantized one.
 
-Which module is which site stands in one table, `ARCHITECTURES`: a new architecture is one row. The model
-stays the plain transformers model that it was; linear layers and embeddings are replaced by their
-quantized counterparts under the same parameter names, sites become child modules with a hook, and
-attention goes through `squat_attention`.
+Which module is which site stands in `squat.architectures`. The model stays the plain transformers model that
+it was; linear layers and embeddings are replaced by their quantized counterparts under the same parameter
+names, sites become child modules with a hook, and attention goes through `squat_attention`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,123 +15,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from squat.architectures import Architecture, architecture_of
+from squat.architectures.architecture import Exact
 from squat.errors import ConfigError
 from squat.quantization.attention import IMPLEMENTATION, AttentionSites, TokenState
 from squat.quantization.config import FLOAT, SquatConfig
-from squat.quantization.exact import ExactLayerNorm, ExactRMSNorm, ExactRotary, exact_activation
 from squat.quantization.hadamard import block_of, fold, hadamard
 from squat.quantization.modules import QUANTIZED, SiteQuantizer, stored_rows
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import POLICIES
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Where things are in a decoder: first paths in a layer, then paths in the model.
-
-    inputs: site -> the module whose input it is.
-    readers: site -> the modules whose weight matrices multiply it.
-    value: the module whose last rows make the values.
-    rotated: whether queries and keys are rotated by position.
-    exact: the float modules, and what replaces them to make evaluation exact.
-    """
-
-    attention: str
-    inputs: dict[str, str]
-    readers: dict[str, tuple[str, ...]]
-    value: str
-    rotated: bool
-    exact: dict[str, Callable[[nn.Module], nn.Module]]
-    layers: str
-    embeddings: tuple[str, ...]
-    norm: str
-    head: str
-    model_exact: dict[str, Callable[[nn.Module], nn.Module]]
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """The modules of a layer that hold a weight matrix, in the order of computation."""
-        return tuple(name for names in self.readers.values() for name in names)
-
-
-_LLAMA = Architecture(
-    attention="self_attn",
-    inputs={
-        "attn_in": "self_attn",
-        "attn_out": "self_attn.o_proj",
-        "mlp_in": "mlp",
-        "mlp_mid": "mlp.down_proj",
-    },
-    readers={
-        "attn_in": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "attn_out": ("self_attn.o_proj",),
-        "mlp_in": ("mlp.gate_proj", "mlp.up_proj"),
-        "mlp_mid": ("mlp.down_proj",),
-    },
-    value="self_attn.v_proj",
-    rotated=True,
-    exact={
-        "input_layernorm": ExactRMSNorm,
-        "post_attention_layernorm": ExactRMSNorm,
-        "mlp.act_fn": exact_activation,
-    },
-    layers="model.layers",
-    embeddings=("model.embed_tokens",),
-    norm="model.norm",
-    head="lm_head",
-    model_exact={"model.norm": ExactRMSNorm, "model.rotary_emb": ExactRotary},
-)
-
-_GPT2 = Architecture(
-    attention="attn",
-    inputs={
-        "attn_in": "attn",
-        "attn_out": "attn.c_proj",
-        "mlp_in": "mlp",
-        "mlp_mid": "mlp.c_proj",
-    },
-    readers={
-        "attn_in": ("attn.c_attn",),
-        "attn_out": ("attn.c_proj",),
-        "mlp_in": ("mlp.c_fc",),
-        "mlp_mid": ("mlp.c_proj",),
-    },
-    value="attn.c_attn",
-    rotated=False,
-    exact={"ln_1": ExactLayerNorm, "ln_2": ExactLayerNorm, "mlp.act": exact_activation},
-    layers="transformer.h",
-    embeddings=("transformer.wte", "transformer.wpe"),
-    norm="transformer.ln_f",
-    head="lm_head",
-    model_exact={"transformer.ln_f": ExactLayerNorm},
-)
-
-_QWEN3 = replace(
-    _LLAMA,
-    exact={**_LLAMA.exact, "self_attn.q_norm": ExactRMSNorm, "self_attn.k_norm": ExactRMSNorm},
-)
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "smollm3": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _QWEN3,
-    "gpt2": _GPT2,
-}
-"""By transformers' `model_type`."""
-
-
-def architecture_of(model_type: str) -> Architecture:
-    """The row of an architecture; an unknown one raises ConfigError."""
-    try:
-        return ARCHITECTURES[model_type]
-    except KeyError:
-        known = ", ".join(ARCHITECTURES)
-        raise ConfigError(
-            f"model_type: architecture {model_type!r} has no row in "
-            f"squat.quantization.convert.ARCHITECTURES; there is one for {known}"
-        ) from None
 
 
 def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -196,7 +86,7 @@ def _convert_attention(
     state: TokenState,
     layer: int,
     layers: int,
-    row: Architecture,
+    rotated: int,
     head_size: int,
 ) -> None:
     block = block_of(head_size) if config.transforms("k") else 1
@@ -206,12 +96,12 @@ def _convert_attention(
     }
     policy = POLICIES[config.policy](config.ratio) if config.token_adaptive else None
     attention.squat = AttentionSites(
-        sites, policy, config.importance, state, layer, layers, row.rotated
+        sites, policy, config.importance, state, layer, layers, rotated
     )
     attention.register_forward_pre_hook(_lend_cache, with_kwargs=True)
 
 
-def _make_exact(parent: nn.Module, table: dict[str, Callable[[nn.Module], nn.Module]]) -> None:
+def _make_exact(parent: nn.Module, table: Mapping[str, Exact]) -> None:
     for name, replacement in table.items():
         parent.set_submodule(name, replacement(parent.get_submodule(name)))
 
@@ -248,6 +138,9 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     row = check_convertible(model)
     state = TokenState()
     layers = list(model.get_submodule(row.layers).children())
+    shape = model.config.get_text_config()
+    head_size = _head_size(shape)
+    rotated = row.graph(shape).rotated_of(head_size)
     for index, layer in enumerate(layers):
         for name in row.weights:
             _convert_weight(layer, name, config.weight_bits, config)
@@ -257,8 +150,7 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
             quantizer = SiteQuantizer(site, index, config, block)
             _attach_input_site(layer.get_submodule(name), quantizer, state)
         attention = layer.get_submodule(row.attention)
-        head_size = _head_size(model.config.get_text_config())
-        _convert_attention(attention, config, state, index, len(layers), row, head_size)
+        _convert_attention(attention, config, state, index, len(layers), rotated, head_size)
         _make_exact(layer, row.exact)
     for name in (*row.embeddings, row.head):
         _convert_weight(model, name, config.embedding_bits, config)
@@ -267,7 +159,7 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     block = block_of(stored_rows(head).shape[1]) if transformed else 1
     _attach_input_site(head, SiteQuantizer("head_in", len(layers), config, block), state)
     _make_exact(model, row.model_exact)
-    if model.config.get_text_config().tie_word_embeddings and config.embedding_bits != FLOAT:
+    if shape.tie_word_embeddings and config.embedding_bits != FLOAT:
         _tie_head(model, row, block)
     model.token_state = state  # type: ignore[assignment]
     model.set_attn_implementation(IMPLEMENTATION)
@@ -300,10 +192,11 @@ def _transform_values(layer: nn.Module, row: Architecture, shape: Any) -> None:
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     values, block = heads * size, block_of(size)
     module = layer.get_submodule(row.value)
-    weight = stored_rows(module)[-values:]
+    weight = row.value_rows(stored_rows(module), values)
     weight.copy_(hadamard(weight.T.contiguous(), block).T)
     if isinstance(bias := getattr(module, "bias", None), Tensor):
-        bias[-values:] = hadamard(bias[-values:], block)
+        bias = row.value_rows(bias, values)
+        bias.copy_(hadamard(bias, block))
     for reader in row.readers["attn_out"]:
         weight = stored_rows(layer.get_submodule(reader))
         weight.copy_(fold(weight, block))

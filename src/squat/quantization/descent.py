@@ -123,9 +123,7 @@ def _refit(codes: Tensor, steps: Tensor, gram: Tensor, target: Tensor) -> Tensor
     return representable_step(torch.where(sound, fitted, steps))
 
 
-def _sweep(
-    codes: Tensor, steps: Tensor, low: int, high: int, gram: Tensor, target: Tensor
-) -> None:
+def _sweep(codes: Tensor, steps: Tensor, low: int, high: int, gram: Tensor, target: Tensor) -> None:
     """Every column once takes the best codes while all others stay; `codes` changes in place."""
     inverse_steps = steps.reciprocal()
     residual = target - (codes * steps) @ gram

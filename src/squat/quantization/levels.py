@@ -33,7 +33,7 @@ def nearest_level(codes: Tensor, levels: Tensor) -> Tensor:
     """
     every = torch.arange(LOWEST, HIGHEST + 1, device=codes.device)
     table = levels[torch.bucketize(every, thresholds(levels))].to(codes.dtype)
-    # One look at a table of 256: many times as fast as a search for each code. What is no number has some level.
+    # One look at a table of 256 is many times as fast as a search. What is no number gets some level.
     index = (codes - LOWEST).flatten().int().clamp_(0, HIGHEST - LOWEST)
     return table.index_select(0, index).view(codes.shape)
 

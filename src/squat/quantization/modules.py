@@ -11,9 +11,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import Self
 
+from squat.exact import exact_product, is_exact
 from squat.quantization.activation_steps import fit_step_and_levels, margin_of, token_mse_step
 from squat.quantization.config import ADAPTIVE, FLOAT, SITES, SquatConfig
 from squat.quantization.hadamard import hadamard, hadamard_product, inverse_factor
@@ -21,8 +23,6 @@ from squat.quantization.levels import HIGHEST, LEVELS, nearest_level
 from squat.quantization.numerics import (
     Bound,
     Snap,
-    exact_product,
-    is_exact,
     power_of_two,
     subsample,
     token_exponent,
@@ -105,10 +105,21 @@ class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
         return (hadamard if is_exact(self) else hadamard_product)(rows, self.block)
 
 
+class QuantizedScaledEmbedding(QuantizedEmbedding):
+    """An embedding table whose rows are multiplied by a constant."""
+
+    embed_scale: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Token ids [...] to vectors [..., hidden size]."""
+        return super().forward(input) * self.embed_scale
+
+
 QUANTIZED: dict[type[nn.Module], type[QuantizedWeight]] = {
     nn.Linear: QuantizedLinear,
     Conv1D: QuantizedConv1D,
     nn.Embedding: QuantizedEmbedding,
+    Gemma3TextScaledWordEmbedding: QuantizedScaledEmbedding,
 }
 """By exactly this type: a subclass computes something else."""
 

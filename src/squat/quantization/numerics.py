@@ -23,12 +23,11 @@ range and zero outside of it; to the step, `code - x / step` inside and the clip
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Bound = Any
 """A smallest or largest code: an int for all elements, or a tensor that broadcasts."""
@@ -144,38 +143,6 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(value: Tensor, instead: Tensor) -> Tensor:
     """`value`, exactly; its gradient goes to `instead`, of the same shape and dtype."""
     return _StraightThrough.apply(value, instead)
-
-
-_exact = True
-
-
-@contextmanager
-def approximately() -> Iterator[None]:
-    """Inside, evaluation does not compute to the last bit, and is several times as fast: for calibration."""
-    global _exact
-    before, _exact = _exact, False
-    try:
-        yield
-    finally:
-        _exact = before
-
-
-def is_exact(module: nn.Module) -> bool:
-    """Whether a module computes as the engine does, to the last bit: in eval mode, unless told otherwise."""
-    return _exact and not module.training
-
-
-def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b without rounding until the end: what an integer product, scaled once, gives.
-
-    A code times a step has at most 19 significant bits, so that products and sums of thousands of them
-    are exact in float64; the result is rounded once, to the dtype of a. Evaluation computes this way: it
-    depends neither on batching nor on the order of summation, and equals the engine's integers.
-    (Apple's GPUs have no float64: there it is an ordinary product.)
-    """
-    if a.device.type == "mps":
-        return a @ b
-    return (a.double() @ b.double()).to(a.dtype)
 
 
 def token_exponent(x: Tensor, largest: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from squat.architectures import architecture_of
 from squat.data.files import writing
-from squat.quantization.convert import architecture_of
-from squat.quantization.numerics import approximately
+from squat.exact import approximately
 from squat.quantization.tokens import follow_importance
 from squat.quantization.walk import Walk
 

@@ -1,4 +1,4 @@
-"""The float steps between the integer products, defined to the last bit.
+"""What a quantized model computes in eval mode, defined to the last bit.
 
 Integers multiply exactly everywhere; norms, softmax, SiLU, GELU and RoPE do not: how a float sum is ordered
 and how `exp` rounds differs from library to library, and a last bit now and then decides a rounding, or
@@ -9,6 +9,8 @@ same: the logits of the two are the same bits. In training mode everything is Py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +18,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 
-from squat.quantization.numerics import is_exact
+_exact = True
+
+
+@contextmanager
+def approximately() -> Iterator[None]:
+    """Inside, evaluation does not compute to the last bit, and is several times as fast: for calibration."""
+    global _exact
+    before, _exact = _exact, False
+    try:
+        yield
+    finally:
+        _exact = before
+
+
+def is_exact(module: nn.Module) -> bool:
+    """Whether a module computes as the engine does, to the last bit: in eval mode, unless told otherwise."""
+    return _exact and not module.training
+
+
+def exact_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b without rounding until the end: what an integer product, scaled once, gives.
+
+    A code times a step has at most 19 significant bits, so that products and sums of thousands of them
+    are exact in float64; the result is rounded once, to the dtype of a. Evaluation computes this way: it
+    depends neither on batching nor on the order of summation, and equals the engine's integers.
+    (Apple's GPUs have no float64: there it is an ordinary product.)
+    """
+    if a.device.type == "mps":
+        return a @ b
+    return (a.double() @ b.double()).to(a.dtype)
+
 
 _MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves no bits for a fraction
 _POLYNOMIAL = (
@@ -72,21 +104,34 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 class ExactRMSNorm(nn.Module):
-    """An RMSNorm of transformers (`weight`, `variance_epsilon`) that is `rms_norm` in eval mode."""
+    """An RMSNorm of transformers that is `rms_norm` in eval mode."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: Any) -> None:
         super().__init__()
-        assert isinstance(norm.weight, nn.Parameter)
-        self.weight = norm.weight
-        self.variance_epsilon: float = norm.variance_epsilon  # type: ignore[assignment]
+        self.weight: Tensor = norm.weight
+        self.epsilon: float = (
+            norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+        )
+
+    def gain(self) -> Tensor:
+        """What elements are multiplied by."""
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden size] to the same."""
+        """[..., size] to the same."""
         if is_exact(self):
-            return rms_norm(x, self.weight, self.variance_epsilon)
+            return rms_norm(x, self.gain(), self.epsilon)
         wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * (wide * scale).to(x.dtype)
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.epsilon)
+        return self.gain() * (wide * scale).to(x.dtype)
+
+
+class ExactCenteredRMSNorm(ExactRMSNorm):
+    """The same where what is learned is the gain less 1 (Gemma)."""
+
+    def gain(self) -> Tensor:
+        """What elements are multiplied by."""
+        return 1.0 + self.weight
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -149,18 +194,26 @@ def exact_activation(activation: nn.Module) -> nn.Module:
 
 
 class ExactRotary(nn.Module):
-    """A rotary embedding of transformers whose cosines and sines are correctly rounded in eval mode."""
+    """A rotary embedding of transformers whose cosines and sines are correctly rounded in eval mode.
+
+    Where kinds of layers have frequencies of their own, it is asked for those of one kind.
+    """
 
     def __init__(self, rotary: Any) -> None:
         super().__init__()
         self.rotary = rotary
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [batch, tokens, head size] of the positions [batch, tokens]."""
+    def forward(
+        self, x: Tensor, position_ids: Tensor, layer_type: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [batch, tokens, rotated elements] of the positions [batch, tokens]."""
+        kind: tuple[str, ...] = () if layer_type is None else (layer_type,)
         if not is_exact(self):
-            return self.rotary(x, position_ids)
-        rotary: Any = self.rotary
-        angles = position_ids[..., None].float() * rotary.inv_freq
+            return self.rotary(x, position_ids, *kind)
+        frequencies, scale = (
+            getattr(self.rotary, "_".join((*kind, name)))
+            for name in ("inv_freq", "attention_scaling")
+        )
+        angles = position_ids[..., None].float() * frequencies
         angles = torch.cat((angles, angles), dim=-1).double()
-        scale = rotary.attention_scaling
         return angles.cos().float() * scale, angles.sin().float() * scale

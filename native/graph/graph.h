@@ -1,0 +1,41 @@
+// What a model computes beside its products (docs/format.md, "Graph"): building blocks, whatever
+// the architecture is called. Where norms stand, whether queries, keys and values share a matrix,
+// and whether the MLP has a gate, the tensors themselves say.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "file/gguf.h"
+
+namespace squat {
+
+// RoPE: what the pairs of a head's first elements are turned by.
+struct Rotation {
+  std::vector<float> frequencies;  // radians per position, by pair
+  float scale = 1;                 // factor of rotated vectors (YaRN)
+};
+
+struct Graph {
+  enum class Norm { kRms, kLayer } norm = Norm::kRms;
+  enum class Activation { kSilu, kGelu } activation = Activation::kSilu;
+  // Whether a file has the rows of q and k in two halves, of which each pair has one element, and
+  // not pair after pair, as the engine has them.
+  bool halves = false;
+  std::vector<Rotation> rotations;
+  std::vector<int> rotation;  // by layer, which of them; -1: none
+  std::vector<int> window;    // by layer, how many tokens a token sees, itself among them; 0: all
+  float embedding_scale = 1, attention_scale = 1, residual_scale = 1, logit_divisor = 1;
+
+  // Elements of a head that are rotated.
+  int rotated() const {
+    return rotations.empty() ? 0 : 2 * static_cast<int>(rotations[0].frequencies.size());
+  }
+};
+
+// `described`: whether the file names the feature "graph"; only then may it say anything that is
+// not usual. Throws Error.
+Graph read_graph(const Gguf& file, const std::string& architecture, int layers, int head_dim,
+                 bool described);
+
+}  // namespace squat

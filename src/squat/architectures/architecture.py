@@ -1,0 +1,74 @@
+"""What has to be known of an architecture, from the modules of transformers to the tensors of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from squat.deploy.gguf import GgufGraph
+
+Exact = Callable[[nn.Module], nn.Module]
+"""Makes the module whose evaluation is exact (`squat.exact`) from the one of transformers."""
+
+
+def last_rows(fused: Tensor, heads: int) -> Tensor:
+    """The values' part of a weight or bias whose last rows they are, or that makes nothing else.
+
+    Args:
+        fused: [outputs, ...], a view of the parameter.
+        heads: size of all key heads together.
+    """
+    return fused[-heads:]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where things are in a decoder of transformers, what is computed there, and what a file calls it.
+
+    First paths in a layer, then paths in the model:
+
+    attention: the module that calls the attention function.
+    inputs: site -> the module whose input it is.
+    readers: site -> the modules whose weight matrices multiply it.
+    value: the module that makes the values, alone or with queries and keys.
+    exact: the float modules, and what makes evaluation exact in their place.
+    layers, embeddings, norm, head: of the model; the last norm is the one before the head.
+    model_exact: as `exact`, around the layers.
+
+    Then the file:
+
+    gguf: `general.architecture`, as llama.cpp has it.
+    layer_names, model_names: a module's tensors there.
+    graph: what is computed, from the model's config.
+    only: fields of the config and the values that they may have.
+    epsilon: the field with the norms' epsilon.
+    keys: more of llama.cpp's keys, which the engine does not need, from the config.
+    value_rows: the values' rows of `value`.
+    """
+
+    attention: str
+    inputs: dict[str, str]
+    readers: dict[str, tuple[str, ...]]
+    value: str
+    exact: dict[str, Exact]
+    layers: str
+    embeddings: tuple[str, ...]
+    norm: str
+    head: str
+    model_exact: dict[str, Exact]
+    gguf: str
+    layer_names: dict[str, str]
+    model_names: dict[str, str]
+    graph: Callable[[Any], GgufGraph]
+    only: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    epsilon: str = "rms_norm_eps"
+    keys: Callable[[Any], dict[str, float | int]] = lambda config: {}
+    value_rows: Callable[[Tensor, int], Tensor] = last_rows
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The modules of a layer that hold a weight matrix, in the order of computation."""
+        return tuple(name for names in self.readers.values() for name in names)

@@ -1,0 +1,60 @@
+"""GPT-2: LayerNorm, learned positions, one matrix for queries, keys and values, an MLP without a gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from squat.architectures.architecture import Architecture
+from squat.deploy.gguf import GgufGraph
+from squat.exact import ExactLayerNorm, exact_activation
+
+
+def _graph(config: Any) -> GgufGraph:
+    return GgufGraph(norm="layer", activation="gelu_tanh", rotated=0)
+
+
+GPT2 = Architecture(
+    attention="attn",
+    inputs={
+        "attn_in": "attn",
+        "attn_out": "attn.c_proj",
+        "mlp_in": "mlp",
+        "mlp_mid": "mlp.c_proj",
+    },
+    readers={
+        "attn_in": ("attn.c_attn",),
+        "attn_out": ("attn.c_proj",),
+        "mlp_in": ("mlp.c_fc",),
+        "mlp_mid": ("mlp.c_proj",),
+    },
+    value="attn.c_attn",
+    exact={"ln_1": ExactLayerNorm, "ln_2": ExactLayerNorm, "mlp.act": exact_activation},
+    layers="transformer.h",
+    embeddings=("transformer.wte", "transformer.wpe"),
+    norm="transformer.ln_f",
+    head="lm_head",
+    model_exact={"transformer.ln_f": ExactLayerNorm},
+    gguf="gpt2",
+    layer_names={
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "mlp.c_fc": "ffn_up",
+        "mlp.c_proj": "ffn_down",
+        "ln_1": "attn_norm",
+        "ln_2": "ffn_norm",
+    },
+    model_names={
+        "transformer.wte": "token_embd",
+        "transformer.wpe": "position_embd",
+        "transformer.ln_f": "output_norm",
+        "lm_head": "output",
+    },
+    graph=_graph,
+    only={
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    epsilon="layer_norm_epsilon",
+)
