@@ -196,7 +196,7 @@ void test_model() {
            {"llama.feed_forward_length", 64, "shape 64 x 96"},
            {"llama.attention.head_count", 0, "'llama.attention.head_count' is 0"},
            {"llama.attention.head_count_kv", 3, "does not divide the 4 query heads"},
-           {"llama.attention.key_length", 17, "head size is 17"},
+           {"llama.attention.key_length", 17, "size of a head is 17"},
            {"llama.attention.key_length", 1u << 31, "'llama.attention.key_length' is 2147483648"},
            {"llama.context_length", 0, "'llama.context_length' is 0"},
            {"tokenizer.ggml.bos_token_id", 272, "'tokenizer.ggml.bos_token_id' is 272"}}) {

@@ -108,11 +108,11 @@ class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
 class QuantizedScaledEmbedding(QuantizedEmbedding):
     """An embedding table whose rows are multiplied by a constant."""
 
-    embed_scale: Tensor
+    scalar_embed_scale: float
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids [...] to vectors [..., hidden size]."""
-        return super().forward(input) * self.embed_scale
+        return super().forward(input) * self.scalar_embed_scale
 
 
 QUANTIZED: dict[type[nn.Module], type[QuantizedWeight]] = {
