@@ -20,6 +20,8 @@ TINY = {
 
 ARCHITECTURES = {
     **TINY,
+    "llama-gelu": {"num_key_value_heads": 2, "hidden_act": "gelu_pytorch_tanh"},
+    "gpt2-gelu": {"n_inner": 48, "activation_function": "gelu"},
     "mistral": {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": 64},
     "mistral-window": {"num_key_value_heads": 2, "sliding_window": 7},
     "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -47,6 +49,8 @@ ARCHITECTURES = {
         "tie_word_embeddings": True,
     },
     "olmo2": {"num_key_value_heads": 2},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "gpt_neox-sequential": {"use_parallel_residual": False, "hidden_act": "gelu_new"},
 }
 """The same for every row of `squat.architectures`; TINY are those whose files say nothing of their graph."""
 

@@ -17,6 +17,7 @@ from squat.errors import CheckpointError
 from squat.exact import (
     exponential,
     gelu,
+    gelu_tanh,
     inverse_root,
     layer_norm,
     rms_norm,
@@ -39,7 +40,8 @@ def test_the_exact_functions_are_pytorchs_to_rounding():
     x, weight = torch.randn(7, 300) * 5, torch.randn(300)
     torch.testing.assert_close(softmax(x), torch.softmax(x, -1))
     torch.testing.assert_close(silu(x), F.silu(x))
-    torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"))
+    torch.testing.assert_close(gelu_tanh(x), F.gelu(x, approximate="tanh"))
+    torch.testing.assert_close(gelu(x), F.gelu(x))
     torch.testing.assert_close(rms_norm(x, weight, 1e-5), F.rms_norm(x, (300,), weight, 1e-5))
     bias = torch.randn(300)
     expected = F.layer_norm(x, (300,), weight, bias, 1e-5)
@@ -174,7 +176,7 @@ def test_what_cannot_be_deployed_is_refused(config, message, tokenizer, tmp_path
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'.*'silu'"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act is 'relu'.*'silu'"),
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'.*'gelu_new'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ],

@@ -32,12 +32,13 @@ struct FloatOps {
   float (*softmax_codes)(float* x, int n, int first, float inverse_step, uint8_t* codes);
   // log(sum(exp(x))).
   double (*log_sum_exp)(const float* x, int n);
-  // out = gate / (1 + exp(-gate)) * up; out may be gate or up.
-  void (*silu_multiply)(const float* gate, const float* up, int n, float* out);
-  // x = x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))), the tanh form of GELU ("gelu_new").
-  void (*gelu)(float* x, int n);
-  // out = gelu(gate) * up; out may be gate or up.
-  void (*gelu_multiply)(const float* gate, const float* up, int n, float* out);
+  // Activation functions: out = f(x) * up, or f(x) where up is null; out may be x or up.
+  // x / (1 + exp(-x)),
+  void (*silu)(const float* x, const float* up, int n, float* out);
+  // x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))), the tanh form of GELU ("gelu_new"),
+  void (*gelu_tanh)(const float* x, const float* up, int n, float* out);
+  // x (1 - erfc(x / sqrt(2)) / 2).
+  void (*gelu)(const float* x, const float* up, int n, float* out);
   // x = scale * H x for each block of x, H a Hadamard matrix; `block` is a power of two that
   // divides n.
   void (*hadamard)(float* x, int n, int block, float scale);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 
 #include "file/keys.h"
 
@@ -13,8 +14,9 @@ namespace {
 constexpr uint32_t kMaxContext = 1u << 20;
 constexpr const char* kPrefix = "squat.graph.";
 constexpr const char* kKnown[] = {
-    "norm",    "activation",      "pairs",           "rotation",       "second_base",
-    "windows", "embedding_scale", "attention_scale", "residual_scale", "logit_divisor"};
+    "norm",           "activation",    "pairs",           "rotation",
+    "second_base",    "windows",       "embedding_scale", "attention_scale",
+    "residual_scale", "logit_divisor", "parallel"};
 
 class Reader {
  public:
@@ -28,11 +30,11 @@ class Reader {
   Graph read(bool described) {
     refuse_unknown(described);
     const bool gpt2 = architecture_ == "gpt2";
-    if (choice("norm", {"rms", "layer"}, gpt2)) graph_.norm = Graph::Norm::kLayer;
-    if (choice("activation", {"silu", "gelu_tanh"}, gpt2)) {
-      graph_.activation = Graph::Activation::kGelu;
-    }
-    graph_.halves = choice("pairs", {"adjacent", "halves"}, false);
+    graph_.norm = choice<Graph::Norm>("norm", {"rms", "layer"}, gpt2 ? 1 : 0);
+    graph_.activation =
+        choice<Graph::Activation>("activation", {"silu", "gelu_tanh", "gelu"}, gpt2 ? 1 : 0);
+    graph_.halves = choice<bool>("pairs", {"adjacent", "halves"}, 0);
+    graph_.parallel = file_.has(name("parallel")) && file_.boolean(name("parallel"));
     graph_.embedding_scale = keys_.positive(name("embedding_scale"), 1);
     graph_.attention_scale = keys_.positive(name("attention_scale"),
                                             static_cast<float>(1 / std::sqrt(double(head_dim_))));
@@ -41,6 +43,10 @@ class Reader {
     graph_.window.assign(static_cast<size_t>(layers_), 0);
     if (file_.has(name("windows"))) {
       graph_.window = keys_.bounded_array(name("windows"), layers_, kMaxContext);
+    }
+    if (graph_.parallel && graph_.residual_scale != 1) {
+      keys_.fail("key '" + name("residual_scale") + "' is " +
+                 std::to_string(graph_.residual_scale) + ", but layers are parallel");
     }
     read_rotation(gpt2);
     return std::move(graph_);
@@ -65,15 +71,19 @@ class Reader {
     }
   }
 
-  // Which of two words a key is; `usual` where there is no key.
-  bool choice(const char* key, const char* const (&words)[2], bool usual) const {
-    if (!file_.has(name(key))) return usual;
+  // Which of some words a key is, as a value of `Kind`; the word `usual` where there is no key.
+  template <class Kind>
+  Kind choice(const char* key, std::initializer_list<const char*> words, int usual) const {
+    if (!file_.has(name(key))) return static_cast<Kind>(usual);
     const std::string_view word = file_.string(name(key));
-    if (word != words[0] && word != words[1]) {
-      keys_.fail("key '" + name(key) + "' is '" + std::string(word.substr(0, 64)) +
-                 "', expected '" + words[0] + "' or '" + words[1] + "'");
+    std::string expected;
+    int number = 0;
+    for (const char* known : words) {
+      if (word == known) return static_cast<Kind>(number);
+      expected += (number++ == 0 ? "'" : ", '") + std::string(known) + "'";
     }
-    return word == words[1];
+    keys_.fail("key '" + name(key) + "' is '" + std::string(word.substr(0, 64)) +
+               "', expected one of " + expected);
   }
 
   void read_rotation(bool gpt2) {

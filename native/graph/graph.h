@@ -18,7 +18,8 @@ struct Rotation {
 
 struct Graph {
   enum class Norm { kRms, kLayer } norm = Norm::kRms;
-  enum class Activation { kSilu, kGelu } activation = Activation::kSilu;
+  enum class Activation { kSilu, kGeluTanh, kGelu } activation = Activation::kSilu;
+  bool parallel = false;  // attention and MLP both read what a layer gets
   // Whether a file has the rows of q and k in two halves, of which each pair has one element, and
   // not pair after pair, as the engine has them.
   bool halves = false;

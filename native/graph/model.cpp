@@ -338,6 +338,9 @@ class Loader {
   void read_norms(const std::string& before, const std::string& after, Norm* first,
                   Norm* last) const {
     if (has_norm(after)) *last = read_norm(after, model_.n_embd);
+    if (last->exists() && model_.graph.parallel) {
+      fail("tensor '" + after + ".weight' is there, but layers are parallel");
+    }
     if (has_norm(before) || !last->exists()) *first = read_norm(before, model_.n_embd);
   }
 

@@ -357,27 +357,34 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     const Input attn_out =
         quantize_rows(Step::kAttnOut, m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
                       [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
-    add_to_residual(Step::kOutput, attn_out, layer.attn_out, layer.after_attn_norm, from);
+    float* const branch = branch_ + static_cast<size_t>(from) * n_embd;
+    if (m.graph.parallel) {
+      multiply(Step::kOutput, attn_out, &layer.attn_out, 1, branch, n_embd);
+    } else {
+      add_to_residual(Step::kOutput, attn_out, layer.attn_out, layer.after_attn_norm, from);
+    }
 
     const Input mlp_in = quantize_rows(Step::kMlpIn, m.sites.mlp_in, l, chunk.current, from, rows,
                                        m.n_embd, normalized(layer.mlp_norm));
     multiply(Step::kGateUp, mlp_in, layer.mlp_in.data(), layer.mlp_in.size(),
              mlp_ + static_cast<size_t>(from) * mlp_stride, mlp_stride);
 
+    const auto activation = m.graph.activation == Graph::Activation::kSilu       ? ops_.silu
+                            : m.graph.activation == Graph::Activation::kGeluTanh ? ops_.gelu_tanh
+                                                                                 : ops_.gelu;
     const auto activate = [&](int i, float*) {
       float* row = mlp_ + static_cast<size_t>(i) * mlp_stride;
-      if (m.graph.activation == Graph::Activation::kSilu) {
-        ops_.silu_multiply(row, row + n_ff, m.n_ff, row);
-      } else if (m.gated()) {
-        ops_.gelu_multiply(row, row + n_ff, m.n_ff, row);
-      } else {
-        ops_.gelu(row, m.n_ff);
-      }
+      activation(row, m.gated() ? row + n_ff : nullptr, m.n_ff, row);
       return row;
     };
     const Input mlp_mid = quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, chunk.current, from,
                                         rows, m.n_ff, activate);
-    add_to_residual(Step::kDown, mlp_mid, layer.mlp_mid, layer.after_mlp_norm, from);
+    if (m.graph.parallel) {
+      multiply(Step::kDown, mlp_mid, &layer.mlp_mid, 1, branch, n_embd, Add::kYes);
+      ops_.add(branch, rows * m.n_embd, residual(from));
+    } else {
+      add_to_residual(Step::kDown, mlp_mid, layer.mlp_mid, layer.after_mlp_norm, from);
+    }
     chunk.previous = chunk.current;
   }
   length_ += count;

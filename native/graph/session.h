@@ -12,6 +12,7 @@
 // All memory is taken when the session is made: evaluating allocates nothing.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -216,11 +217,14 @@ class Session {
   // What attention or MLP make, from their last product on, for the tokens from `from` on.
   void add_to_residual(Step step, const Input& input, const Weights& weights, const Norm& after,
                        int from);
-  // Whether something is done to it before it is added.
+  // Whether anything is done to it before it is added.
   bool needs_branch() const {
-    const Layer& layer = model_.layers[0];
-    return layer.after_attn_norm.exists() || layer.after_mlp_norm.exists() ||
-           model_.graph.residual_scale != 1;
+    const Graph& graph = model_.graph;
+    const auto has_norm = [](const Layer& layer) {
+      return layer.after_attn_norm.exists() || layer.after_mlp_norm.exists();
+    };
+    return graph.parallel || graph.residual_scale != 1 ||
+           std::any_of(model_.layers.begin(), model_.layers.end(), has_norm);
   }
 
   // The widths of the chunk's tokens at a site; null: 8 bits.

@@ -16,7 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
+from transformers.activations import (
+    GELUActivation,
+    GELUTanh,
+    NewGELUActivation,
+    SiLUActivation,
+)
 
 _exact = True
 
@@ -134,10 +139,25 @@ class ExactCenteredRMSNorm(ExactRMSNorm):
         return 1.0 + self.weight
 
 
-def gelu(x: Tensor) -> Tensor:
+def gelu_tanh(x: Tensor) -> Tensor:
     """GELU in its tanh form, with the tanh written out: x / (1 + exp(-2 * sqrt(2 / pi) * ...))."""
     inner = 1.59576912 * (x + 0.044715 * (x * x * x))
     return x / (1.0 + exponential(-inner))
+
+
+_ERFC = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+"""Of a polynomial for erfc(z) exp(z^2) (Abramowitz and Stegun 7.1.26, error below 1.5e-7)."""
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by the error function: x * (1 - erfc(x / sqrt(2)) / 2), below zero x * erfc(-x / sqrt(2)) / 2."""
+    z = x.abs() * 0.70710677
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    p = torch.full_like(t, _ERFC[0])
+    for coefficient in _ERFC[1:]:
+        p = p * t + coefficient
+    half = 0.5 * x * (p * t * exponential(-(z * z)))
+    return torch.where(x < 0, half, x - half)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
@@ -171,19 +191,28 @@ class ExactSiLU(nn.Module):
         return silu(x) if is_exact(self) else F.silu(x)
 
 
-class ExactGELU(nn.Module):
-    """GELU in its tanh form ("gelu_new", "gelu_pytorch_tanh") that is `gelu` in eval mode."""
+class ExactGELUTanh(nn.Module):
+    """GELU in its tanh form ("gelu_new", "gelu_pytorch_tanh") that is `gelu_tanh` in eval mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
-        return gelu(x) if is_exact(self) else F.gelu(x, approximate="tanh")
+        return gelu_tanh(x) if is_exact(self) else F.gelu(x, approximate="tanh")
+
+
+class ExactGELU(nn.Module):
+    """GELU by the error function ("gelu") that is `gelu` in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return gelu(x) if is_exact(self) else F.gelu(x)
 
 
 _ACTIVATIONS: dict[type[nn.Module], type[nn.Module]] = {
     nn.SiLU: ExactSiLU,
     SiLUActivation: ExactSiLU,
-    NewGELUActivation: ExactGELU,
-    GELUTanh: ExactGELU,
+    NewGELUActivation: ExactGELUTanh,
+    GELUTanh: ExactGELUTanh,
+    GELUActivation: ExactGELU,
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from squat.architectures.architecture import Architecture
 from squat.architectures.gemma3 import GEMMA3
 from squat.architectures.gpt2 import GPT2
+from squat.architectures.gpt_neox import GPT_NEOX
 from squat.architectures.granite import GRANITE
 from squat.architectures.llama import LLAMA, MISTRAL, QWEN2, SMOLLM3
 from squat.architectures.olmo2 import OLMO2
@@ -27,6 +28,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3_text": GEMMA3,
     "granite": GRANITE,
     "olmo2": OLMO2,
+    "gpt_neox": GPT_NEOX,
     "gpt2": GPT2,
 }
 """By transformers' `model_type`."""

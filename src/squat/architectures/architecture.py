@@ -4,24 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from squat.deploy.gguf import GgufGraph
+
+ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh", "gelu"]] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+"""Activation functions by transformers' names, and what a file calls them."""
 
 Exact = Callable[[nn.Module], nn.Module]
 """Makes the module whose evaluation is exact (`squat.exact`) from the one of transformers."""
 
 
-def last_rows(fused: Tensor, heads: int) -> Tensor:
-    """The values' part of a weight or bias whose last rows they are, or that makes nothing else.
+Rows = Callable[[NDArray[Any], int], NDArray[Any]]
+"""Rows [outputs, ...] of a module, and the number of heads, to the same rows in another order."""
+
+
+def last_rows(made: Tensor, heads: int, size: int) -> Tensor:
+    """The values' part of what makes them, a weight or bias, if they come last or alone: a view.
 
     Args:
-        fused: [outputs, ...], a view of the parameter.
-        heads: size of all key heads together.
+        made: [outputs, ...].
+        heads, size: key heads, and the size of one.
+
+    Returns:
+        [heads, size, ...].
     """
-    return fused[-heads:]
+    return made[-heads * size :].unflatten(0, (heads, size))
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,7 @@ class Architecture:
     epsilon: the field with the norms' epsilon.
     keys: more of llama.cpp's keys, which the engine does not need, from the config.
     value_rows: the values' rows of `value`.
+    file_order: module -> how its rows are ordered in a file, if otherwise.
     """
 
     attention: str
@@ -66,7 +84,8 @@ class Architecture:
     only: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     epsilon: str = "rms_norm_eps"
     keys: Callable[[Any], dict[str, float | int]] = lambda config: {}
-    value_rows: Callable[[Tensor, int], Tensor] = last_rows
+    value_rows: Callable[[Tensor, int, int], Tensor] = last_rows
+    file_order: dict[str, Rows] = field(default_factory=dict)
 
     @property
     def weights(self) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from squat.architectures.architecture import Architecture
+from squat.architectures.architecture import ACTIVATIONS, Architecture
 from squat.deploy.gguf import GgufGraph
 from squat.exact import ExactLayerNorm, exact_activation
 
 
 def _graph(config: Any) -> GgufGraph:
-    return GgufGraph(norm="layer", activation="gelu_tanh", rotated=0)
+    activation = ACTIVATIONS.get(config.activation_function, "gelu_tanh")
+    return GgufGraph(norm="layer", activation=activation, rotated=0)
 
 
 GPT2 = Architecture(
@@ -51,7 +52,7 @@ GPT2 = Architecture(
     },
     graph=_graph,
     only={
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),

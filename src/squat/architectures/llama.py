@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from squat.architectures.architecture import Architecture
+from squat.architectures.architecture import ACTIVATIONS, Architecture
 from squat.deploy.gguf import GgufGraph
 from squat.exact import ExactRMSNorm, ExactRotary, exact_activation
 
@@ -25,7 +25,11 @@ def windows(config: Any) -> list[int] | None:
 
 def graph(config: Any) -> GgufGraph:
     """What a Llama computes."""
-    return GgufGraph(rope=dict(config.rope_parameters), windows=windows(config))
+    return GgufGraph(
+        activation=ACTIVATIONS.get(config.hidden_act, "silu"),
+        rope=dict(config.rope_parameters),
+        windows=windows(config),
+    )
 
 
 LLAMA = Architecture(
@@ -71,7 +75,7 @@ LLAMA = Architecture(
         "lm_head": "output",
     },
     graph=graph,
-    only={"hidden_act": ("silu", "swish")},
+    only={"hidden_act": tuple(ACTIVATIONS)},
 )
 
 MISTRAL = LLAMA

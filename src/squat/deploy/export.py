@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.architectures import Architecture, architecture_of
+from squat.architectures.architecture import Rows
 from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.errors import CheckpointError
 from squat.exact import ExactRMSNorm
@@ -54,6 +55,7 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
     shape = model.config.get_text_config()
     _check_deployable(name, shape, config, row)
     layers = model.get_submodule(row.layers)
+    heads = shape.num_attention_heads
     matrices: dict[str, CodeMatrix] = {}
     floats: dict[str, NDArray[np.float32]] = {}
     tied = {row.head} if shape.tie_word_embeddings else set()
@@ -62,9 +64,9 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
             _add(model.get_submodule(path), place, matrices, floats)
     for index, layer in enumerate(layers.children()):
         for path, place in row.layer_names.items():
-            _add(layer.get_submodule(path), f"blk.{index}.{place}", matrices, floats)
+            module, name = layer.get_submodule(path), f"blk.{index}.{place}"
+            _add(module, name, matrices, floats, row.file_order.get(path, _as_they_are), heads)
     ffn_size = len(matrices["blk.0.ffn_up"].codes)
-    heads = shape.num_attention_heads
     policies = [m for m in layers.modules() if isinstance(m, ThresholdPolicy)]
     return GgufModel(
         architecture=row.gguf,
@@ -117,25 +119,35 @@ def _check_deployable(name: str, shape: Any, config: SquatConfig, row: Architect
             )
 
 
+def _as_they_are(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    return rows
+
+
 def _add(
     module: nn.Module,
     place: str,
     matrices: dict[str, CodeMatrix],
     floats: dict[str, NDArray[np.float32]],
+    order: Rows = _as_they_are,
+    heads: int = 1,
 ) -> None:
     """A module's weight as codes if it is quantized, as floats otherwise, and its bias."""
     if isinstance(module, QuantizedWeight):
         quantizer = module.weight_quantizer
         codes = module.codes().numpy()
         steps = quantizer.step.detach().numpy().ravel()  # one for each row, or one for all
-        matrices[place] = CodeMatrix(codes, quantizer.bits, np.resize(steps, len(codes)))
+        matrices[place] = CodeMatrix(
+            np.ascontiguousarray(order(codes, heads)),
+            quantizer.bits,
+            order(np.resize(steps, len(codes)), heads),
+        )
     else:
         weight = module.gain() if isinstance(module, ExactRMSNorm) else module.weight
         assert isinstance(weight, Tensor)
         floats[f"{place}.weight"] = weight.detach().float().numpy()
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor):
-        floats[f"{place}.bias"] = bias.detach().float().numpy()
+        floats[f"{place}.bias"] = order(bias.detach().float().numpy(), heads)
 
 
 def _sites(model: PreTrainedModel, config: SquatConfig) -> dict[str, GgufSite]:

@@ -116,7 +116,8 @@ class GgufGraph:
 
     Args:
         norm: "rms" or "layer".
-        activation: "silu" or "gelu_tanh".
+        activation: "silu", "gelu_tanh" or "gelu".
+        parallel: whether attention and MLP both read what a layer gets.
         pairs: "adjacent" or "halves": where the two elements of a rotated pair stand in a file, of the rows
             of q and k. In transformers each half of a head has one of them.
         rotated: elements of a head that are rotated; None: all.
@@ -131,7 +132,8 @@ class GgufGraph:
     """
 
     norm: Literal["rms", "layer"] = "rms"
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Literal["silu", "gelu_tanh", "gelu"] = "silu"
+    parallel: bool = False
     pairs: Literal["adjacent", "halves"] = "adjacent"
     rotated: int | None = None
     rope: dict[str, Any] = field(default_factory=dict)
@@ -475,7 +477,9 @@ def _write_hyperparameters(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     writer.add_value_length(model.head_dim)
     writer.add_vocab_size(model.vocab_size)
     for key, value in model.keys.items():
-        if isinstance(value, int):
+        if isinstance(value, bool):
+            writer.add_bool(f"{model.architecture}.{key}", value)
+        elif isinstance(value, int):
             writer.add_uint32(f"{model.architecture}.{key}", value)
         else:
             writer.add_float32(f"{model.architecture}.{key}", value)
@@ -494,6 +498,8 @@ def _write_graph(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     for name, value in _graph_keys(model).items():
         if isinstance(value, str):
             writer.add_string(f"{GRAPH}.{name}", value)
+        elif isinstance(value, bool):
+            writer.add_bool(f"{GRAPH}.{name}", value)
         elif isinstance(value, Sequence):
             writer.add_key_value(
                 f"{GRAPH}.{name}",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from squat.architectures import Architecture, architecture_of
@@ -48,7 +49,8 @@ def _quantize_input(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any
 def _lend_cache(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook of an attention module: its sites need the KV cache to remember widths in."""
     sites: AttentionSites = module.squat  # type: ignore[assignment]
-    sites.cache = kwargs.get("past_key_values")
+    # Its name is another from architecture to architecture.
+    sites.cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
 
 
 def site_of(module: nn.Module) -> SiteQuantizer:
@@ -190,13 +192,13 @@ def _transform_values(layer: nn.Module, row: Architecture, shape: Any) -> None:
     """
     size = _head_size(shape)
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    values, block = heads * size, block_of(size)
+    block = block_of(size)
     module = layer.get_submodule(row.value)
-    weight = row.value_rows(stored_rows(module), values)
-    weight.copy_(hadamard(weight.T.contiguous(), block).T)
-    if isinstance(bias := getattr(module, "bias", None), Tensor):
-        bias = row.value_rows(bias, values)
-        bias.copy_(hadamard(bias, block))
+    bias = getattr(module, "bias", None)
+    for made in (stored_rows(module), bias):
+        if made is not None:
+            part = row.value_rows(made, heads, size)
+            part.copy_(hadamard(part.movedim(1, -1).contiguous(), block).movedim(-1, 1))
     for reader in row.readers["attn_out"]:
         weight = stored_rows(layer.get_submodule(reader))
         weight.copy_(fold(weight, block))
