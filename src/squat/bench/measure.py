@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from squat.bench.shapes import find_shape, random_model
-from squat.data.progress import progress
 from squat.deploy.gguf import TOKEN_SITES, write_gguf
 from squat.engine import Engine
 from squat.errors import CheckpointError, ConfigError
+from squat.terminal import progress
 
 ROUNDS = 9
 """Rounds of a measurement, unless told otherwise."""
@@ -115,11 +115,12 @@ def run(settings: Settings) -> list[Measurement]:
             for file, activations in _files(settings, Path(folder))
             for threads in settings.threads
         ]
-        with progress("measuring", settings.rounds * len(candidates)) as advance:
+        with progress("measuring") as advance:
             for round_ in range(settings.rounds):
                 for index, candidate in enumerate(candidates):
                     candidate.measure()
-                    advance(round_ * len(candidates) + index + 1)
+                    done = round_ * len(candidates) + index + 1
+                    advance(done, settings.rounds * len(candidates))
         return [candidate.result() for candidate in candidates]
 
 
