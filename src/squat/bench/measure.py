@@ -210,7 +210,7 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
     table = Table(title=f"{first.shape}: {first.prompt} prompt tokens, {first.generate} generated")
     for heading in ("weights", "head", "activations", "isa"):
         table.add_column(heading)
-    for heading in ("threads", "prefill, tokens/s", "decode, tokens/s", "file, MB"):
+    for heading in ("threads", "prefill, tokens/s ± %", "decode, tokens/s ± %", "file, MB"):
         table.add_column(heading, justify="right")
     for m in measurements:
         share = "" if m.wide_share is None else f" ({m.wide_share:.2f} wide)"
@@ -220,8 +220,8 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
             m.activations + share,
             m.isa,
             str(m.threads),
-            f"{m.prefill_tokens_per_s:,.0f} ± {100 * spread(m.prefill_rounds) / 2:.0f} %",
-            f"{m.decode_tokens_per_s:,.0f} ± {100 * spread(m.decode_rounds) / 2:.0f} %",
+            f"{m.prefill_tokens_per_s:,.0f} ± {100 * spread(m.prefill_rounds) / 2:.0f}",
+            f"{m.decode_tokens_per_s:,.0f} ± {100 * spread(m.decode_rounds) / 2:.0f}",
             f"{m.model_bytes / 1e6:.1f}",
         )
     table.caption = f"median of {len(first.prefill_rounds)} rounds ± half the interquartile range"
@@ -390,7 +390,8 @@ def _describe(file: Path) -> tuple[str, int, int, str]:
             return 4 if kinds[f"{name}.weight"] == gguf.GGMLQuantizationType.Q4_0 else 8
         return next((b for b in (4, 8) if f"{name}.weight.q{b}" in kinds), None)
 
-    layer, head = bits("blk.0.attn_output"), bits("output") or bits("token_embd")
+    heads = ("output", "output_hadamard", "token_embd", "token_embd_hadamard")
+    layer, head = bits("blk.0.attn_output"), next(filter(None, map(bits, heads)), None)
     if layer is None or head is None:
         raise CheckpointError(f"{file}: has no quantized matrices")
     widths = {str(reader.fields[f"squat.{site}.bits"].contents()) for site in TOKEN_SITES}

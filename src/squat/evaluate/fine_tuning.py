@@ -44,6 +44,7 @@ from squat.distill.trainer import StepSizeTrainer
 from squat.errors import ConfigError, DataError
 from squat.report.sections import Table, write_section
 from squat.terminal import Show, progress
+from squat.unicode import broken_character
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def _read_example(line: str, task: Task, where: str) -> Example:
         if not isinstance(record.get(field), str):
             found = json.dumps(record[field]) if field in record else "missing"
             raise DataError(f"{where}: {field!r} is {found}; the task needs a text there")
+        if problem := broken_character(record[field]):
+            raise DataError(f"{where}: {field!r}: {problem}")
     label = record.get("label")
     if not isinstance(label, int) or not 0 <= label < task.labels:
         raise DataError(
