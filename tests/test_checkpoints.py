@@ -15,6 +15,7 @@ from squat.checkpoints import load_model, load_tokenizer, recover, save_model
 from squat.errors import CheckpointError
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.quantizers import QUANTIZERS
+from test_cli import recipe
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ DAMAGED = {
         lambda f: cut(f / "model.safetensors", 0),
         "model.safetensors: not a complete safetensors file",
     ),
-    "a cut .bin": (cut_bin, "pytorch_model.bin: not a complete file of PyTorch weights"),
+    "a cut .bin": (cut_bin, "pytorch_model.bin: not a complete file of PyTorch"),
     "a shard that is missing": (lose_a_shard, r"no model could be loaded .*model-00002-of"),
     "a cut config.json": (lambda f: cut(f / "config.json", 50), "config.json"),
     "a cut tokenizer.json": (
@@ -141,6 +142,23 @@ def test_a_damaged_or_foreign_folder_is_refused_in_one_line(shell, folder, corpu
     assert error.count("\n") == 1
     assert error.startswith(f"squat: {folder}")
     assert re.search(message, error), error
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_damaged_checkpoint_of_a_run_is_named_and_the_one_before_it_serves(
+    shell, model, corpus, tmp_path, name
+):
+    file, run = recipe(tmp_path, model, corpus), tmp_path / "run"
+    shell.succeed("train", file)
+    expected = load_model(str(run / "model"))
+    shutil.rmtree(run / "model")
+    cut(run / "checkpoints/checkpoint-4" / name, -100)
+    message = shell.refuse("train", file)
+    assert f"checkpoint-4/{name}: not a complete" in message
+    assert "checkpoint-4 to go on at the checkpoint before it" in message
+    shutil.rmtree(run / "checkpoints/checkpoint-4")
+    shell.succeed("train", file)
+    assert same_weights(load_model(str(run / "model")), expected)
 
 
 def test_whole_folders_of_either_kind_load(folder):
@@ -268,10 +286,13 @@ def test_a_folder_that_must_not_be_replaced_is_refused_before_the_work(
     (tmp_path / "letters/dear.txt").write_text("Dear")
     message = shell.refuse("quantize", model, tmp_path / "letters")
     assert "is there already, and no model's folder" in message
-    assert "is a file" in shell.refuse("quantize", model, tmp_path / "letters/dear.txt")
+    assert "is there already, and a file" in shell.refuse(
+        "quantize", model, tmp_path / "letters/dear.txt"
+    )
     assert (tmp_path / "letters/dear.txt").read_text() == "Dear"
     assert "is a folder; name a file" in shell.refuse("tokenize", corpus / "train", model, ".")
     (tmp_path / "empty").mkdir()
     shell.succeed("quantize", model, tmp_path / "empty", "--data", corpus / "train",
                   "--weights", "nearest")  # fmt: skip
     load_model(str(tmp_path / "empty"))
+    assert ".: is a folder; name a file" in shell.refuse("export", tmp_path / "empty", ".")

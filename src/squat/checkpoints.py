@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -50,7 +50,7 @@ def load_model(name: str) -> PreTrainedModel:
     if Path(name).is_file():
         raise CheckpointError(f"{name}: is no GGUF file; name one, or a model's folder")
     if Path(name).is_dir():
-        _check_files(Path(name))
+        check_files(Path(name))
     with quiet(), _readable(name, "model"):
         _check_method(name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -140,7 +140,7 @@ def check_output(folder: Path) -> None:
             "name a folder for the model"
         )
     if folder.is_file():
-        raise CheckpointError(f"{folder}: is a file; name a folder for the model")
+        raise CheckpointError(f"{folder}: is there already, and a file; name another one")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder}: is there already, and no model's folder; name another one"
@@ -155,7 +155,8 @@ def recover(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(replaced, ignore_errors=True)
     else:
-        os.replace(replaced, folder)
+        with suppress(OSError):  # whoever needs the folder says that it is not there
+            os.replace(replaced, folder)
 
 
 def _beside(folder: Path, what: str) -> Path:
@@ -164,8 +165,12 @@ def _beside(folder: Path, what: str) -> Path:
     return whole.parent / f".{whole.name}.squat-{what}"
 
 
-def _check_files(folder: Path) -> None:
-    """Read the header of every weight file: a file that was cut short fails here."""
+def check_files(folder: Path) -> None:
+    """Read the header of every file of weights, and of the optimizer's state in a Trainer's checkpoint.
+
+    Raises:
+        CheckpointError: no model's folder, one that another program quantized, or a file that was cut short.
+    """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json; a model folder of transformers is needed")
     for name in ("quantize_config.json", "quant_config.json"):  # of AutoGPTQ and AutoAWQ
@@ -180,12 +185,13 @@ def _check_files(folder: Path) -> None:
             raise CheckpointError(
                 f"{file}: not a complete safetensors file ({error}); {_COPY}"
             ) from None
-    for file in [] if files else sorted(folder.glob("pytorch_model*.bin")):
+    pickled = [] if files else sorted(folder.glob("pytorch_model*.bin"))
+    for file in [*pickled, *folder.glob("optimizer.pt")]:
         try:
             torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
         except Exception as error:  # the library raises all sorts of them
             raise CheckpointError(
-                f"{file}: not a complete file of PyTorch weights ({type(error).__name__}); {_COPY}"
+                f"{file}: not a complete file of PyTorch ({type(error).__name__}); {_COPY}"
             ) from None
 
 

@@ -36,7 +36,14 @@ from transformers import (
 )
 
 from squat import replicas
-from squat.checkpoints import check_output, load_model, load_tokenizer, recover, save_model
+from squat.checkpoints import (
+    check_files,
+    check_output,
+    load_model,
+    load_tokenizer,
+    recover,
+    save_model,
+)
 from squat.data import (
     PackedDataset,
     check_tokenizer,
@@ -50,7 +57,7 @@ from squat.data.packed import Tokens, is_token_file, read_tokens
 from squat.data.tokenizer import check_same_tokenizer
 from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
-from squat.errors import ConfigError, DataError, UnfinishedError
+from squat.errors import CheckpointError, ConfigError, DataError, UnfinishedError
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.config import HADAMARD_SITES
 from squat.quantization.numerics import approximately
@@ -416,7 +423,15 @@ class _StopAfter(TrainerCallback):
 
 def _run(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(folder / "checkpoints"))
+    last = _last_complete_checkpoint(folder / "checkpoints")
+    if last is not None:
+        try:
+            check_files(Path(last))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}, or remove {last} to go on at the checkpoint before it"
+            ) from None
+    trainer.train(resume_from_checkpoint=last)
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if step < steps:
         raise UnfinishedError(

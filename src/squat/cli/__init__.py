@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from squat.cli.studies import studies
-from squat.errors import DataError, DivergedError, SquatError, UnfinishedError
+from squat.errors import DivergedError, SquatError, UnfinishedError
 from squat.terminal import console, show, write_what_cannot_be_encoded
 
 app = typer.Typer(
@@ -94,10 +94,9 @@ def tokenize(
     """Write a text's token ids to a file, to train with as data.train on a machine without the text."""
     from squat.checkpoints import load_tokenizer
     from squat.data import tokenize_corpus
-    from squat.data.files import writing
+    from squat.data.files import check_no_folder, writing
 
-    if out.is_dir():
-        raise DataError(f"{out}: is a folder; name a file, without a suffix")
+    check_no_folder(out)
     tokens = tokenize_corpus(text, load_tokenizer(tokenizer), by_source=by_source)
     file = out.parent / f"{out.name}.{tokens.dtype.name}"
     with writing(file) as stream:
@@ -294,9 +293,11 @@ def export(
 ) -> None:
     """Write a trained model's integer codes to one .gguf file, for the engine and for llama.cpp."""
     from squat.checkpoints import load_model, load_tokenizer
+    from squat.data.files import check_no_folder
     from squat.deploy.export import export as write
     from squat.deploy.export import tokenizer_json
 
+    check_no_folder(out)
     tokenizer = tokenizer_json(load_tokenizer(checkpoint))
     write(load_model(checkpoint), tokenizer, Path(checkpoint).resolve().name, out)
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
