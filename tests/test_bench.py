@@ -64,6 +64,16 @@ def test_a_file_is_described_by_itself(tmp_path: Path) -> None:
     assert row["model_bytes"] == (tmp_path / "m.gguf").stat().st_size
 
 
+@pytest.mark.parametrize("hadamard", ["all", "none"])
+def test_what_squat_quantize_makes_is_measured(shell, model, corpus, tmp_path, hadamard) -> None:
+    quantized, file = tmp_path / "quantized", tmp_path / "tied.gguf"
+    options = ("--data", corpus / "train", "--weights", "nearest", "--hadamard", hadamard)
+    shell.succeed("quantize", model, quantized, *options)
+    shell.succeed("export", quantized, file)
+    (row,) = bench(file)
+    assert (row["weight_bits"], row["head_bits"]) == (4, 8)
+
+
 def test_files_and_tables_are_written(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     result = CliRunner().invoke(app, ["bench", "--shape", "llama-6m", *QUICK, "--json", str(out)])

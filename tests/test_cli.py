@@ -136,6 +136,27 @@ def test_training_from_a_file_of_tokens_is_training_from_the_text(shell, tmp_pat
     assert "holds token id 65535" in message
 
 
+def test_training_from_a_field_is_training_from_the_text(shell, tmp_path, model, corpus):
+    (source,) = (corpus / "train").iterdir()
+    stories = [{"story": line} for line in source.read_text().splitlines()]
+    (tmp_path / "stories.jsonl").write_text("\n".join(map(json.dumps, stories)))
+    data = {"sequence_length": 16, "cache": str(tmp_path / "c")}
+    kinds = {
+        "text": {"train": str(corpus / "train")},
+        "field": {"train": str(tmp_path / "stories.jsonl"), "field": "story"},
+    }
+    logs = []
+    for kind, source in kinds.items():
+        (tmp_path / kind).mkdir()
+        shell.succeed("train", recipe(tmp_path / kind, model, corpus, data={**data, **source}))
+        logs.append(json.loads((tmp_path / kind / "run/log.json").read_text())["log"])
+    assert logs[0] == logs[1]
+    (tmp_path / "wrong").mkdir()
+    wrong = {**data, "train": str(tmp_path / "stories.jsonl")}
+    message = shell.refuse("train", recipe(tmp_path / "wrong", model, corpus, data=wrong))
+    assert "stories.jsonl:1: no field 'text', but 'story'; name the one" in message
+
+
 def test_pretraining_and_data_free_training(shell, tmp_path, corpus):
     content = {
         "output": str(tmp_path / "pretrained"),

@@ -1,6 +1,9 @@
 """Reading and cleaning: what real BabyLM files carry, and what a folder can get wrong."""
 
+import gzip
+import json
 import os
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -151,3 +154,113 @@ def test_real_files_keep_their_text_and_lose_their_marks() -> None:
         assert letters >= least * sum(c.isalpha() for c in raw), source
         for mark in marks.get(source, ()):
             assert not [line for line in lines if mark in line], (source, mark)
+
+
+# --- texts in fields, tables and compressed files ---
+
+RECORDS = [{"text": "first\nsecond", "n": 1}, {"text": None, "n": 2}, {"text": "Größe", "n": 3}]
+LINES = ["first", "second", "Größe"]
+
+
+def as_jsonl(field: str = "text") -> bytes:
+    renamed = [{field: record["text"], "n": record["n"]} for record in RECORDS]
+    return "\n\n".join(json.dumps(record) for record in renamed).encode()
+
+
+def write_parquet(file: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist(RECORDS)
+    parquet.write_table(table, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt.gz", gzip.compress("\n".join(LINES).encode())),
+        ("a.train.gz", gzip.compress(b"first\nsecond\n") + gzip.compress("Größe".encode())),
+        ("a.jsonl", as_jsonl()),
+        ("a.jsonl.gz", gzip.compress(as_jsonl())),
+    ],
+)
+def test_compressed_files_and_fields(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    counts: list[int] = []
+    assert list(read_corpus(tmp_path, on_read=counts.append)) == LINES
+    assert sum(counts) == len(content)
+    assert list(read_corpus(tmp_path / name)) == LINES
+
+
+def test_tables(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    counts: list[int] = []
+    assert list(read_corpus(tmp_path, on_read=counts.append)) == LINES
+    assert counts == [(tmp_path / "a.parquet").stat().st_size]
+
+
+def test_a_saved_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_list(RECORDS)
+    dataset.select([2, 0, 1]).save_to_disk(str(tmp_path / "one"), num_shards=2)
+    (tmp_path / "one/cache-0.arrow").write_text("what a map left")
+    assert list(read_corpus(tmp_path / "one")) == ["Größe", "first", "second"]
+    datasets.DatasetDict({"dev": dataset, "train": dataset}).save_to_disk(str(tmp_path / "two"))
+    assert list(read_corpus(tmp_path / "two/train")) == LINES
+    with pytest.raises(DataError, match="name one of its folders: dev, train"):
+        list(read_corpus(tmp_path / "two"))
+    (tmp_path / "one/state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"state\.json: not the state of a saved dataset"):
+        list(read_corpus(tmp_path / "one"))
+
+
+def test_another_field(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl("story"))
+    assert list(read_corpus(tmp_path, field="story")) == LINES
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:1: no field 'text', but 'story', 'n'; name .*data\.field"
+    ):
+        list(read_corpus(tmp_path))
+    write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet: no field 'story', but 'text', 'n'; name"):
+        list(read_corpus(tmp_path / "b.parquet", field="story"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.txt.gz",
+            gzip.compress(b"word " * 5000)[:-20],
+            r"not a complete gzip file after line \d",
+        ),
+        ("a.txt.gz", b"plain text", "not a complete gzip file after line 0"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a\.jsonl:2: not JSON"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not JSON"),
+        ("a.jsonl", b'["a"]', r"a\.jsonl:1: a JSON list, not an object"),
+        ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1: field 'text' is a int, not a text"),
+        (
+            "a.jsonl",
+            b'{"text": "\\ud83d!"}',
+            r":1: field 'text': character 1 is U\+D83D, half of a",
+        ),
+        ("a.parquet", b"PAR1 cut short", r"not a complete \.parquet file after row 0"),
+        ("a.arrow", b"cut short", r"not a complete \.arrow file after row 0"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    if name.endswith((".parquet", ".arrow")):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        list(read_corpus(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_without_pyarrow_a_table_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        DataError, match=r"a\.parquet: reading \.parquet needs pyarrow: pip install"
+    ):
+        list(read_corpus(tmp_path))

@@ -187,13 +187,13 @@ def test_greedy_generation_is_the_argmax_of_the_logits(model_file: Path) -> None
 
 @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), sentencepiece_tokenizer()])
 def test_streamed_pieces_are_whole_characters(tmp_path: Path, tokenizer: str) -> None:
-    from squat.engine import _TextStream
+    from squat.engine import TextStream
 
     reader = Tokenizer.from_str(tokenizer)
     prompt, text = "Once upon", " a tïme 日本 ½ 😀 né\n  the end"
     ids = reader.encode(prompt).ids
     rest = reader.encode(prompt + text).ids[len(ids) :]
-    stream = _TextStream(reader, ids)
+    stream = TextStream(reader, ids)
     pieces = [stream.push(token) for token in rest] + [stream.rest()]
     assert all("\ufffd" not in piece for piece in pieces)
     whole = reader.decode(reader.encode(prompt + text).ids)

@@ -288,6 +288,10 @@ def test_result_as_json_and_as_table():
         ('["a", "b"]', "line 2: a JSON list, not an object"),
         ('{"sentence_good": "a"}', "line 2: 'sentence_bad' is missing; give it a sentence"),
         ('{"sentence_good": " ", "sentence_bad": "b"}', """line 2: 'sentence_good' is " ";"""),
+        (
+            '{"sentence_good": "a", "sentence_bad": "b\\ud83d"}',
+            r"line 2: 'sentence_bad': character 2 is U\+D83D",
+        ),
         ('{"sentence_good": "a", "sentence_bad": 7}', "line 2: 'sentence_bad' is 7;"),
         (
             '{"sentence_good": "a", "sentence_bad": "b", "linguistics_term": 3}',

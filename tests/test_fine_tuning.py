@@ -155,6 +155,7 @@ def test_long_inputs_lose_the_ends_of_their_longest_fields(tokenizer, lengths, m
         ("{", "line 1: not JSON"),
         ("[1]", "no JSON object"),
         ('{"sentence": 3, "label": 0}', "'sentence' is 3"),
+        ('{"sentence": "\\ud83d", "label": 0}', r"'sentence': character 1 is U\+D83D"),
         ('{"label": 0}', "'sentence' is missing"),
         ('{"sentence": "a", "label": 2}', "'label' is 2"),
         ('{"sentence": "a"}', "'label' is null"),

@@ -46,6 +46,7 @@ def test_a_good_recipe_reads_with_the_papers_defaults(tmp_path):
         ("weight_bits: 4", "weight_bits: 4\n  weight_bits: 8", 8, "weight_bits: given twice"),
         ("weight_bits: 4", "weight_bit: 4", 7, "quantize.weight_bit: no such field; known are"),
         ("steps: 3", "steps: -1", 10, r"training.steps: .*greater than 0 \(it is -1\)"),
+        ("steps: 3", "steps: 3\n  learning_rate: .inf", 11, "training.learning_rate: .*finite"),
         ("steps: 3", "steps: 3\n  epochs: 2", 9, "training: give either steps or epochs"),
         ("  train: {folder}", "  generate: {}", 4, "data.generate.tokens: Field required"),
         ("  train: {folder}\n", "", 3, "data: give either train .* or generate"),

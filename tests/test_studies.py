@@ -171,6 +171,8 @@ def test_sensitivity(shell, tmp_path, model, corpus):
     assert all(
         (out / name).read_bytes().startswith(b"\x89PNG") for name in section.figures.values()
     )
+    message = shell.refuse("attention", model, *data, "--output", out, "--text", "caf\udce9")
+    assert "text: character 4 is the byte 0xe9" in message
     message = shell.refuse("sensitivity", model, *data, "--output", out, "--weight-bits", 9)
     assert "weight_bits: 9" in message
     assert "cannot be looked into" in shell.refuse("sensitivity", "a.gguf", *data, "--output", out)

@@ -40,6 +40,7 @@ from squat.recipes import (
 )
 from squat.report.figures import comparison_figure
 from squat.runs import pretrain, train
+from squat.terminal import show
 
 SENTENCES = 80_000
 SEQUENCE = 64
@@ -81,19 +82,19 @@ def run_demo(folder: Path, console: Console) -> None:
         ),
         "Squat W4, 4:8 tokens": _measure(load_model(str(student)), tokenizer, corpus, bits=(4, 8)),
     }
-    console.print(_table(rows))
+    show(_table(rows))
     console.rule("5. One file, and the engine that runs it in integers")
     file = folder / "squat.gguf"
     model = load_model(str(student))
     export(model, tokenizer_json(tokenizer), "squat-demo", file)
-    console.print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, tokenizer inside\n")
+    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, tokenizer inside\n")
     for piece in continue_text(str(file), PROMPT, 40, temperature=0.7, top_p=0.9, seed=1):
-        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-    console.print("\n")
+        print(piece, end="", flush=True)
+    print("\n")
     speeds = _speeds(load_model(str(teacher)), model, Engine(file), tokenizer, corpus)
-    console.print(_speed_table(speeds))
+    show(_speed_table(speeds))
     _save(folder, rows, speeds)
-    console.print(f"Table, figure, models and the file: {folder}")
+    print(f"Table, figure, models and the file: {folder}")
 
 
 def _speeds(

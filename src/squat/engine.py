@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from squat import _native
 from squat.errors import EngineError
+from squat.unicode import broken_character
 
 _PREFILL = 512
 """Prompt tokens between two looks at Ctrl-C; the logits do not depend on it."""
@@ -103,7 +104,13 @@ class Engine:
         return self._native.profile()
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, behind the model's <s> if it has one: as its training text began."""
+        """Token ids of a text, behind the model's <s> if it has one: as its training text began.
+
+        Raises:
+            EngineError: a string with half a character (a lone surrogate), which is no text.
+        """
+        if problem := broken_character(text):
+            raise EngineError(f"text: {problem}")
         start = [] if self.info.bos_token is None else [self.info.bos_token]
         return start + list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
@@ -247,11 +254,14 @@ class Engine:
         """
         if max_new_tokens < 0:
             raise EngineError(f"max_new_tokens: {max_new_tokens} is negative")
-        for name, value, limit in (("top_k", top_k, 2**32), ("seed", seed, 2**64)):
-            if not 0 <= value < limit:
-                raise EngineError(f"{name}: {value} is out of range")
-        sampler = _native.Sampler(
-            self.info.vocab_size, repetition_penalty, temperature, top_k, top_p, min_p, seed
+        sampler = new_sampler(
+            self.info.vocab_size,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
         )
         ids = self.tokenize(prompt) if isinstance(prompt, str) else _tokens(prompt).tolist()
         if not ids:
@@ -276,7 +286,7 @@ class Engine:
         for begin in range(0, last, _PREFILL):
             self._native.append(tokens[begin : begin + _PREFILL])
         logits = self._native.eval(tokens[last:])
-        text = _TextStream(self._tokenizer, prompt)
+        text = TextStream(self._tokenizer, prompt)
         for count in range(1, limit + 1):
             token = sampler.next(logits[0])
             if token == self.info.eos_token:
@@ -290,6 +300,27 @@ class Engine:
             logits = self._native.eval(_tokens([token]))
         if piece := text.rest():
             yield piece
+
+
+def new_sampler(
+    vocab_size: int,
+    *,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+) -> _native.Sampler:
+    """What chooses the next token from logits; see `Engine.generate`.
+
+    Raises:
+        EngineError: a setting out of range.
+    """
+    for name, value, limit in (("top_k", top_k, 2**32), ("seed", seed, 2**64)):
+        if not 0 <= value < limit:
+            raise EngineError(f"{name}: {value} is out of range")
+    return _native.Sampler(vocab_size, repetition_penalty, temperature, top_k, top_p, min_p, seed)
 
 
 def _tokens(ids: ArrayLike) -> NDArray[np.int32]:
@@ -307,7 +338,7 @@ _CONTEXT = 8
 """Tokens that are decoded again with the new ones, more than any character has."""
 
 
-class _TextStream:
+class TextStream:
     """Text of tokens as they come, never cutting a character in two.
 
     A decoder may treat the first token of a text differently, and a character may need several tokens;

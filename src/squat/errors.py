@@ -27,3 +27,7 @@ class EngineError(SquatError):
 
 class UnfinishedError(SquatError):
     """Training stopped as it was asked to, with a checkpoint; running it again goes on."""
+
+
+class DivergedError(SquatError):
+    """Training left the finite numbers; what was saved before is intact."""

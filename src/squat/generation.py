@@ -1,29 +1,48 @@
-"""Continue a text with a model folder or a .gguf file: what `squat generate` prints."""
+"""Continue a text with a model folder or a .gguf file: what `squat generate` prints.
+
+Both go the same way: the engine's sampler chooses each token, the same stream makes text of them, and so a
+checkpoint and its file, whose logits are the same, say the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from threading import Thread
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+from squat.engine import Engine, TextStream, new_sampler
+from squat.errors import DataError
 from squat.evaluate.tasks import runs_in_engine
+from squat.unicode import broken_character
+
+NEW_TOKENS = 64
 
 
 def continue_text(
-    model: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int
+    model: str,
+    prompt: str,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
 ) -> Iterator[str]:
-    """The prompt and its continuation, piece by piece.
+    """The prompt and its continuation, piece by piece; by default of NEW_TOKENS, or what there is room for.
 
     Raises:
-        SquatError: a model that cannot be loaded, or settings that are not possible.
+        SquatError: a model that cannot be loaded, a prompt that is no text, settings that are not possible,
+            or more tokens than the model's context has room for.
     """
-    yield prompt
+    if problem := broken_character(prompt):
+        raise DataError(f"prompt: {problem}")
     if runs_in_engine(model):
-        from squat.engine import Engine
-
-        yield from Engine(model).generate(
-            prompt,
-            max_new_tokens=max_new_tokens,
+        engine = Engine(model)
+        ids = engine.tokenize(prompt)
+        limit = _limit(ids, max_new_tokens, engine.info.context)
+        yield prompt
+        yield from engine.generate(
+            ids,
+            max_new_tokens=limit,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
@@ -34,31 +53,69 @@ def continue_text(
 
 
 def _continue_in_pytorch(
-    model: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int
+    model: str,
+    prompt: str,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
 ) -> Iterator[str]:
     import torch
-    from transformers import TextIteratorStreamer
 
     from squat.checkpoints import load_model, load_tokenizer
+    from squat.evaluate.huggingface import check_ids
 
-    network: Any = load_model(model)
-    tokenizer = load_tokenizer(model)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    torch.manual_seed(seed)
-    sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-    worker = Thread(
-        target=network.generate,
-        kwargs={
-            "inputs": torch.tensor([start + ids]),
-            "attention_mask": torch.ones(1, len(start + ids), dtype=torch.long),
-            "max_new_tokens": max_new_tokens,
-            "do_sample": temperature > 0,
-            "streamer": streamer,
-            **sampling,
-        },
-    )
-    worker.start()
-    yield from streamer
-    worker.join()
+    network, tokenizer = load_model(model), load_tokenizer(model)
+    text = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = [*([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]), *text]
+    config = network.config.get_text_config()
+    limit = _limit(ids, max_new_tokens, config.max_position_embeddings)
+    check_ids(network, np.array(ids))
+    ends = _ends(network, tokenizer.eos_token_id)
+    sampler = new_sampler(config.vocab_size, temperature=temperature, top_p=top_p, seed=seed)
+    stream = TextStream(tokenizer.backend_tokenizer, ids)
+    yield prompt
+    cache, fed = None, ids
+    for _ in range(limit):
+        with torch.no_grad():
+            given = torch.tensor([fed])
+            output = network(
+                input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        cache = output.past_key_values
+        token = sampler.next(output.logits[0, -1].float().numpy())
+        if token in ends:
+            break
+        if piece := stream.push(token):
+            yield piece
+        fed = [token]
+    if piece := stream.rest():
+        yield piece
+
+
+def _limit(ids: Sequence[int], max_new_tokens: int | None, context: int) -> int:
+    """How many new tokens there may be behind a prompt."""
+    if not ids:
+        raise DataError("prompt: is empty, and the model has no token to begin with; give a word")
+    room = context - len(ids) + 1  # the last new token is not fed
+    if room < 1:
+        raise DataError(
+            f"prompt: its {len(ids)} tokens exceed the model's context of {context}; shorten it"
+        )
+    if max_new_tokens is None:
+        return min(NEW_TOKENS, room)
+    if max_new_tokens > room:
+        raise DataError(
+            f"max_new_tokens: {max_new_tokens} new tokens behind the prompt's {len(ids)} exceed the model's "
+            f"context of {context}; give at most {room}, or a shorter prompt"
+        )
+    return max_new_tokens
+
+
+def _ends(network: Any, eos: int | None) -> set[int]:
+    """Every token that the tokenizer, the config or the generation config has an answer end with."""
+    ends = {eos}
+    for config in (network.config, network.generation_config):
+        named = getattr(config, "eos_token_id", None)
+        ends.update(named if isinstance(named, list) else [named])
+    return {token for token in ends if token is not None}

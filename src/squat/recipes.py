@@ -19,9 +19,10 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic import model_validator as validates_model
 
-from squat.data.packed import CACHE
+from squat.data.corpus import FIELD
 from squat.distill.losses import LossConfig
 from squat.errors import ConfigError
+from squat.importing.file import is_gguf
 from squat.quantization import SquatConfig
 from squat.reconstruction import Reconstruction
 
@@ -30,6 +31,8 @@ def _expand(path: str) -> str:
     expanded = os.path.expanduser(os.path.expandvars(path))
     if missing := re.search(r"\$\{?(\w+)", expanded):
         raise ValueError(f"the environment variable {missing[1]} is not set")
+    if expanded.startswith("~"):
+        raise ValueError(f"{expanded}: no home folder is known; write the path without ~")
     return expanded
 
 
@@ -43,7 +46,7 @@ def _existing(path: str) -> str:
 def _model_reference(name: str) -> str:
     """A folder, a .gguf file, or something that can be a name on the Hugging Face Hub."""
     expanded = _expand(name)
-    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", expanded) and not expanded.endswith(".gguf")
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", expanded) and not is_gguf(expanded)
     if Path(expanded).exists() or hub:
         return expanded
     raise ValueError(
@@ -57,7 +60,7 @@ ModelReference = Annotated[str, AfterValidator(_model_reference)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Generate(_Section):
@@ -75,7 +78,10 @@ class Data(_Section):
     generate: Generate | None = None
     by_source: bool = Field(True, description="clean BabyLM's files by source")
     sequence_length: int = Field(128, ge=2)
-    cache: NewPath = Field(str(CACHE), description="where tokenized text is kept")
+    field: str = Field(FIELD, description="holds the text in .jsonl, .parquet and .arrow files")
+    cache: NewPath | None = Field(
+        None, description="where tokenized text is kept; default: see squat.data.cache"
+    )
 
     @validates_model(mode="after")
     def _one_source(self) -> Data:

@@ -14,18 +14,14 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,7 +36,14 @@ from transformers import (
 )
 
 from squat import replicas
-from squat.checkpoints import load_model, load_tokenizer, save_model
+from squat.checkpoints import (
+    check_files,
+    check_output,
+    load_model,
+    load_tokenizer,
+    recover,
+    save_model,
+)
 from squat.data import (
     PackedDataset,
     check_tokenizer,
@@ -54,14 +57,14 @@ from squat.data.packed import Tokens, is_token_file, read_tokens
 from squat.data.tokenizer import check_same_tokenizer
 from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
-from squat.errors import ConfigError, DataError, UnfinishedError
+from squat.errors import CheckpointError, ConfigError, DataError, UnfinishedError
 from squat.exact import approximately
 from squat.quantization import SquatConfig, quantize
-from squat.quantization.calibration import Progress
 from squat.quantization.config import HADAMARD_SITES
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
 from squat.reconstruction import Reconstruction, reconstruct
 from squat.report.figures import loss_figure
+from squat.terminal import progress
 
 CALIBRATION_SEQUENCES = 32
 DESCENT_SEQUENCES = 64
@@ -83,6 +86,7 @@ def pretrain(recipe: PretrainRecipe, max_minutes: float | None = None) -> Path:
 
     Raises:
         UnfinishedError: time was up; the same call goes on from there.
+        DivergedError: a loss, a gradient or a weight became NaN or infinite.
         SquatError: the recipe, the data or the disk does not allow it.
     """
     stop = _StopAfter(max_minutes)
@@ -95,7 +99,7 @@ def pretrain(recipe: PretrainRecipe, max_minutes: float | None = None) -> Path:
     if isinstance(recipe.tokenizer, str):
         tokenizer = load_tokenizer(recipe.tokenizer)
     else:
-        lines = read_corpus(data.train, data.by_source)
+        lines = read_corpus(data.train, data.by_source, data.field)
         tokenizer = train_tokenizer(lines, **recipe.tokenizer.model_dump())
     set_seed(recipe.training.seed)
     model = _new_model(recipe, tokenizer)
@@ -115,6 +119,7 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
 
     Raises:
         UnfinishedError: time was up; the same call goes on from there.
+        DivergedError: a loss, a gradient or a weight became NaN or infinite.
         SquatError: the recipe, the data, a model or the disk does not allow it.
     """
     stop = _StopAfter(max_minutes)
@@ -138,13 +143,13 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
     else:
         count = DESCENT_SEQUENCES if recipe.weights == "descent" else CALIBRATION_SEQUENCES
         batches = _windows(dataset, count).split(BATCH)
-        with layers_bar() as progress:
-            quantize(model, recipe.quantize, batches, recipe.weights, progress)
+        with progress("quantizing layers") as show:
+            quantize(model, recipe.quantize, batches, recipe.weights, show)
         if recipe.reconstruction is not None:
             windows = _windows(dataset, recipe.reconstruction.sequences)
-            with layers_bar("training layers") as progress:
+            with progress("training layers") as show:
                 reconstruct(
-                    model, teachers[0], windows, recipe.reconstruction, folder / "layers", progress
+                    model, teachers[0], windows, recipe.reconstruction, folder / "layers", show
                 )
     trainer = SquatTrainer(
         model=model,
@@ -219,6 +224,7 @@ def quantize_without_training(
     Raises:
         SquatError: a model, a text or a config that cannot be used, or a full disk.
     """
+    check_output(output)
     original, tokenizer = load_model(name), load_tokenizer(name)
     check_tokenizer(tokenizer, original.config.vocab_size)
     count = (CALIBRATION_SEQUENCES if weights == "nearest" else DESCENT_SEQUENCES) + HELD_OUT
@@ -231,11 +237,11 @@ def quantize_without_training(
         )
     windows, others = windows[:-held_out], windows[-held_out:]
     model = copy.deepcopy(original)
-    with layers_bar() as progress:
-        quantize(model, config, windows.split(BATCH), weights, progress)
+    with progress("quantizing layers") as show:
+        quantize(model, config, windows.split(BATCH), weights, show)
     if layer_by_layer:
-        with layers_bar("training layers") as progress:
-            reconstruct(model, original, windows, Reconstruction(), progress=progress)
+        with progress("training layers") as show:
+            reconstruct(model, original, windows, Reconstruction(), progress=show)
     found = distance(original, model, others.split(BATCH))
     save_model(model, tokenizer, output)
     return found
@@ -253,18 +259,6 @@ def distance(original: PreTrainedModel, quantized: PreTrainedModel, batches: Any
             same += int((expected.argmax(-1) == got.argmax(-1)).sum())
             tokens += expected[..., 0].numel()
     return Distance(kl / tokens, same / tokens, tokens)
-
-
-@contextmanager
-def layers_bar(what: str = "quantizing") -> Iterator[Progress]:
-    """A bar over the layers of a model with the time that is left, on standard error if it is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with ProgressBar(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("layers", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def text_windows(
@@ -311,10 +305,15 @@ def is_run_of(folder: Path, recipe: PretrainRecipe | TrainRecipe) -> bool:
     """Whether a folder holds a run of this recipe, finished or not.
 
     What the recipe in the folder does not mention (it was written by an earlier version) has its default.
+    Where tokenized text is kept changes nothing.
     """
     file = folder / "recipe.json"
     try:
-        return file.exists() and type(recipe).model_validate_json(file.read_text()) == recipe
+        if not file.exists():
+            return False
+        there = type(recipe).model_validate_json(file.read_text())
+        there.data.cache = recipe.data.cache
+        return there == recipe
     except ValidationError:  # it names a path that is no longer there, or is of the other kind
         return False
 
@@ -330,6 +329,7 @@ def _is_done(folder: Path, recipe: PretrainRecipe | TrainRecipe) -> bool:
             f"output: {folder} holds a run of another recipe ({file}); choose another output, or "
             "remove the folder to start over"
         )
+    recover(folder / "model")
     return (folder / "model").exists()
 
 
@@ -364,7 +364,7 @@ def _tokens_of(train: str, data: Data, tokenizer: PreTrainedTokenizerFast) -> To
     """The tokens of a text, or those that stand in a file already."""
     if is_token_file(train):
         return read_tokens(train, len(tokenizer))
-    return tokenize_corpus(train, tokenizer, data.cache, data.by_source)
+    return tokenize_corpus(train, tokenizer, data.cache, data.by_source, data.field)
 
 
 def _dataset(
@@ -401,6 +401,7 @@ def _arguments(folder: Path, training: Training) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,  # a sample may have the number of its window
         report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),  # the log's lines say how far it is
     )
 
 
@@ -422,7 +423,15 @@ class _StopAfter(TrainerCallback):
 
 def _run(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(folder / "checkpoints"))
+    last = _last_complete_checkpoint(folder / "checkpoints")
+    if last is not None:
+        try:
+            check_files(Path(last))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}, or remove {last} to go on at the checkpoint before it"
+            ) from None
+    trainer.train(resume_from_checkpoint=last)
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if step < steps:
         raise UnfinishedError(

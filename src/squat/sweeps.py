@@ -33,6 +33,7 @@ from squat.evaluate.tasks import TASKS, Settings, run_task
 from squat.recipes import Evaluation, TrainRecipe, read_sweep
 from squat.report.sweep import FULL_PRECISION, Row, write_tables
 from squat.runs import is_run_of, train
+from squat.terminal import show
 
 _MEASURED = "measured.json"
 
@@ -95,7 +96,8 @@ def run_sweep(
             job.row.problem = " ".join(str(error).split())
             console.print(f"failed: {job.row.problem}", style="red", markup=False)
         write_tables(output, rows)
-    console.print(write_tables(output, rows), markup=False, highlight=False, soft_wrap=True)
+    for table in write_tables(output, rows):
+        show(table.to_rich())
     return rows
 
 

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from squat.bench.shapes import find_shape, random_model
-from squat.data.progress import progress
 from squat.deploy.gguf import TOKEN_SITES, write_gguf
 from squat.engine import Engine
 from squat.errors import CheckpointError, ConfigError
+from squat.terminal import progress
 
 ROUNDS = 9
 """Rounds of a measurement, unless told otherwise."""
@@ -115,11 +115,12 @@ def run(settings: Settings) -> list[Measurement]:
             for file, activations in _files(settings, Path(folder))
             for threads in settings.threads
         ]
-        with progress("measuring", settings.rounds * len(candidates)) as advance:
+        with progress("measuring") as advance:
             for round_ in range(settings.rounds):
                 for index, candidate in enumerate(candidates):
                     candidate.measure()
-                    advance(round_ * len(candidates) + index + 1)
+                    done = round_ * len(candidates) + index + 1
+                    advance(done, settings.rounds * len(candidates))
         return [candidate.result() for candidate in candidates]
 
 
@@ -209,7 +210,7 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
     table = Table(title=f"{first.shape}: {first.prompt} prompt tokens, {first.generate} generated")
     for heading in ("weights", "head", "activations", "isa"):
         table.add_column(heading)
-    for heading in ("threads", "prefill, tokens/s", "decode, tokens/s", "file, MB"):
+    for heading in ("threads", "prefill, tokens/s ± %", "decode, tokens/s ± %", "file, MB"):
         table.add_column(heading, justify="right")
     for m in measurements:
         share = "" if m.wide_share is None else f" ({m.wide_share:.2f} wide)"
@@ -219,8 +220,8 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
             m.activations + share,
             m.isa,
             str(m.threads),
-            f"{m.prefill_tokens_per_s:,.0f} ± {100 * spread(m.prefill_rounds) / 2:.0f} %",
-            f"{m.decode_tokens_per_s:,.0f} ± {100 * spread(m.decode_rounds) / 2:.0f} %",
+            f"{m.prefill_tokens_per_s:,.0f} ± {100 * spread(m.prefill_rounds) / 2:.0f}",
+            f"{m.decode_tokens_per_s:,.0f} ± {100 * spread(m.decode_rounds) / 2:.0f}",
             f"{m.model_bytes / 1e6:.1f}",
         )
     table.caption = f"median of {len(first.prefill_rounds)} rounds ± half the interquartile range"
@@ -389,7 +390,8 @@ def _describe(file: Path) -> tuple[str, int, int, str]:
             return 4 if kinds[f"{name}.weight"] == gguf.GGMLQuantizationType.Q4_0 else 8
         return next((b for b in (4, 8) if f"{name}.weight.q{b}" in kinds), None)
 
-    layer, head = bits("blk.0.attn_output"), bits("output") or bits("token_embd")
+    heads = ("output", "output_hadamard", "token_embd", "token_embd_hadamard")
+    layer, head = bits("blk.0.attn_output"), next(filter(None, map(bits, heads)), None)
     if layer is None or head is None:
         raise CheckpointError(f"{file}: has no quantized matrices")
     widths = {str(reader.fields[f"squat.{site}.bits"].contents()) for site in TOKEN_SITES}

@@ -1,6 +1,7 @@
 """The command line: it parses, calls and prints; what it calls lives elsewhere.
 
-Every mistake of the user ends in one line on standard error and exit status 2.
+Every mistake of the user ends in one line on standard error and exit status 2; training that left the finite
+numbers, a check that found a difference and a sweep with a run that failed in status 1.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from squat.cli.studies import studies
-from squat.errors import SquatError, UnfinishedError
+from squat.errors import DivergedError, SquatError, UnfinishedError
+from squat.terminal import console, show, write_what_cannot_be_encoded
 
 app = typer.Typer(
     help="Quantize small language models to 4 bits, keep what they know, run them on a CPU.",
@@ -25,7 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(studies)
-console = Console()
 
 UNFINISHED = 3
 """Exit status of a training whose time was up: the same command goes on."""
@@ -41,6 +41,7 @@ Model = Annotated[str, typer.Argument(help="A model's folder or Hub name, or a .
 def main() -> None:
     """Entry point of `squat`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    write_what_cannot_be_encoded()
     try:
         app()
     except UnfinishedError as stop:
@@ -48,7 +49,7 @@ def main() -> None:
         sys.exit(UNFINISHED)
     except SquatError as error:
         typer.secho(f"squat: {error}", fg="red", err=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, DivergedError) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -71,7 +72,7 @@ def pretrain(recipe: Recipe, max_minutes: MaxMinutes = None) -> None:
     from squat.recipes import PretrainRecipe, read_recipe
     from squat.runs import pretrain as run
 
-    console.print(f"model: {run(read_recipe(recipe, PretrainRecipe), max_minutes)}")
+    print(f"model: {run(read_recipe(recipe, PretrainRecipe), max_minutes)}")
 
 
 @app.command()
@@ -80,7 +81,7 @@ def train(recipe: Recipe, max_minutes: MaxMinutes = None) -> None:
     from squat.recipes import TrainRecipe, read_recipe
     from squat.runs import train as run
 
-    console.print(f"model: {run(read_recipe(recipe, TrainRecipe), max_minutes)}")
+    print(f"model: {run(read_recipe(recipe, TrainRecipe), max_minutes)}")
 
 
 @app.command()
@@ -93,13 +94,14 @@ def tokenize(
     """Write a text's token ids to a file, to train with as data.train on a machine without the text."""
     from squat.checkpoints import load_tokenizer
     from squat.data import tokenize_corpus
-    from squat.data.files import writing
+    from squat.data.files import check_no_folder, writing
 
+    check_no_folder(out)
     tokens = tokenize_corpus(text, load_tokenizer(tokenizer), by_source=by_source)
-    file = out.with_name(f"{out.name}.{tokens.dtype.name}")
+    file = out.parent / f"{out.name}.{tokens.dtype.name}"
     with writing(file) as stream:
         tokens.tofile(stream)
-    console.print(f"{file}: {tokens.size:,} tokens, {tokens.nbytes / 1e6:.1f} MB")
+    print(f"{file}: {tokens.size:,} tokens, {tokens.nbytes / 1e6:.1f} MB")
 
 
 @app.command()
@@ -126,7 +128,7 @@ def import_(
     """Make a float32 model's folder of a .gguf file, also one that is quantized in blocks."""
     from squat.importing.folder import import_model
 
-    console.print(import_model(file, output))
+    show(import_model(file, output))
 
 
 @app.command()
@@ -185,10 +187,10 @@ def quantize(
         init=init,
     )
     found = quantize_without_training(model, config, output, data, by_source, weights, reconstruct)
-    console.print(f"model: {output}")
-    console.print(str(found), highlight=False)
-    if found.kl > LOST:
-        console.print(f"warning: little is left of the model; {advice(config, weights)} would help")
+    print(f"model: {output}")
+    print(found)
+    if not found.kl <= LOST:  # also where it is NaN
+        print(f"warning: little is left of the model; {advice(config, weights)} would help")
 
 
 @app.command(name="eval")
@@ -268,7 +270,10 @@ def lm_eval(context: typer.Context) -> None:
 def generate(
     model: Model,
     prompt: str,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="[default: 64, or what the model's context has room for]"),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
     seed: int = 0,
@@ -277,8 +282,8 @@ def generate(
     from squat.generation import continue_text
 
     for piece in continue_text(model, prompt, max_new_tokens, temperature, top_p, seed):
-        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-    console.print()
+        print(piece, end="", flush=True)
+    print()
 
 
 @app.command()
@@ -288,12 +293,14 @@ def export(
 ) -> None:
     """Write a trained model's integer codes to one .gguf file, for the engine and for llama.cpp."""
     from squat.checkpoints import load_model, load_tokenizer
+    from squat.data.files import check_no_folder
     from squat.deploy.export import export as write
     from squat.deploy.export import tokenizer_json
 
+    check_no_folder(out)
     tokenizer = tokenizer_json(load_tokenizer(checkpoint))
     write(load_model(checkpoint), tokenizer, Path(checkpoint).resolve().name, out)
-    console.print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
 
 
 @app.command()
@@ -315,7 +322,7 @@ def parity(
     ids = tokenize_corpus(data, tokenizer, by_source=by_source)[:tokens].tolist()
     windows = [ids[i : i + sequence_length] for i in range(0, len(ids), sequence_length)]
     found = compare(load_model(checkpoint), tokenizer_json(tokenizer), file, windows)
-    console.print(parity_table(found))
+    show(parity_table(found))
     if not found.holds:
         raise typer.Exit(1)
 
@@ -377,7 +384,7 @@ def info() -> None:
     """What this installation and this machine can do."""
     from squat.info import info_table
 
-    console.print(info_table())
+    show(info_table())
 
 
 def _report(table: Table, result: object, file: Path | None) -> None:
@@ -388,7 +395,7 @@ def _report(table: Table, result: object, file: Path | None) -> None:
     if str(file) == "-":
         print(text)
         return
-    console.print(table)
+    show(table)
     if file is not None:
         from squat.data.files import writing
 

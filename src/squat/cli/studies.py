@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+
+from squat.terminal import show
 
 studies = typer.Typer()
-console = Console()
 
 Models = Annotated[list[str], typer.Argument(help="Folders, Hub names or .gguf files.")]
 Text = Annotated[Path, typer.Option(help="Text: a folder or a file.")]
@@ -49,7 +49,7 @@ def compare(
         models, data, pairs or [], limit, tokens, sequence_length, by_source, speed,
         json=json, csv=csv, output=output, command=_command(),
     )  # fmt: skip
-    console.print(table.to_rich())
+    show(table.to_rich())
 
 
 @studies.command()
@@ -124,11 +124,11 @@ def report(
     from squat.report.page import write_report
 
     file = write_report(run, include or [], output or run / "report.html")
-    console.print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
+    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 
 
 def _show(section: Any, output: Path) -> None:
     for table in section.tables:
-        console.print(table.to_rich())
+        show(table.to_rich())
     for caption, name in section.figures.items():
-        console.print(f"{output / name}: {caption}")
+        print(f"{output / name}: {caption}")

@@ -20,8 +20,9 @@ def writing(file: Path) -> Iterator[IO[bytes]]:
     """A binary stream that becomes `file` when the block ends; after an error nothing is left.
 
     Raises:
-        DataError: the disk is full or the folder cannot be written to.
+        DataError: the name is a folder's, the disk is full or the folder cannot be written to.
     """
+    check_no_folder(file)
     with readable_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
@@ -33,6 +34,16 @@ def writing(file: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             os.unlink(name)
             raise
+
+
+def check_no_folder(file: Path) -> None:
+    """Refuse a folder where a file is to be written, before the work that would be lost.
+
+    Raises:
+        DataError: it is one.
+    """
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder; name a file")
 
 
 @contextmanager

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from squat.data.cache import cache_folder
 from squat.data.files import once, readable_errors
-from squat.data.packed import CACHE, Tokens, digest, token_dtype
-from squat.data.progress import progress
+from squat.data.packed import Tokens, digest, token_dtype
 from squat.data.tokenizer import check_tokenizer
 from squat.errors import DataError
 from squat.modes import evaluating
+from squat.terminal import progress
 
 GREEDY = (3, 4, 5)
 """How many tokens after the first are chosen greedily: row r of a batch takes GREEDY[r % 3]."""
@@ -36,7 +37,7 @@ def generate_tokens(
     seed: int,
     sequence_length: int,
     batch_size: int = 128,
-    cache: str | Path = CACHE,
+    cache: str | Path | None = None,
 ) -> Tokens:
     """At least `tokens` tokens of the model's own text, memory-mapped.
 
@@ -47,7 +48,7 @@ def generate_tokens(
         seed: of all random draws.
         sequence_length: length of each text, at most the model's context.
         batch_size: texts sampled at a time.
-        cache: a folder, made if missing.
+        cache: a folder, made if missing; by default that of `squat.data.cache`.
 
     Returns:
         One dimension of ceil(tokens / sequence_length) sequences, one after the other.
@@ -69,7 +70,7 @@ def generate_tokens(
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     settings = (GREEDY, bos, eos, tokens, seed, sequence_length, batch_size)
     key = digest(weights_hash(model), *settings)
-    file = Path(cache) / f"generated-{key}.{dtype.__name__}"
+    file = cache_folder(cache) / f"generated-{key}.{dtype.__name__}"
     with once(file) as missing:
         if missing:
             rows = -(-tokens // sequence_length)
@@ -78,14 +79,14 @@ def generate_tokens(
             with readable_errors(file), evaluating(model), partial.open("ab") as out:
                 done = out.tell() // (batch_size * row_bytes)  # whole batches of an earlier run
                 out.truncate(done * batch_size * row_bytes)
-                with progress("generating text", rows) as show:
+                with progress("generating text") as show:
                     for first in range(done * batch_size, rows, batch_size):
                         count = min(batch_size, rows - first)
                         generator = _generator(model.device, seed, first)
                         ids = sample_texts(model, count, sequence_length, bos, eos, generator)
                         out.write(ids.cpu().numpy().astype(dtype).tobytes())
                         out.flush()
-                        show(first + count)
+                        show(first + count, rows)
             partial.replace(file)
     return np.memmap(file, dtype=dtype, mode="r")
 

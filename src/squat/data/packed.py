@@ -25,17 +25,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from squat.data import cleaning, corpus
-from squat.data.corpus import corpus_files, read_corpus
+from squat.data.cache import cache_folder
+from squat.data.corpus import FIELD, corpus_files, read_corpus
 from squat.data.files import once, writing
-from squat.data.progress import progress
 from squat.data.tokenizer import check_tokenizer
 from squat.errors import DataError
+from squat.terminal import progress
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 """Token ids in one dimension, uint16 or uint32; usually memory-mapped."""
-
-CACHE = Path("~/.cache/squat").expanduser()
-"""Where tokenized and generated corpora are kept unless another folder is named."""
 
 _BATCH_LINES = 4096
 
@@ -50,8 +48,9 @@ def token_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
 def tokenize_corpus(
     path: str | Path,
     tokenizer: PreTrainedTokenizerFast,
-    cache: str | Path = CACHE,
+    cache: str | Path | None = None,
     by_source: bool = True,
+    field: str = FIELD,
 ) -> Tokens:
     """The token ids of a corpus, memory-mapped, each line preceded by the bos token.
 
@@ -61,8 +60,8 @@ def tokenize_corpus(
     Args:
         path: a folder of text files or one file (see `read_corpus`).
         tokenizer: any fast tokenizer with a bos token.
-        cache: a folder, made if missing.
-        by_source: as in `read_corpus`.
+        cache: a folder, made if missing; by default that of `squat.data.cache`.
+        by_source, field: as in `read_corpus`.
 
     Returns:
         One dimension, uint16 or uint32.
@@ -72,10 +71,11 @@ def tokenize_corpus(
     """
     check_tokenizer(tokenizer, len(tokenizer))
     dtype = token_dtype(len(tokenizer))
-    file = Path(cache) / f"text-{_corpus_key(path, tokenizer, by_source)}.{dtype.__name__}"
+    key = _corpus_key(path, tokenizer, by_source, field)
+    file = cache_folder(cache) / f"text-{key}.{dtype.__name__}"
     with once(file) as missing:
         if missing:
-            _tokenize(path, tokenizer, by_source, file)
+            _tokenize(path, tokenizer, by_source, field, file)
     return np.memmap(file, dtype=dtype, mode="r")
 
 
@@ -108,7 +108,7 @@ def is_token_file(path: str | Path) -> bool:
 
 
 def _tokenize(
-    path: str | Path, tokenizer: PreTrainedTokenizerFast, by_source: bool, file: Path
+    path: str | Path, tokenizer: PreTrainedTokenizerFast, by_source: bool, field: str, file: Path
 ) -> None:
     read = 0
 
@@ -117,10 +117,10 @@ def _tokenize(
         read += size
 
     size = sum(entry.stat().st_size for entry in corpus_files(path))
-    with progress(f"tokenizing {path}", size) as show, writing(file) as out:
-        for ids in encode_lines(read_corpus(path, by_source, count), tokenizer):
+    with progress(f"tokenizing {path}") as show, writing(file) as out:
+        for ids in encode_lines(read_corpus(path, by_source, field, count), tokenizer):
             out.write(ids.tobytes())
-            show(read)
+            show(read, size)
 
 
 def encode_lines(lines: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Tokens]:
@@ -136,7 +136,9 @@ def encode_lines(lines: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> It
         yield np.fromiter(chain.from_iterable(bos + line.ids for line in encoded), dtype)
 
 
-def _corpus_key(path: str | Path, tokenizer: PreTrainedTokenizerFast, by_source: bool) -> str:
+def _corpus_key(
+    path: str | Path, tokenizer: PreTrainedTokenizerFast, by_source: bool, field: str
+) -> str:
     files = [(file.name, file.stat()) for file in corpus_files(path)]
     rules = [inspect.getsource(module) for module in (cleaning, corpus)]
     return digest(
@@ -145,6 +147,7 @@ def _corpus_key(path: str | Path, tokenizer: PreTrainedTokenizerFast, by_source:
         [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files],
         rules,
         by_source,
+        field,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel
 
 from squat.deploy.export import describe
@@ -88,7 +89,7 @@ def parity_table(parity: Parity) -> Table:
         table.add_column(heading)
 
     def row(name: str, found: str, bar: str, holds: bool) -> None:
-        table.add_row(name, found, bar, "[green]yes" if holds else "[red]NO")
+        table.add_row(name, found, bar, Text("yes", "green") if holds else Text("NO", "red"))
 
     row("codes that differ", f"{parity.differing} of {parity.codes:,}", "0", not parity.differing)
     row("same top token", f"{100 * parity.top1:.3f} %", "≥ 99.9 %", parity.top1 >= TOP1)

@@ -25,7 +25,7 @@ _AT_ONCE = 1 << 21
 class LossConfig(BaseModel):
     """Weights of the loss terms; the defaults are the paper's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     gamma: float = Field(0.5, ge=0, le=1, description="share of the distillation term against CE")
     temperature: float = Field(2.0, gt=0, description="tau, softens teacher and student")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from squat import replicas
+from squat.checkpoints import quiet
 from squat.distill.losses import (
     LossConfig,
     cross_entropy,
@@ -31,12 +33,42 @@ from squat.distill.losses import (
 )
 from squat.distill.teacher_cache import TeacherCache
 from squat.errors import CheckpointError, ConfigError
+from squat.finite import check_step, check_weights
 from squat.quantization.attention import TokenState
 from squat.quantization.hf import saving
 from squat.quantization.tokens import follow_importance
 
 
-class SequentialTrainer(Trainer):
+class FiniteTrainer(Trainer):
+    """A Trainer that stops at the first loss or gradient that is NaN or infinite.
+
+    transformers' own counts such a loss as 0 in its log, and goes on.
+    """
+
+    terms: Mapping[str, Tensor] = MappingProxyType({})
+    """The terms of the last loss, named in the message."""
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward pass of a micro-batch; raises DivergedError."""
+        loss = super().training_step(model, *args, **kwargs)
+        if (
+            self.accelerator.scaler is None
+        ):  # which tries scales out, and skips a step that overflows
+            losses = {f"the loss term {name}": value for name, value in self.terms.items()}
+            unwrapped = self.accelerator.unwrap_model(model)
+            check_step(unwrapped, {**losses, "the loss": loss}, self._step(1))
+        return loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        check_weights(self.accelerator.unwrap_model(model), self._step(0))
+        super()._save_checkpoint(model, trial)
+
+    def _step(self, ahead: int) -> str:
+        step = self.state.global_step + ahead
+        return f"{self.args.output_dir}: training stopped at step {step}, earlier checkpoints are intact"
+
+
+class SequentialTrainer(FiniteTrainer):
     """A Trainer that takes samples in the order of their index and never leaves half a checkpoint.
 
     The dataset is shuffled already (its sample is a pure function of the index), so that resuming is
@@ -50,7 +82,7 @@ class SequentialTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        with saving(self.model, state_dict):
+        with quiet(), saving(self.model, state_dict):
             super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -65,7 +97,7 @@ class SequentialTrainer(Trainer):
             ) from error
 
 
-class StepSizeTrainer(Trainer):
+class StepSizeTrainer(FiniteTrainer):
     """A Trainer of quantized models: step sizes have a learning rate of their own, token thresholds follow.
 
     `step_learning_rate` is that of the logarithms of the step sizes: how far a step can move, as a ratio,
@@ -215,7 +247,8 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
             maps = [t.probs for t in taps]
             terms["distribution"] = distribution(maps, teacher_maps, config.published_sign)
             loss = loss + config.distribution * terms["distribution"]
-        self._remember(terms)
+        self.terms = {name: value.detach() for name, value in terms.items()}
+        self._remember(self.terms)
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
@@ -242,9 +275,9 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
             total = self.cache.write(windows, total)
         return total, maps
 
-    def _remember(self, terms: dict[str, Tensor]) -> None:
+    def _remember(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
-            self._sums[name].append(value.detach())
+            self._sums[name].append(value)
         if self.token_state.wide:
             self._sums["wide_share"].append(self.token_state.realised_share().mean())
 

@@ -25,11 +25,12 @@ from squat.errors import ConfigError
 from squat.evaluate.huggingface import HuggingFaceScorer
 from squat.evaluate.minimal_pairs import evaluate_minimal_pairs, read_minimal_pairs
 from squat.evaluate.perplexity import perplexity
-from squat.evaluate.scorer import Scorer, progress
+from squat.evaluate.scorer import Scorer
 from squat.evaluate.speed import tokens_per_second
 from squat.evaluate.tasks import engine_tokenizer, label_of, runs_in_engine
 from squat.quantization.modules import QuantizedWeight
 from squat.report.sections import Table
+from squat.terminal import track
 
 
 @dataclass
@@ -178,7 +179,7 @@ def _measure_on_text(
     ids = rows[0][: KL_TOKENS // sequence_length * sequence_length or sequence_length]
     windows = [ids[i : i + sequence_length].tolist() for i in range(0, len(ids), sequence_length)]
     sums = np.zeros(len(alike))
-    with progress(windows, "KL to the first") as steps:
+    with track(windows, "KL to the first") as steps:
         for window in steps:
             reference = first.log_softmax(window)
             for index, (model, _) in enumerate(alike):

@@ -19,7 +19,7 @@ import copy
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -40,10 +40,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from squat.checkpoints import load_model, load_tokenizer
 from squat.data.files import writing
-from squat.data.progress import progress
 from squat.distill.trainer import StepSizeTrainer
 from squat.errors import ConfigError, DataError
 from squat.report.sections import Table, write_section
+from squat.terminal import Show, progress
+from squat.unicode import broken_character
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def _read_example(line: str, task: Task, where: str) -> Example:
         if not isinstance(record.get(field), str):
             found = json.dumps(record[field]) if field in record else "missing"
             raise DataError(f"{where}: {field!r} is {found}; the task needs a text there")
+        if problem := broken_character(record[field]):
+            raise DataError(f"{where}: {field!r}: {problem}")
     label = record.get("label")
     if not isinstance(label, int) or not 0 <= label < task.labels:
         raise DataError(
@@ -195,11 +198,11 @@ def classifier_of(
 
 
 class _Bar(TrainerCallback):
-    def __init__(self, show: Callable[[int], None]) -> None:
+    def __init__(self, show: Show) -> None:
         self.show = show
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.show(state.global_step)
+        self.show(state.global_step, state.max_steps)
 
 
 def fine_tune(
@@ -239,8 +242,7 @@ def fine_tune(
             data_collator=DataCollatorWithPadding(tokenizer),
         )
         trainer.remove_callback(PrinterCallback)
-        steps = -(-len(rows) // recipe.batch_size) * recipe.epochs
-        with progress(f"{task_name}, seed {seed}", steps) as show:
+        with progress(f"{task_name}, seed {seed}") as show:
             trainer.add_callback(_Bar(show))
             trainer.train()
         scores = {}

@@ -23,8 +23,8 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from squat.errors import ConfigError
-from squat.evaluate.scorer import progress
 from squat.evaluate.tasks import runs_in_engine
+from squat.terminal import track
 
 Answer = tuple[float, bool]
 """Log-probability of a continuation in nats, and whether greedy decoding would give it."""
@@ -119,7 +119,7 @@ class _File:
         return self.engine.detokenize(ids)
 
     def score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Answer]:
-        with progress(pairs, "Scoring") as steps:
+        with track(pairs, "Scoring") as steps:
             return [self._score(given, wanted) for given, wanted in steps]
 
     def _score(self, given: list[int], wanted: list[int]) -> Answer:
@@ -249,7 +249,7 @@ class SquatLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations, up to a stop string, the end-of-text token or a number of tokens."""
-        with progress(requests, "Generating") as steps:
+        with track(requests, "Generating") as steps:
             return [self._generate(request) for request in steps]
 
     def _generate(self, request: Instance) -> str:

@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from squat.errors import DataError
-from squat.evaluate.scorer import progress
 from squat.modes import evaluating
+from squat.terminal import track
 
 
 class HuggingFaceScorer:
@@ -103,7 +103,7 @@ def predict(
         sequences: token ids, each [length]; the lengths may differ. The last token is predicted
             but not fed.
         batch_size: sequences in one forward pass.
-        description: what the progress bar says.
+        description: what is said of the work while it goes on.
 
     Returns:
         The log-softmax is in float32.
@@ -120,7 +120,7 @@ def predict(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     # no_grad rather than inference_mode: as fast, and what a module may cache here stays usable in
     # training
-    with evaluating(model), torch.no_grad(), progress(batches, description) as steps:
+    with evaluating(model), torch.no_grad(), track(batches, description) as steps:
         for batch in steps:
             answers = _predict_batch(model, [arrays[i] for i in batch])
             for index, answer in zip(batch, answers, strict=True):
@@ -134,7 +134,7 @@ def _predict_batch(model: PreTrainedModel, sequences: list[np.ndarray]) -> list[
     padded = np.zeros((len(sequences), lengths.max()), dtype=np.int64)
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence
-    _check(model, padded)
+    check_ids(model, padded)
 
     ids = torch.from_numpy(padded).to(model.device)
     fed = torch.arange(ids.shape[1] - 1) < torch.from_numpy(lengths - 1)[:, None]
@@ -149,18 +149,22 @@ def _predict_batch(model: PreTrainedModel, sequences: list[np.ndarray]) -> list[
     ]
 
 
-def _check(model: PreTrainedModel, padded: np.ndarray) -> None:
-    """Refuse what the embedding tables of tokens and positions cannot look up."""
+def check_ids(model: PreTrainedModel, ids: np.ndarray) -> None:
+    """Refuse ids [..., tokens] that the embedding tables of tokens and positions cannot look up.
+
+    Raises:
+        DataError: an id outside the model's vocabulary, or more tokens than its context, but for the last.
+    """
     config = model.config
-    if padded.max() >= config.vocab_size or padded.min() < 0:
-        outside = padded.max() if padded.max() >= config.vocab_size else padded.min()
+    if ids.max() >= config.vocab_size or ids.min() < 0:
+        outside = ids.max() if ids.max() >= config.vocab_size else ids.min()
         raise DataError(
             f"token id {outside}: outside the model's vocabulary (vocab_size "
             f"{config.vocab_size}); use the tokenizer that the model was trained with"
         )
     context = getattr(config, "max_position_embeddings", None)
-    if context is not None and padded.shape[1] - 1 > context:
+    if context is not None and ids.shape[-1] - 1 > context:
         raise DataError(
-            f"a sequence of {padded.shape[1]} tokens: longer than the model's context "
+            f"a sequence of {ids.shape[-1]} tokens: longer than the model's context "
             f"(max_position_embeddings {context}); shorten the text or the windows"
         )

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from squat.errors import CheckpointError, DataError
 from squat.evaluate.scorer import Scorer
+from squat.unicode import broken_character
 
 # lm-eval's target delimiter, which joins a choice to the (empty) context
 _DELIMITER = " "
@@ -206,6 +207,8 @@ def _read_line(line: str, where: str) -> tuple[str, str, str | None]:
         if not isinstance(sentence, str) or not sentence.strip():
             found = f"is {json.dumps(sentence)}" if key in record else "is missing"
             raise DataError(f"{where}: '{key}' {found}; give it a sentence or delete the line")
+        if problem := broken_character(sentence):
+            raise DataError(f"{where}: '{key}': {problem}")
     term = record.get("linguistics_term")
     if term is not None and not isinstance(term, str):
         raise DataError(f"{where}: 'linguistics_term' is {json.dumps(term)}; give it a name")

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 from rich.table import Table
 
 from squat.errors import DataError
-from squat.evaluate.scorer import LogitsModel, progress
+from squat.evaluate.scorer import LogitsModel
+from squat.terminal import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +77,7 @@ def perplexity(
 def _total_from_logits(model: LogitsModel, windows: Sequence[np.ndarray]) -> float:
     """Summed log-probability in nats; the log-softmax is in float64."""
     total = 0.0
-    with progress(windows, "Perplexity") as steps:
+    with track(windows, "Perplexity") as steps:
         for ids in steps:
             logits = np.asarray(model.logits(ids[:-1].tolist()), dtype=np.float64)
             logits = logits - logits.max(axis=-1, keepdims=True)

@@ -4,15 +4,10 @@ Both are protocols: a class has them by having the method. `HuggingFaceScorer` a
 `Scorer`s; the engine is a `LogitsModel` too. This module needs neither torch nor transformers.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike
-from rich.console import Console
-from rich.progress import Progress
-
-Item = TypeVar("Item")
 
 
 class Scorer(Protocol):
@@ -33,11 +28,3 @@ class LogitsModel(Protocol):
     def logits(self, ids: Sequence[int]) -> ArrayLike:
         """Logits [len(ids), vocabulary]; row t is the prediction of the token after ids[t]."""
         ...
-
-
-@contextmanager
-def progress(steps: Sequence[Item], description: str) -> Iterator[Iterator[Item]]:
-    """Iterate over `steps` with a bar on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield iter(bar.track(steps, description=description))

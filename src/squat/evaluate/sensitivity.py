@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from squat.architectures import architecture_of
-from squat.evaluate.scorer import progress
 from squat.modes import evaluating
 from squat.quantization.config import SITES
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
+from squat.terminal import track
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def sensitivity(
     batches = windows.split(batch_size)
     steps = [(batch, index) for batch in batches for index in range(len(groups))]
     reference = torch.zeros(0)
-    with evaluating(model), progress(steps, "Sensitivity") as bar:
+    with evaluating(model), track(steps, "Sensitivity") as bar:
         for batch, index in bar:
             if index == 0:
                 with only(model, ()):

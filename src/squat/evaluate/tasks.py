@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from squat.evaluate.minimal_pairs import (
 )
 from squat.evaluate.perplexity import perplexity, perplexity_table
 from squat.evaluate.scorer import Scorer
-from squat.importing.file import is_foreign
+from squat.importing.file import is_foreign, is_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -54,12 +55,12 @@ Answer = tuple[Table, dict[str, Any]]
 
 def runs_in_engine(model: str) -> bool:
     """Whether a model's name is that of a file for the engine; another program's is read into PyTorch."""
-    return model.endswith(".gguf") and not is_foreign(model)
+    return is_gguf(model) and not is_foreign(model)
 
 
 def label_of(model: str) -> str:
     """What a model is called in a table: its folder or file; of a run's `model/` or file, the run."""
-    path = Path(model)
+    path = Path(os.path.abspath(model))
     if path.stem != "model":
         return path.stem
     run = path.resolve().parent

@@ -3,7 +3,7 @@
 Many models are at hand only as such a file, often quantized in blocks (Q4_0, Q6_K, ...). What is
 read is a plain float32 model of transformers and a fast tokenizer, which train, save and load as any
 other: `file` opens and checks the file, `model` makes config and weights of it, `tokenizer` the
-tokenizer. `squat.checkpoints.load_model` and `load_tokenizer` call them for a name that ends in .gguf.
+tokenizer. `squat.checkpoints.load_model` and `load_tokenizer` call them for such a file, whatever its name.
 
 **Weights** are what the gguf package dequantizes, as float32 whatever the file's types are: training wants
 that, and float32 holds F16, BF16 and the usual block types without rounding again. Names are the gguf

@@ -22,6 +22,17 @@ _COPY = "the file is damaged or was cut short; copy or download it again"
 Value = TypeVar("Value")
 
 
+def is_gguf(path: str | os.PathLike[str]) -> bool:
+    """Whether a model's name is that of a .gguf file: by its ending, or by what the file begins with."""
+    if str(path).lower().endswith(".gguf"):
+        return True
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
 def is_foreign(path: str | os.PathLike[str]) -> bool:
     """Whether this is a .gguf file that another program wrote; not where it cannot be read."""
     try:

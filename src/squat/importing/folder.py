@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from squat.checkpoints import quiet, save_model
-from squat.errors import CheckpointError
+from squat.checkpoints import check_output, quiet, save_model
 from squat.importing.file import GgufFile
 from squat.importing.model import read_model
 from squat.importing.tokenizer import read_tokenizer
@@ -27,10 +26,7 @@ def import_model(path: str, folder: Path) -> Table:
     Raises:
         CheckpointError: a file that cannot be imported, a folder that is no model's, or a full disk.
     """
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder}: is there already, and no model's folder; name another one"
-        )
+    check_output(folder)
     file = GgufFile(path)
     tokenizer = read_tokenizer(file)
     with quiet():

@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from squat.data.progress import progress
 from squat.deploy.gguf import unpermute_rope_rows
 from squat.errors import CheckpointError
 from squat.importing.file import GgufFile
 from squat.importing.tokenizer import special_ids
+from squat.terminal import progress
 
 HEAD, EMBEDDING, ROPE_FACTORS = "output.weight", "token_embd.weight", "rope_freqs.weight"
 _PUBLISHED_LLAMA3 = {
@@ -247,9 +247,9 @@ def _weights(
         f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Conv1D)
     }
     state = {}
-    with progress("Reading weights", len(places)) as show:
+    with progress("Reading weights") as show:
         for done, (key, tensor) in enumerate(places.items()):
-            show(done)
+            show(done, len(places))
             assert tensor is not None, key
             shape = expected[key][::-1] if key in transposed else expected[key]
             values: NDArray[np.float32] = file.weights(tensor, shape)

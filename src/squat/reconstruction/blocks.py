@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from squat.architectures import architecture_of
 from squat.data.files import writing
 from squat.exact import approximately
+from squat.finite import check_step, check_weights
 from squat.quantization.tokens import follow_importance
 from squat.quantization.walk import Walk
 
@@ -34,7 +35,7 @@ _FINAL_SHARE = 0.05
 class Reconstruction(BaseModel):
     """A recipe's section `reconstruction`: what layers are trained on, and how."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     sequences: int = Field(64, gt=0, description="windows of the training text")
     epochs: int = Field(2, gt=0)
@@ -65,6 +66,9 @@ def reconstruct(
     Returns:
         by layer, the mean relative squared error of its output before and after it was trained; nothing
         for layers that were done before.
+
+    Raises:
+        DivergedError: a layer's error or gradient is NaN or infinite.
     """
     batches = [b for b in windows.split(settings.batch_size) if len(b) == settings.batch_size]
     batches = [batch.to(model.device) for batch in batches or [windows]]
@@ -140,9 +144,12 @@ def _train(
     layer.train()
     for _ in range(settings.epochs):
         for batch in torch.randperm(len(targets), generator=order).tolist():
-            _relative_error(stream.output(layer, index, batch), targets[batch]).backward()
+            error = _relative_error(stream.output(layer, index, batch), targets[batch])
+            error.backward()
+            check_step(layer, {"the error": error.detach()}, f"reconstruction: layer {index}")
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             follow_importance(layer)
     layer.eval()
+    check_weights(layer, f"reconstruction: layer {index}")

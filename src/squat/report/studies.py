@@ -29,6 +29,7 @@ from squat.quantization import SquatConfig, quantize
 from squat.report import study_figures
 from squat.report.sections import Section, Table, write_section
 from squat.runs import calibration_batches
+from squat.unicode import broken_character
 
 
 def comparison_study(
@@ -142,6 +143,8 @@ def attention_study(
     Raises:
         SquatError: a model or text that cannot be used, or models of different depth.
     """
+    if problem := broken_character(text):
+        raise DataError(f"text: {problem}")
     seen: dict[str, Observation] = {}
     tokens: list[str] = []
     for model in models:

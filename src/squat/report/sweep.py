@@ -16,6 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from squat.data.files import writing
+from squat.report.sections import Table
 
 FULL_PRECISION = "full-precision"
 """The name of the row that was not trained, but started from."""
@@ -79,14 +80,15 @@ class Row:
         return None if share is None else 100 * share
 
 
-def write_tables(folder: Path, rows: Sequence[Row]) -> str:
-    """Write table.md, table.csv and table.json to `folder`; returns the Markdown."""
-    markdown = _markdown(rows)
+def write_tables(folder: Path, rows: Sequence[Row]) -> list[Table]:
+    """Write table.md, table.csv and table.json to `folder`; returns what the Markdown shows."""
+    tables = _tables(rows)
+    markdown = "\n".join(map(_markdown, tables))
     texts = {"md": markdown, "csv": _csv(rows), "json": json.dumps(_plain(rows), indent=1)}
     for suffix, text in texts.items():
         with writing(folder / f"table.{suffix}") as out:
             out.write(text.encode())
-    return markdown
+    return tables
 
 
 def _reference(rows: Sequence[Row]) -> Row | None:
@@ -109,9 +111,10 @@ def _shown_measures(rows: Sequence[Row]) -> list[str]:
     return [name for name in MEASURES if _values(rows, name, _reference(rows))]
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def _tables(rows: Sequence[Row]) -> list[Table]:
     reference, runs, measures = _reference(rows), _by_run(rows), _shown_measures(rows)
-    lines = [["run", *(MEASURES[name] for name in measures), "seeds", "measured in"]]
+    head = ["run", *(MEASURES[name] for name in measures), "seeds", "measured in"]
+    lines = []
     for name, seeds in runs.items():
         cells = [
             _cell(_values(seeds, measure, reference), _digits(measure)) for measure in measures
@@ -120,18 +123,18 @@ def _markdown(rows: Sequence[Row]) -> str:
         places = sorted({row.measured["measured_in"] for row in seeds if row.measured})
         state = next((row.problem for row in seeds if row.problem), None) or ", ".join(places)
         lines.append([name, *cells, f"{done} of {len(seeds)}", state.replace("|", "/")])
-    text = _table(lines)
+    tables = [Table("Runs", head, lines)]
     fields = dict.fromkeys(field for row in rows for field in row.fields)
     if fields:
         shown = {name: seeds for name, seeds in runs.items() if any(row.fields for row in seeds)}
-        lines = [["BLiMP, %", *shown]]
+        lines = []
         for field in fields:
             found = [
                 [r.fields[field] for r in seeds if field in r.fields] for seeds in shown.values()
             ]
             lines.append([field, *(_cell(values, 1) for values in found)])
-        text += "\n" + _table(lines)
-    return text
+        tables.append(Table("Fields", ["BLiMP, %", *shown], lines))
+    return tables
 
 
 def _digits(measure: str) -> int:
@@ -145,9 +148,9 @@ def _cell(values: Sequence[float], digits: int) -> str:
     return f"{fmean(values):.{digits}f}{spread}"
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *body, ""])
+def _markdown(table: Table) -> str:
+    head, *body = ["| " + " | ".join(line) + " |" for line in (table.head, *table.rows)]
+    return "\n".join([head, "|---" * len(table.head) + "|", *body, ""])
 
 
 def _csv(rows: Sequence[Row]) -> str:
