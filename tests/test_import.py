@@ -440,7 +440,7 @@ def broken(keys, tensors, kinds):
     ggml = "tokenizer.ggml."
     return {
         "architecture": (
-            keys | {"general.architecture": "rwkv7"}, tensors, r"architecture 'rwkv7' .* llama, qwen2",
+            keys | {"general.architecture": "rwkv7"}, tensors, r"architecture 'rwkv7' .* llama, olmo2, qwen2",
         ),
         "experts": (keys | {"llama.expert_count": 8}, tensors, "mixture of experts"),
         "parts": (keys | {"split.count": 3}, tensors, "one of 3 parts .* llama-gguf-split --merge"),

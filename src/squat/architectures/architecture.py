@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from squat.deploy.gguf import GgufGraph
+
+if TYPE_CHECKING:
+    from squat.importing.file import GgufFile
 
 ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh", "gelu"]] = {
     "silu": "silu",
@@ -26,6 +30,11 @@ Exact = Callable[[nn.Module], nn.Module]
 
 Rows = Callable[[NDArray[Any], int], NDArray[Any]]
 """Rows [outputs, ...] of a module, and the number of heads, to the same rows in another order."""
+
+
+def as_it_is(path: str, values: NDArray[np.float32], config: Any) -> NDArray[np.float32]:
+    """A tensor of a file that transformers has in the same form."""
+    return values
 
 
 def last_rows(made: Tensor, heads: int, size: int) -> Tensor:
@@ -65,6 +74,12 @@ class Architecture:
     keys: more of llama.cpp's keys, which the engine does not need, from the config.
     value_rows: the values' rows of `value`.
     file_order: module -> how its rows are ordered in a file, if otherwise.
+
+    And files of other programs:
+
+    fields: the config's fields from such a file's keys, which begin with the name given.
+    from_file: the parameter with this path in transformers' form, from its tensor; what `graph.pairs` says
+        of rows is undone already.
     """
 
     attention: str
@@ -81,13 +96,24 @@ class Architecture:
     layer_names: dict[str, str]
     model_names: dict[str, str]
     graph: Callable[[Any], GgufGraph]
+    fields: Callable[[GgufFile, str], dict[str, Any]]
     only: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     epsilon: str = "rms_norm_eps"
     keys: Callable[[Any], dict[str, float | int]] = lambda config: {}
     value_rows: Callable[[Tensor, int, int], Tensor] = last_rows
     file_order: dict[str, Rows] = field(default_factory=dict)
+    from_file: Callable[[str, NDArray[np.float32], Any], NDArray[np.float32]] = as_it_is
 
     @property
     def weights(self) -> tuple[str, ...]:
         """The modules of a layer that hold a weight matrix, in the order of computation."""
         return tuple(name for names in self.readers.values() for name in names)
+
+    def tensors(self, layers: int) -> dict[str, str]:
+        """The path of every module with parameters, and what a file calls its tensors."""
+        inside = {
+            f"{self.layers}.{layer}.{path}": f"blk.{layer}.{name}"
+            for layer in range(layers)
+            for path, name in self.layer_names.items()
+        }
+        return self.model_names | inside

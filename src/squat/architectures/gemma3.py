@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from squat.architectures.fields import decoder_fields, size
 from squat.architectures.llama import LLAMA, windows
 from squat.architectures.qwen3 import QK_NORMS
 from squat.deploy.gguf import GgufGraph
 from squat.exact import ExactCenteredRMSNorm, ExactRotary, exact_activation
+
+if TYPE_CHECKING:
+    from squat.importing.file import GgufFile
 
 _NORMS = {
     "input_layernorm": "attn_norm",
@@ -41,6 +46,23 @@ def _graph(config: Any) -> GgufGraph:
     )
 
 
+def _fields(file: GgufFile, name: str) -> dict[str, Any]:
+    fields = decoder_fields(file, name)
+    # What llama.cpp knows by the architecture's name, too: every sixth layer, the local base, the scale.
+    return fields | {
+        "sliding_window": size(file, f"{name}.attention.sliding_window"),
+        "rope_parameters": {
+            _GLOBAL: fields["rope_parameters"],
+            _LOCAL: {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        "query_pre_attn_scalar": fields["head_dim"],
+    }
+
+
+def _from_file(path: str, values: NDArray[np.float32], config: Any) -> NDArray[np.float32]:
+    return values - np.float32(1) if path.endswith("norm.weight") else values
+
+
 GEMMA3 = replace(
     LLAMA,
     exact={"mlp.act_fn": exact_activation, **dict.fromkeys(_NORMS, ExactCenteredRMSNorm)},
@@ -48,6 +70,7 @@ GEMMA3 = replace(
     gguf="gemma3",
     layer_names=LLAMA.layer_names | _NORMS,
     graph=_graph,
+    fields=_fields,
     only={
         "hidden_activation": ("gelu_pytorch_tanh",),
         "attn_logit_softcapping": (None,),
@@ -55,4 +78,5 @@ GEMMA3 = replace(
         "use_bidirectional_attention": (False, None),
     },
     keys=lambda config: {"attention.sliding_window": config.sliding_window},
+    from_file=_from_file,
 )

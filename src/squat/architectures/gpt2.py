@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from squat.architectures.architecture import ACTIVATIONS, Architecture
+from squat.architectures.fields import layers_of, size
 from squat.deploy.gguf import GgufGraph
 from squat.exact import ExactLayerNorm, exact_activation
+
+if TYPE_CHECKING:
+    from squat.importing.file import GgufFile
 
 
 def _graph(config: Any) -> GgufGraph:
     activation = ACTIVATIONS.get(config.activation_function, "gelu_tanh")
     return GgufGraph(norm="layer", activation=activation, rotated=0)
+
+
+def _fields(file: GgufFile, name: str) -> dict[str, Any]:
+    return {
+        "n_embd": size(file, f"{name}.embedding_length"),
+        "n_inner": size(file, f"{name}.feed_forward_length"),
+        "n_layer": layers_of(file, name),
+        "n_head": size(file, f"{name}.attention.head_count"),
+        "n_positions": size(file, f"{name}.context_length"),
+        "layer_norm_epsilon": file.need(f"{name}.attention.layer_norm_epsilon", float),
+    }
 
 
 GPT2 = Architecture(
@@ -51,6 +66,7 @@ GPT2 = Architecture(
         "lm_head": "output",
     },
     graph=_graph,
+    fields=_fields,
     only={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
         "scale_attn_weights": (True,),

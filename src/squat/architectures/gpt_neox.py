@@ -5,14 +5,19 @@ One matrix makes queries, keys and values, head after head; in a file it has all
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from squat.architectures.architecture import ACTIVATIONS, Architecture
+from squat.architectures.fields import layers_of, rope_of, size
 from squat.deploy.gguf import GgufGraph
 from squat.exact import ExactLayerNorm, ExactRotary, exact_activation
+
+if TYPE_CHECKING:
+    from squat.importing.file import GgufFile
 
 
 def _rotated(config: Any) -> int:
@@ -37,6 +42,29 @@ def _value_rows(made: Tensor, heads: int, size: int) -> Tensor:
 
 def _by_part(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     return rows.reshape(heads, 3, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+
+
+def _fields(file: GgufFile, name: str) -> dict[str, Any]:
+    hidden = size(file, f"{name}.embedding_length")
+    heads = size(file, f"{name}.attention.head_count")
+    rotated = size(file, f"{name}.rope.dimension_count") / max(1, hidden // heads)
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": size(file, f"{name}.feed_forward_length"),
+        "num_hidden_layers": layers_of(file, name),
+        "num_attention_heads": heads,
+        "max_position_embeddings": size(file, f"{name}.context_length"),
+        "layer_norm_eps": file.need(f"{name}.attention.layer_norm_epsilon", float),
+        "use_parallel_residual": file.need(f"{name}.use_parallel_residual", bool),
+        "rope_parameters": rope_of(file, name) | {"partial_rotary_factor": rotated},
+    }
+
+
+def _from_file(path: str, values: NDArray[np.float32], config: Any) -> NDArray[np.float32]:
+    if ".query_key_value." not in path:
+        return values
+    parts = values.reshape(3, config.num_attention_heads, -1, *values.shape[1:])
+    return parts.swapaxes(0, 1).reshape(values.shape)
 
 
 GPT_NEOX = Architecture(
@@ -82,9 +110,11 @@ GPT_NEOX = Architecture(
         "lm_head": "output",
     },
     graph=_graph,
+    fields=_fields,
     only={"hidden_act": ("gelu", "gelu_new", "gelu_pytorch_tanh")},
     epsilon="layer_norm_eps",
     keys=lambda config: {"use_parallel_residual": config.use_parallel_residual},
     value_rows=_value_rows,
+    from_file=_from_file,
     file_order={"attention.query_key_value": _by_part},
 )

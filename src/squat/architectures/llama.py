@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from squat.architectures.architecture import ACTIVATIONS, Architecture
+from squat.architectures.fields import decoder_fields
 from squat.deploy.gguf import GgufGraph
 from squat.exact import ExactRMSNorm, ExactRotary, exact_activation
 
@@ -75,12 +76,21 @@ LLAMA = Architecture(
         "lm_head": "output",
     },
     graph=graph,
+    fields=decoder_fields,
     only={"hidden_act": tuple(ACTIVATIONS)},
 )
 
 MISTRAL = LLAMA
-QWEN2 = LLAMA
-"""Biases of q, k and v, where a model has them, are taken along."""
+"""In files of llama.cpp it is a Llama."""
+
+
+def halves(config: Any) -> GgufGraph:
+    """A Llama whose rows of q and k are in transformers' order in a file, too."""
+    return replace(graph(config), pairs="halves")
+
+
+QWEN2 = replace(LLAMA, gguf="qwen2", graph=halves)
+"""With biases of q, k and v."""
 
 
 def _smollm3(config: Any) -> GgufGraph:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from squat.architectures.llama import LLAMA
-from squat.architectures.qwen3 import QK_NORMS, halves
+from squat.architectures.llama import LLAMA, halves
+from squat.architectures.qwen3 import QK_NORMS
 from squat.exact import ExactRMSNorm, exact_activation
 
 _NORMS = {

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from squat.architectures.llama import LLAMA, graph
-from squat.deploy.gguf import GgufGraph
+from squat.architectures.llama import LLAMA, halves
 from squat.exact import ExactRMSNorm
 
 QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 """The norms of queries and keys, and what a file calls them."""
-
-
-def halves(config: Any) -> GgufGraph:
-    """A Llama whose rows of q and k are in transformers' order in a file, too."""
-    return replace(graph(config), pairs="halves")
 
 
 QWEN3 = replace(

@@ -1,23 +1,18 @@
 """Config and weights of a .gguf file, as a model of transformers.
 
-What an architecture of llama.cpp is in transformers is one row of `ARCHITECTURES`.
+What an architecture of llama.cpp is in transformers stands in `squat.architectures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import gguf
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
+from squat.architectures import ARCHITECTURES, Architecture
 from squat.deploy.gguf import unpermute_rope_rows
 from squat.errors import CheckpointError
 from squat.importing.file import GgufFile
@@ -34,22 +29,6 @@ _PUBLISHED_LLAMA3 = {
 """Llama 3.1's and 3.2's scaling of RoPE; its factor stands in the file."""
 
 
-@dataclass(frozen=True)
-class _Architecture:
-    """What one of llama.cpp's architectures is in transformers.
-
-    model_type: transformers' name.
-    fields: the fields of its config, from the file's keys.
-    names: the gguf package's table of tensor names.
-    permuted: whether llama.cpp has the rows of q and k in its own order.
-    """
-
-    model_type: str
-    fields: Callable[[GgufFile, str], dict[str, Any]]
-    names: gguf.MODEL_ARCH
-    permuted: bool = False
-
-
 def read_model(file: GgufFile) -> PreTrainedModel:
     """The model of a .gguf file: float32, in eval mode.
 
@@ -57,19 +36,20 @@ def read_model(file: GgufFile) -> PreTrainedModel:
         CheckpointError: not the whole model, or one that is not supported; with the key or tensor.
     """
     name = file.need("general.architecture", str)
-    architecture = ARCHITECTURES.get(name)
-    if architecture is None:
+    rows = {row.gguf: (kind, row) for kind, row in reversed(ARCHITECTURES.items())}
+    if name not in rows:
         raise CheckpointError(
-            f"{file.path}: architecture {name!r} is not supported; {', '.join(ARCHITECTURES)} are"
+            f"{file.path}: architecture {name!r} is not supported; {', '.join(sorted(rows))} are"
         )
-    config = _config(file, name, architecture)
+    model_type, row = rows[name]
+    config = _config(file, name, model_type, row)
     try:
         with torch.device("meta"):  # shapes only
             shapes: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a size that is not possible leads to
         cause = " ".join(str(error).split())
         raise CheckpointError(f"{file.path}: its sizes make no {name} model ({cause})") from None
-    weights = _weights(file, architecture, shapes)
+    weights = _weights(file, row, shapes)
     model = type(shapes).from_pretrained(
         None, config=config, state_dict=weights, dtype=torch.float32
     )
@@ -77,7 +57,7 @@ def read_model(file: GgufFile) -> PreTrainedModel:
     return model.eval()
 
 
-def _config(file: GgufFile, name: str, architecture: _Architecture) -> PreTrainedConfig:
+def _config(file: GgufFile, name: str, model_type: str, row: Architecture) -> PreTrainedConfig:
     if (file.get(f"{name}.expert_count", int) or 0) > 0:
         raise CheckpointError(f"{file.path}: is a mixture of experts, which is not supported")
     special = special_ids(file)
@@ -85,118 +65,16 @@ def _config(file: GgufFile, name: str, architecture: _Architecture) -> PreTraine
         "vocab_size": file.shape(EMBEDDING)[0],
         "tie_word_embeddings": _is_tied(file),
         **{f"{role}_token_id": special.get(role) for role in ("bos", "eos", "pad")},
-        **architecture.fields(file, name),
+        **row.fields(file, name),
     }
     try:
-        config = AutoConfig.for_model(architecture.model_type, **fields)
+        config = AutoConfig.for_model(model_type, **fields)
     except Exception as error:  # transformers checks some values
         cause = " ".join(str(error).split())
         raise CheckpointError(f"{file.path}: its sizes make no {name} model ({cause})") from None
     if ROPE_FACTORS in file.tensors:
         _take_rope_factors(file, config)
     return config
-
-
-def _size(file: GgufFile, key: str, default: int | None = None) -> int:
-    """A size, which is positive."""
-    value = file.need(key, int) if default is None else file.get(key, int)
-    if value is None:
-        assert default is not None
-        return default
-    if value < 1:
-        raise CheckpointError(f"{file.path}: key {key} is {value}, expected a positive number")
-    return value
-
-
-def _layers(file: GgufFile, name: str) -> int:
-    layers = _size(file, f"{name}.block_count")
-    if layers > len(file.tensors):
-        raise CheckpointError(
-            f"{file.path}: key {name}.block_count is {layers}, but there are {len(file.tensors)} tensors; "
-            "take another copy"
-        )
-    return layers
-
-
-def _llama_fields(file: GgufFile, name: str) -> dict[str, Any]:
-    """The fields of everything that is built like a Llama."""
-    hidden, heads = (
-        _size(file, f"{name}.embedding_length"),
-        _size(file, f"{name}.attention.head_count"),
-    )
-    head_dim = _size(file, f"{name}.attention.key_length", max(1, hidden // heads))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if _size(file, f"{name}.{key}", head_dim) != head_dim:
-            raise CheckpointError(
-                f"{file.path}: key {name}.{key} is another than the {head_dim} elements of a head, which "
-                "is not supported"
-            )
-    fields = {
-        "hidden_size": hidden,
-        "intermediate_size": _size(file, f"{name}.feed_forward_length"),
-        "num_hidden_layers": _layers(file, name),
-        "num_attention_heads": heads,
-        "num_key_value_heads": _size(file, f"{name}.attention.head_count_kv", heads),
-        "max_position_embeddings": _size(file, f"{name}.context_length"),
-        "rms_norm_eps": file.need(f"{name}.attention.layer_norm_rms_epsilon", float),
-        "rope_parameters": _rope(file, name),
-    }
-    # Qwen2 has no such field, but heeds it.
-    if name != "qwen2" or head_dim * heads != hidden:
-        fields["head_dim"] = head_dim
-    if name != "qwen2" and "blk.0.attn_q.bias" in file.tensors:
-        fields["attention_bias"] = True
-    if "blk.0.ffn_gate.bias" in file.tensors:
-        fields["mlp_bias"] = True
-    return fields
-
-
-def _gpt2_fields(file: GgufFile, name: str) -> dict[str, Any]:
-    return {
-        "n_embd": _size(file, f"{name}.embedding_length"),
-        "n_inner": _size(file, f"{name}.feed_forward_length"),
-        "n_layer": _layers(file, name),
-        "n_head": _size(file, f"{name}.attention.head_count"),
-        "n_positions": _size(file, f"{name}.context_length"),
-        "layer_norm_epsilon": file.need(f"{name}.attention.layer_norm_epsilon", float),
-    }
-
-
-ARCHITECTURES = {
-    "llama": _Architecture("llama", _llama_fields, gguf.MODEL_ARCH.LLAMA, permuted=True),
-    "qwen2": _Architecture("qwen2", _llama_fields, gguf.MODEL_ARCH.QWEN2),
-    "qwen3": _Architecture("qwen3", _llama_fields, gguf.MODEL_ARCH.QWEN3),
-    "smollm3": _Architecture("smollm3", _llama_fields, gguf.MODEL_ARCH.LLAMA, permuted=True),
-    "gpt2": _Architecture("gpt2", _gpt2_fields, gguf.MODEL_ARCH.GPT2),
-}
-"""By `general.architecture`. Mistral's models are llama there."""
-
-
-def _rope(file: GgufFile, name: str) -> dict[str, Any]:
-    """transformers' `rope_parameters`."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
-    base = file.get(f"{name}.rope.freq_base", float)
-    if base is not None:
-        rope["rope_theta"] = base
-    scaling = f"{name}.rope.scaling."
-    known = {scaling + key for key in ("type", "factor", "original_context_length", "finetuned")}
-    unknown = [key for key in file.keys(scaling) if key not in known]
-    # llama.cpp's type, where there is only a factor, is linear.
-    kind = file.get(f"{scaling}type", str) or "linear"
-    factor = file.get(f"{scaling}factor", float)
-    if kind == "none" or not factor:
-        return rope
-    if unknown or kind not in ("linear", "yarn"):
-        raise CheckpointError(
-            f"{file.path}: key {next(iter(unknown), scaling + 'type')}: this scaling of RoPE is not "
-            "supported; linear, yarn with its usual settings, and llama3's are"
-        )
-    rope |= {"rope_type": kind, "factor": factor}
-    if kind == "yarn":
-        context = _size(file, f"{name}.context_length")
-        original = _size(file, f"{scaling}original_context_length", context)
-        rope["original_max_position_embeddings"] = original
-    return rope
 
 
 def _take_rope_factors(file: GgufFile, config: PreTrainedConfig) -> None:
@@ -226,16 +104,17 @@ def _is_tied(file: GgufFile) -> bool:
     return same and np.array_equal(head.data, embedding.data)
 
 
-def _weights(
-    file: GgufFile, architecture: _Architecture, model: PreTrainedModel
-) -> dict[str, Tensor]:
+def _weights(file: GgufFile, row: Architecture, model: PreTrainedModel) -> dict[str, Tensor]:
     """The state of a model, in which every tensor of the file has its place."""
     config = model.config
-    names = gguf.get_tensor_name_map(architecture.names, config.num_hidden_layers)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     if config.tie_word_embeddings:
-        del expected["lm_head.weight"]
-    places = {key: names.get_name(key, try_suffixes=(".weight", ".bias")) for key in expected}
+        del expected[f"{row.head}.weight"]
+    tensors = row.tensors(config.num_hidden_layers)
+    places = {}
+    for key in expected:
+        path, _, kind = key.rpartition(".")
+        places[key] = f"{tensors[path]}.{kind}"
     known = {*places.values(), HEAD, ROPE_FACTORS}
     unknown = next((tensor for tensor in file.tensors if tensor not in known), None)
     if unknown is not None:
@@ -246,18 +125,16 @@ def _weights(
     transposed = {
         f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Conv1D)
     }
+    permuted = row.graph(config).pairs == "adjacent"
     state = {}
     with progress("Reading weights") as show:
         for done, (key, tensor) in enumerate(places.items()):
             show(done, len(places))
-            assert tensor is not None, key
-            shape = expected[key][::-1] if key in transposed else expected[key]
-            values: NDArray[np.float32] = file.weights(tensor, shape)
-            if architecture.permuted and ".q_proj." in key:
+            values = file.weights(tensor, expected[key][:: -1 if key in transposed else 1])
+            if permuted and ".q_proj." in key:
                 values = unpermute_rope_rows(values, config.num_attention_heads)
-            if architecture.permuted and ".k_proj." in key:
+            if permuted and ".k_proj." in key:
                 values = unpermute_rope_rows(values, config.num_key_value_heads)
-            if key in transposed:
-                values = values.T
+            values = row.from_file(key, values.T if key in transposed else values, config)
             state[key] = torch.from_numpy(np.ascontiguousarray(values))
     return state
