@@ -40,21 +40,22 @@ def _continue_in_pytorch(
     from transformers import TextIteratorStreamer
 
     from squat.checkpoints import load_model, load_tokenizer
+    from squat.special_tokens import end_tokens
 
     network: Any = load_model(model)
     tokenizer = load_tokenizer(model)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = tokenizer(prompt)["input_ids"]
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(seed)
     sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     worker = Thread(
         target=network.generate,
         kwargs={
-            "inputs": torch.tensor([start + ids]),
-            "attention_mask": torch.ones(1, len(start + ids), dtype=torch.long),
+            "inputs": torch.tensor([ids]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
             "max_new_tokens": max_new_tokens,
             "do_sample": temperature > 0,
+            "eos_token_id": end_tokens(network, tokenizer) or None,
             "streamer": streamer,
             **sampling,
         },

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
+from squat.deploy.tokenizer import ggml_tokenizer
 from squat.errors import CheckpointError
 from squat.quantization.config import FLOAT, SITES, SquatConfig
 from squat.quantization.convert import architecture_of
@@ -23,6 +24,7 @@ from squat.quantization.levels import LEVELS
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import ThresholdPolicy
+from squat.special_tokens import end_tokens
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,14 @@ def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
     return tokenizer.backend_tokenizer.to_str()
 
 
-def export(model: PreTrainedModel, tokenizer: str, name: str, file: str | Path) -> None:
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, file: str | Path
+) -> None:
     """Write a quantized model to a .gguf file.
 
     Args:
         model: quantized, trained or not.
-        tokenizer: the text of its tokenizer.json.
+        tokenizer: its tokenizer, which has the last word on bos and eos.
         name: what the file says the model is called.
         file: appears complete or not at all.
 
@@ -116,11 +120,14 @@ def export(model: PreTrainedModel, tokenizer: str, name: str, file: str | Path) 
     write_gguf(file, describe(model, tokenizer, name))
 
 
-def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
-    """What stands in the file of a quantized model; raises like `export`."""
-    config = getattr(model.config, "quantization_config", None)
-    if not isinstance(config, SquatConfig):
-        raise CheckpointError(f"{name}: not quantized; train it with squat train first")
+def check_exportable(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: SquatConfig, name: str
+) -> Layout:
+    """The layout of a model that can be exported once it is quantized as `config` says.
+
+    Raises:
+        CheckpointError: bits, a policy, an architecture or a tokenizer that the engine has not.
+    """
     layout = LAYOUTS.get(model.config.model_type)
     if layout is None:
         raise CheckpointError(
@@ -129,6 +136,17 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
         )
     shape = model.config.get_text_config()
     _check_deployable(name, shape, config, layout)
+    ggml_tokenizer(tokenizer_json(tokenizer), shape.vocab_size)
+    return layout
+
+
+def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> GgufModel:
+    """What stands in the file of a quantized model; raises like `export`."""
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, SquatConfig):
+        raise CheckpointError(f"{name}: not quantized; train it with squat train first")
+    layout = check_exportable(model, tokenizer, config, name)
+    shape = model.config.get_text_config()
     layers = model.get_submodule(architecture_of(model.config.model_type).layers)
     matrices: dict[str, CodeMatrix] = {}
     floats: dict[str, NDArray[np.float32]] = {}
@@ -156,13 +174,13 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
         matrices=matrices,
         floats=floats,
         sites=_sites(model, config),
-        tokenizer_json=tokenizer,
+        tokenizer_json=tokenizer_json(tokenizer),
         thresholds=[p.threshold.item() for p in policies] if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
         rope=dict(rope or {}),
-        bos_token_id=shape.bos_token_id,
-        eos_token_id=shape.eos_token_id,
-        pad_token_id=shape.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_ids=end_tokens(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
