@@ -271,6 +271,9 @@ BYTE_LEVEL_REFUSED: dict[str, Callable[[dict[str, Any]], object]] = {
     "normalizer Replace of a pattern": _with(
         normalizer={"type": "Replace", "pattern": {"Regex": "a+"}, "content": "b"}
     ),
+    "normalizer Prepend of more than 64 characters": _with(
+        normalizer={"type": "Prepend", "prepend": "x" * 65}
+    ),
     "post-processor RobertaProcessing": _with(post_processor={"type": "RobertaProcessing"}),
     "a byte-level BPE with another decoder": _with(decoder=None),
     "a BPE with end_of_word_suffix": _model_with(end_of_word_suffix="</w>"),

@@ -1,5 +1,6 @@
 #include "normalizer.h"
 
+#include "base/error.h"
 #include "unicode.h"
 
 namespace squat {
@@ -46,7 +47,10 @@ bool Normalizer::parse(const std::vector<std::string_view>& words, Normalizer* n
     const Name* name = find_name(words[i++]);
     if (name == nullptr || name->arguments > words.size() - i) return false;
     std::u32string arguments[2];
-    for (size_t k = 0; k < name->arguments; k++) arguments[k] = decode_utf8(words[i++]);
+    for (size_t k = 0; k < name->arguments; k++) {
+      arguments[k] = decode_utf8(words[i++]);
+      if (arguments[k].size() > kMost) return false;
+    }
     if (name->arguments > 0 && arguments[0].empty()) return false;  // nothing to find or to put
     normalizer->add(name->kind, std::move(arguments[0]), std::move(arguments[1]));
   }
@@ -55,7 +59,13 @@ bool Normalizer::parse(const std::vector<std::string_view>& words, Normalizer* n
 
 std::u32string Normalizer::operator()(std::u32string_view text) const {
   std::u32string out(text);
+  const size_t most = kMost * (text.size() + kMost);
   for (const Step& step : steps_) {
+    if (out.size() > most) {
+      throw Error(SQUAT_ERROR_FORMAT, "key 'squat.tokenizer.normalizers' makes a text of " +
+                                          std::to_string(text.size()) + " characters longer than " +
+                                          std::to_string(most));
+    }
     switch (step.kind) {
       case Kind::kNfc:
         out = nfc(out);

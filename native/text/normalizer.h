@@ -12,14 +12,16 @@ class Normalizer {
   enum class Kind { kNfc, kNfkc, kLowerCase, kPrepend, kReplace };
 
   // `words` are the steps, each a name (nfc, nfkc, lowercase, prepend, replace) with what it is
-  // done with behind it (prepend: the text; replace: what, and by what). False: they are no such
-  // list.
+  // done with behind it (prepend: the text; replace: what, and by what), at most kMost characters.
+  // False: they are no such list.
+  static constexpr size_t kMost = 64;
   static bool parse(const std::vector<std::string_view>& words, Normalizer* normalizer);
 
   void add(Kind kind, std::u32string first = {}, std::u32string second = {}) {
     steps_.push_back({kind, std::move(first), std::move(second)});
   }
 
+  // Throws Error(SQUAT_ERROR_FORMAT) if the text would grow without end.
   std::u32string operator()(std::u32string_view text) const;
 
  private:

@@ -25,6 +25,8 @@ SPACE = "▁"
 
 _NORMALIZERS = {"NFC": "nfc", "NFKC": "nfkc", "Lowercase": "lowercase"}
 """Those that need nothing else, and their names in the file."""
+_LONGEST = 64
+"""Characters of what a normalizer prepends or replaces."""
 
 
 class TokenType(IntEnum):
@@ -191,6 +193,8 @@ def _normalizers(steps: list[dict[str, Any]]) -> list[str]:
             words += ["replace", step["pattern"]["String"], step["content"]]
         else:
             raise _refuse(f"normalizer {kind}{' of a pattern' if kind == 'Replace' else ''}")
+        if max(map(len, words), default=0) > _LONGEST:
+            raise _refuse(f"normalizer {kind} of more than {_LONGEST} characters")
     return words
 
 
