@@ -123,6 +123,18 @@ def test_any_of_several_ends_ends_an_answer(tmp_path, place):
     assert fields(folder)["squat.tokenizer.eos_token_ids"] == [0, end]
 
 
+def test_an_empty_prompt_begins_with_bos_or_is_refused(tmp_path, shell):
+    with_bos = folder_of(tmp_path / "a", KINDS["gpt-2"](), GPT_2)
+    without = folder_of(tmp_path / "b", KINDS["qwen2"](), QWEN2)
+    for folder in (with_bos, without):
+        both(folder)
+    for model in (with_bos, with_bos / "model.gguf"):
+        shell.succeed("generate", model, "", "--max-new-tokens", 2)
+    for model in (without, without / "model.gguf"):
+        message = shell.refuse("generate", model, "", "--max-new-tokens", 2)
+        assert "prompt: is empty, and the model has no bos token to begin with" in message
+
+
 def test_an_end_outside_of_the_vocabulary_is_named(tmp_path, shell):
     folder = folder_of(tmp_path / "m", KINDS["gpt-2"](), GPT_2)
     change_json(folder / "generation_config.json", eos_token_id=[0, 9999])

@@ -59,16 +59,16 @@ SQUAT_API squat_status squat_load(const char* path, uint32_t threads, uint32_t c
 SQUAT_API void squat_free(squat_engine* engine);
 
 typedef struct squat_info {
-  uint32_t n_vocab;         /* number of token ids, and of logits for one position */
-  uint32_t n_layer;         /* decoder layers */
-  uint32_t n_embd;          /* hidden size */
-  uint32_t n_context;       /* the most tokens that the session can hold */
-  uint32_t n_threads;       /* threads that compute */
-  uint64_t file_bytes;      /* size of the file */
-  uint64_t weight_bytes;    /* packed weights in memory */
-  int32_t bos_token;        /* -1: the model has none */
-  int32_t eos_token;        /* -1: the model has none */
-  uint32_t n_eos_tokens;    /* tokens that end an answer, eos_token the first of them */
+  uint32_t n_vocab;      /* number of token ids, and of logits for one position */
+  uint32_t n_layer;      /* decoder layers */
+  uint32_t n_embd;       /* hidden size */
+  uint32_t n_context;    /* the most tokens that the session can hold */
+  uint32_t n_threads;    /* threads that compute */
+  uint64_t file_bytes;   /* size of the file */
+  uint64_t weight_bytes; /* packed weights in memory */
+  int32_t bos_token;     /* -1: the model has none */
+  int32_t eos_token;     /* -1: the model has none */
+  uint32_t n_eos_tokens; /* tokens that end an answer, eos_token the first of them */
   const int32_t* eos_tokens;
   const char* architecture; /* "llama" or "gpt2"; strings live as long as the engine */
   const char* isa;          /* instruction set in use */
@@ -193,8 +193,8 @@ SQUAT_API squat_status squat_sampler_next(squat_sampler* sampler, const float* l
 typedef int (*squat_callback)(int32_t token, const char* text, size_t size, void* user);
 
 /* Appends the n >= 1 prompt tokens to the session and generates until one of the end-of-sequence
- * tokens (which is not reported), `max_tokens` tokens, a full context (SQUAT_OK), or the callback's wish
- * (SQUAT_STOPPED). The sampler takes note of the prompt. */
+ * tokens (which is not reported), `max_tokens` tokens, a full context (SQUAT_OK), or the callback's
+ * wish (SQUAT_STOPPED). The sampler takes note of the prompt. */
 SQUAT_API squat_status squat_generate(squat_engine* engine, squat_sampler* sampler,
                                       const int32_t* prompt, size_t n, size_t max_tokens,
                                       squat_callback callback, void* user);

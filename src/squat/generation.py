@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
+from squat.errors import DataError
 from squat.evaluate.tasks import runs_in_engine
 
 
@@ -45,6 +46,10 @@ def _continue_in_pytorch(
     network: Any = load_model(model)
     tokenizer = load_tokenizer(model)
     ids = tokenizer(prompt)["input_ids"]
+    if not ids and tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id]
+    if not ids:
+        raise DataError("prompt: is empty, and the model has no bos token to begin with")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(seed)
     sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
