@@ -197,6 +197,28 @@ def holes() -> Tokenizer:
     return edited(smollm(), change)
 
 
+def few_bytes() -> Tokenizer:
+    """Bytes that are missing are unknown, a run of them one token."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<unk>", "<s>"], show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    return tokenizer
+
+
+def few_byte_tokens() -> Tokenizer:
+    """Characters fall back to bytes, if all of theirs are there."""
+
+    def change(data: dict[str, Any]) -> None:
+        for byte in (*range(0x20), *range(0x98, 0xB8), 0xE3, 0xF0):
+            del data["model"]["vocab"][f"<0x{byte:02X}>"]
+
+    return edited(Tokenizer.from_str(sentencepiece_tokenizer()), change)
+
+
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "paper": lambda: Tokenizer.from_str(byte_level_tokenizer()),
     "gpt-2": byte_level_bpe,
@@ -212,5 +234,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "normalizers": normalized,
     "flags": flags,
     "holes": holes,
+    "few bytes": few_bytes,
+    "few byte tokens": few_byte_tokens,
 }
 """By the model that is known for the kind, or what is special about it."""
