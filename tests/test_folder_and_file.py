@@ -205,24 +205,31 @@ def test_parity_sees_a_file_with_another_tokenizer(tmp_path, shell, corpus):
 
 
 @pytest.fixture
-def unigram(tmp_path):
-    words = ["<unk>", "<s>", "</s>", "▁", *"abcdefghijklmnopqrstuvwxyz.,'", "▁the", "▁a"]
-    tokenizer = Tokenizer(models.Unigram([(word, -float(i)) for i, word in enumerate(words)], 0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+def word_level(tmp_path):
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        ".",
+        *["the", "a", "boy", "girl", "dog", "cat", "sees", "likes", "that", "and", "is"],
+    ]
+    ids = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return folder_of(tmp_path / "m", tokenizer, LLAMA_2, quantized=False)
 
 
-def test_what_cannot_be_exported_is_said_before_the_work(tmp_path, shell, corpus, unigram):
-    refused = "a Unigram model cannot be expressed"
+def test_what_cannot_be_exported_is_said_before_the_work(tmp_path, shell, corpus, word_level):
+    refused = "a WordLevel model cannot be expressed"
     status, _, said = shell.run(
-        "quantize", unigram, tmp_path / "q", "--data", corpus / "train", "--weights", "nearest"
+        "quantize", word_level, tmp_path / "q", "--data", corpus / "train", "--weights", "nearest"
     )
     assert status == 0
     assert f"warning: the result cannot be exported: tokenizer.json: {refused}" in said
     assert refused in shell.refuse("export", tmp_path / "q", tmp_path / "q.gguf")
     content = {
         "output": str(tmp_path / "run"),
-        "model": str(unigram),
+        "model": str(word_level),
         "weights": "nearest",
         "data": {
             "train": str(corpus / "train"),

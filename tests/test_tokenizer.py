@@ -262,7 +262,8 @@ def _model_with(**parts: object) -> Callable[[dict[str, Any]], object]:
 
 
 BYTE_LEVEL_REFUSED: dict[str, Callable[[dict[str, Any]], object]] = {
-    "a Unigram model": _model_with(type="Unigram"),
+    "a WordPiece model": _model_with(type="WordPiece"),
+    "a byte-level Unigram model": _model_with(type="Unigram"),
     "splits a text by another pattern": lambda data: data["pre_tokenizer"]["pretokenizers"][
         0
     ].update(use_regex=False),
@@ -295,6 +296,22 @@ BYTE_LEVEL_REFUSED: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_a_byte_level_tokenizer_that_cannot_be_expressed(message: str) -> None:
     data = json.loads(byte_level_bpe().to_str())
     BYTE_LEVEL_REFUSED[message](data)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        ggml_tokenizer(json.dumps(data), 800)
+
+
+UNIGRAM_REFUSED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a Unigram model without an unknown token": _model_with(unk_id=None),
+    "a Unigram model with a token twice": lambda data: data["model"]["vocab"].append(["▁", -1.0]),
+    "normalizer Precompiled": _with(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}),
+    "a SentencePiece model with its decoder": _with(decoder={"type": "Metaspace"}),
+}
+
+
+@pytest.mark.parametrize("message", UNIGRAM_REFUSED)
+def test_a_unigram_tokenizer_that_cannot_be_expressed(message: str) -> None:
+    data = json.loads(KINDS["unigram"]().to_str())
+    UNIGRAM_REFUSED[message](data)
     with pytest.raises(CheckpointError, match=re.escape(message)):
         ggml_tokenizer(json.dumps(data), 800)
 

@@ -197,6 +197,33 @@ def holes() -> Tokenizer:
     return edited(smollm(), change)
 
 
+def unigram(byte_fallback: bool) -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", "▁")])
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT, *list(SENTENCES.values())[:6]] * 3, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+
+    def change(data: dict[str, Any]) -> None:
+        data["model"]["vocab"] += [[f"<0x{byte:02X}>", 0.0] for byte in range(256)]
+        data["model"]["byte_fallback"] = True
+
+    return edited(tokenizer, change) if byte_fallback else tokenizer
+
+
 def few_bytes() -> Tokenizer:
     """Bytes that are missing are unknown, a run of them one token."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
@@ -231,6 +258,8 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "gemma": gemma,
     "mistral": lambda: metaspace("first"),
     "metaspace always": lambda: metaspace("always"),
+    "unigram": lambda: unigram(True),
+    "unigram, unknown characters": lambda: unigram(False),
     "normalizers": normalized,
     "flags": flags,
     "holes": holes,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -265,6 +266,19 @@ void test_model() {
   expect_refusal("no flags",
                  with_key([](G& f) { f.u32_array("squat.tokenizer.added_tokens", {1}); }),
                  {"'squat.tokenizer.added_token_flags' is missing"});
+  const auto unigram = [&](const std::vector<double>& scores, bool unknown) {
+    return with_key([&](G& f) {
+      f.string("tokenizer.ggml.model", "t5");
+      f.f64_array("squat.tokenizer.scores", scores);
+      if (unknown) f.u32("tokenizer.ggml.unknown_token_id", 0);
+    });
+  };
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  expect_refusal("scores", unigram({1.0}, true), {"scores' has 1 elements, expected 272"});
+  expect_refusal("no unknown", unigram(std::vector<double>(272), false),
+                 {"'tokenizer.ggml.unknown_token_id' is missing"});
+  expect_refusal("NaN", unigram(std::vector<double>(272, nan), true), {"is no finite number"});
+  CHECK(refusal(unigram(std::vector<double>(272), true).bytes()).empty());
   expect_refusal("ends",
                  with_key([](G& f) { f.u32_array("squat.tokenizer.eos_token_ids", {2, 272}); }),
                  {"'squat.tokenizer.eos_token_ids' is 272"});

@@ -237,6 +237,22 @@ void test_sentencepiece() {
   CHECK(pieces(Tokenizer(other, static_cast<uint32_t>(tokens.size())), "axyb") == "[ ][a][#0][b]");
 }
 
+void test_unigram() {
+  const std::string e = "\xc3\xa9";
+  const squat::Unigram model({{"a", 1, -1.0}, {"b", 2, -1.5}, {"ab", 3, -2.0}, {"aba", 4, -4.0}},
+                             0);
+  const auto split = [&model](std::string_view text) {
+    std::string out;
+    for (const std::string_view piece : model.split(text)) out += "[" + std::string(piece) + "]";
+    return out;
+  };
+  CHECK(split("ab") == "[ab]");
+  CHECK(split("aba") == "[ab][a]");
+  CHECK(split("ba" + e + e + "b") == "[b][a][" + e + e + "][b]");
+  CHECK(split(e) == "[" + e + "]");
+  CHECK(split("").empty());
+}
+
 // A text that is one long piece must not take quadratic time; this one would take minutes.
 void test_long_piece() {
   const std::vector<uint8_t> bytes = tiny_model().bytes();
@@ -259,6 +275,7 @@ int main() {
   test_byte_level();
   test_prefix_and_digits();
   test_sentencepiece();
+  test_unigram();
   test_long_piece();
   return squat::test::report("test_tokenizer");
 }

@@ -1,6 +1,7 @@
 #include "tokenizer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <queue>
 
 #include "base/error.h"
@@ -85,10 +86,10 @@ Tokenizer::Tokenizer(const Gguf& file, uint32_t n_vocab) {
                              kBos = "tokenizer.ggml.bos_token_id",
                              kAddBos = "tokenizer.ggml.add_bos_token";
   const std::string_view model = file.string(kModel);
-  if (model != "gpt2" && model != "llama") {
-    refuse(file, kModel, "is " + quoted(model) + ", expected 'gpt2' or 'llama'");
+  if (model != "gpt2" && model != "llama" && model != "t5") {
+    refuse(file, kModel, "is " + quoted(model) + ", expected 'gpt2', 'llama' or 't5'");
   }
-  kind_ = model == "gpt2" ? Kind::kGpt2 : Kind::kLlama;
+  kind_ = model == "gpt2" ? Kind::kGpt2 : model == "llama" ? Kind::kLlama : Kind::kUnigram;
   if (kind_ == Kind::kGpt2) {
     const std::string_view pre = file.string(kPre);
     pre_tokenizer_ = find_pre_tokenizer(pre);
@@ -114,7 +115,11 @@ Tokenizer::Tokenizer(const Gguf& file, uint32_t n_vocab) {
   }
   read_normalizer(file);
   read_vocabulary(file, n_vocab);
-  read_merges(file);
+  if (kind_ == Kind::kUnigram) {
+    read_scores(file);
+  } else {
+    read_merges(file);
+  }
 }
 
 // A file without squat.tokenizer.normalizers, as earlier versions wrote it, says by other keys what
@@ -124,7 +129,7 @@ void Tokenizer::read_normalizer(const Gguf& file) {
                              kPrefix = "squat.tokenizer.prefix";
   const bool llama = kind_ == Kind::kLlama;
   const bool space = flag(file, "tokenizer.ggml.add_space_prefix");
-  strips_space_ = llama && space;
+  strips_space_ = kind_ != Kind::kGpt2 && space;
   if (file.has(kSteps)) {
     if (!Normalizer::parse(file.string_array(kSteps), &normalizer_)) {
       refuse(file, kSteps, "is no list of nfc, nfkc, lowercase, prepend TEXT and replace TEXT BY");
@@ -140,7 +145,7 @@ void Tokenizer::read_normalizer(const Gguf& file) {
       refuse(file, kPrefix, "is " + quoted(prefix) + ", expected 'first' or 'always'");
     }
     prefix_ = prefix == "first" ? Prefix::kFirst : Prefix::kAlways;
-  } else if (!llama && space) {
+  } else if (kind_ == Kind::kGpt2 && space) {
     prefix_ = Prefix::kAlways;
   }
 }
@@ -216,7 +221,7 @@ void Tokenizer::add_token(const std::u32string& text, int32_t id, uint32_t flags
 
 // The byte that a token of the vocabulary stands for, or -1.
 int Tokenizer::byte_of(std::string_view text, int32_t type) const {
-  if (kind_ == Kind::kLlama) return type == kByte ? parse_byte_token(text) : -1;
+  if (kind_ != Kind::kGpt2) return type == kByte ? parse_byte_token(text) : -1;
   std::string bytes;
   const bool one = text.size() <= 2 && spell_bytes(decode_utf8(text), &bytes) && bytes.size() == 1;
   return one ? static_cast<uint8_t>(bytes[0]) : -1;
@@ -225,7 +230,7 @@ int Tokenizer::byte_of(std::string_view text, int32_t type) const {
 // What a token adds to a text.
 std::string Tokenizer::text_of(const std::u32string& token, int32_t type) const {
   std::string out;
-  if (kind_ == Kind::kLlama) {
+  if (kind_ != Kind::kGpt2) {
     for (const char32_t character : token) {
       append_utf8(character == kLowerOneEighthBlock ? U' ' : character, &out);
     }
@@ -233,6 +238,28 @@ std::string Tokenizer::text_of(const std::u32string& token, int32_t type) const 
     out = type == kUserDefined ? encode_utf8(token) : "";  // other entries are not used
   }
   return out;
+}
+
+void Tokenizer::read_scores(const Gguf& file) {
+  constexpr std::string_view kScores = "squat.tokenizer.scores",
+                             kUnknownId = "tokenizer.ggml.unknown_token_id";
+  const std::vector<double> scores = file.f64_array(kScores);
+  if (scores.size() != pieces_.size()) {
+    refuse(file, kScores,
+           "has " + std::to_string(scores.size()) + " elements, expected " +
+               std::to_string(pieces_.size()));
+  }
+  if (unknown_ < 0) refuse(file, kUnknownId, "is missing, but the model is 't5'");
+  std::vector<Unigram::Token> tokens;
+  tokens.reserve(ids_.size());
+  for (const auto& [text, id] : ids_) {
+    const double score = scores[static_cast<size_t>(id)];
+    if (!std::isfinite(score)) {
+      refuse(file, kScores, "element " + std::to_string(id) + " is no finite number");
+    }
+    if (!text.empty()) tokens.push_back({text, id, score});
+  }
+  unigram_ = Unigram(std::move(tokens), unknown_);
 }
 
 void Tokenizer::read_merges(const Gguf& file) {
@@ -305,6 +332,10 @@ void Tokenizer::encode_piece(std::u32string_view piece, std::vector<int32_t>* ou
       return;
     }
   }
+  if (kind_ == Kind::kUnigram) {
+    encode_unigram(text, out);
+    return;
+  }
   std::vector<int32_t> symbols;
   bool unknown = false;  // one for a run of unknown characters
   const auto add = [&](std::string_view bytes, int32_t id) {
@@ -314,15 +345,8 @@ void Tokenizer::encode_piece(std::u32string_view piece, std::vector<int32_t>* ou
       symbols.push_back(id);
       return;
     }
-    const bool spelled =
-        kind_ == Kind::kLlama && std::all_of(bytes.begin(), bytes.end(), [this](char byte) {
-          return byte_ids_[static_cast<uint8_t>(byte)] >= 0;
-        });
-    if (spelled) {
-      for (const char byte : bytes) symbols.push_back(byte_ids_[static_cast<uint8_t>(byte)]);
-    } else {
-      unknown = unknown_ >= 0;
-    }
+    const bool spelled = kind_ == Kind::kLlama && encode_bytes(bytes, &symbols);
+    if (!spelled) unknown = unknown_ >= 0;
   };
   if (kind_ == Kind::kGpt2) {
     for (const char byte : text) add({&byte, 1}, byte_ids_[static_cast<uint8_t>(byte)]);
@@ -338,6 +362,25 @@ void Tokenizer::encode_piece(std::u32string_view piece, std::vector<int32_t>* ou
   if (unknown) symbols.push_back(unknown_);
   merge(&symbols);
   out->insert(out->end(), symbols.begin(), symbols.end());
+}
+
+bool Tokenizer::encode_bytes(std::string_view text, std::vector<int32_t>* out) const {
+  const bool spelled = std::all_of(text.begin(), text.end(), [this](char byte) {
+    return byte_ids_[static_cast<uint8_t>(byte)] >= 0;
+  });
+  if (!spelled) return false;
+  for (const char byte : text) out->push_back(byte_ids_[static_cast<uint8_t>(byte)]);
+  return true;
+}
+
+void Tokenizer::encode_unigram(std::string_view text, std::vector<int32_t>* out) const {
+  for (const std::string_view piece : unigram_.split(text)) {
+    if (const auto found = ids_.find(piece); found != ids_.end()) {
+      out->push_back(found->second);
+    } else if (!encode_bytes(piece, out)) {
+      out->push_back(unknown_);
+    }
+  }
 }
 
 // A queue of candidate pairs and a linked list of symbols: n log n in the length of the piece,

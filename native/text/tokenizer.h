@@ -1,12 +1,12 @@
 // Text to tokens and back, from the tokenizer.ggml.* keys of a model file.
 //
 // Added tokens are taken out of the text; what lies between is normalized (normalizer.h) and cut
-// into pieces. Both kinds are byte-pair encoding: a piece starts as single symbols, and the
-// adjacent pair with the lowest merge rank is joined until no pair has one. They differ in what a
-// symbol is:
+// into pieces. Two kinds are byte-pair encoding: a piece starts as single symbols, and the adjacent
+// pair with the lowest merge rank is joined until no pair has one. They differ in what a symbol is:
 //   gpt2   bytes, after cutting the text by a pattern of words and numbers (pre_tokenizer.h);
 //   llama  characters (SentencePiece style: spaces are U+2581, the text is one piece), where a
 //          character outside the vocabulary falls back to its bytes <0x00> .. <0xFF>.
+// The third kind, t5, is as llama, but its piece is cut by a unigram language model (unigram.h).
 // The result equals that of Hugging Face tokenizers for the tokenizer.json that the file was
 // exported with.
 #pragma once
@@ -21,6 +21,7 @@
 #include "file/gguf.h"
 #include "normalizer.h"
 #include "pre_tokenizer.h"
+#include "unigram.h"
 
 namespace squat {
 
@@ -38,7 +39,7 @@ class Tokenizer {
   std::string decode(const int32_t* tokens, size_t n) const;
 
  private:
-  enum class Kind { kGpt2, kLlama };
+  enum class Kind { kGpt2, kLlama, kUnigram };
   enum class Prefix { kNever, kFirst, kAlways };
   enum TokenType : int32_t {
     kNormal = 1,
@@ -68,9 +69,13 @@ class Tokenizer {
   int byte_of(std::string_view text, int32_t type) const;
   std::string text_of(const std::u32string& token, int32_t type) const;
   void read_merges(const Gguf& file);
+  void read_scores(const Gguf& file);
   // What lies between two added tokens; `first`: the text begins with it.
   void encode_text(std::u32string_view text, bool first, std::vector<int32_t>* out) const;
   void encode_piece(std::u32string_view piece, std::vector<int32_t>* out) const;
+  // What is missing in the vocabulary by its bytes, if all of them are tokens.
+  bool encode_bytes(std::string_view text, std::vector<int32_t>* out) const;
+  void encode_unigram(std::string_view text, std::vector<int32_t>* out) const;
   void merge(std::vector<int32_t>* symbols) const;
 
   Kind kind_;
@@ -87,6 +92,7 @@ class Tokenizer {
   AddedTokens added_;                                  // found in the text as it is
   AddedTokens added_normalized_;                       // found in the normalized text
   int32_t byte_ids_[256];
+  Unigram unigram_;
 };
 
 }  // namespace squat

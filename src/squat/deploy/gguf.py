@@ -495,9 +495,13 @@ def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(tokenizer.tokens)
     writer.add_token_types(tokenizer.types)
-    writer.add_token_merges(tokenizer.merges)
+    if tokenizer.merges:
+        writer.add_token_merges(tokenizer.merges)
     if tokenizer.scores:
         writer.add_token_scores(tokenizer.scores)
+    if tokenizer.model == "t5":
+        array, float64 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.FLOAT64
+        writer.add_key_value("squat.tokenizer.scores", tokenizer.scores, array, float64)
     for index, add in (
         (bos, writer.add_bos_token_id),
         (next(iter(model.eos_token_ids), None), writer.add_eos_token_id),

@@ -1,7 +1,8 @@
 """From tokenizer.json to the `tokenizer.ggml.*` keys, for readers without the tokenizers library.
 
 Two kinds of byte-pair encoding can be expressed: the byte-level kind, with the splits that have a name
-(`squat.deploy.splits`), and SentencePiece's kind with byte fallback, Llama's and Gemma's. What is done to a
+(`squat.deploy.splits`), and SentencePiece's kind with byte fallback, Llama's and Gemma's; and SentencePiece's
+other model, Unigram. What is done to a
 text before, and how added tokens are found in it, stands in keys of ours (docs/format.md). The merges are
 written for both kinds; llama.cpp ignores them for the second and merges by score instead, which is the
 negative rank of the first merge that makes a token. Everything else is refused, by name.
@@ -84,7 +85,8 @@ class GgmlTokenizer:
 def _refuse(what: str) -> CheckpointError:
     return CheckpointError(
         f"tokenizer.json: {what} cannot be expressed in a GGUF file; a byte-level BPE as GPT-2's, SmolLM's, "
-        "Llama 3's or Qwen2's and a SentencePiece BPE with byte fallback as Llama 2's or Gemma's can"
+        "Llama 3's or Qwen2's can, a SentencePiece BPE with byte fallback as Llama 2's or Gemma's, and a "
+        "SentencePiece Unigram model"
     )
 
 
@@ -218,7 +220,7 @@ def _byte_level(
 def _sentencepiece(
     data: dict[str, Any], steps: list[dict[str, Any]], tokenizer: GgmlTokenizer
 ) -> None:
-    """Fill in what the pre-tokenizer of a SentencePiece BPE says about spaces."""
+    """Fill in what the pre-tokenizer of a SentencePiece model says about spaces."""
     words = tokenizer.normalizers
     spaces = ["replace", " ", SPACE]
     if [step["type"] for step in steps] == ["Metaspace"]:
@@ -230,7 +232,7 @@ def _sentencepiece(
         words += spaces
     # Gemma's splits at spaces, of which its normalizer leaves none.
     elif words[-3:] != spaces or any(step.get("pattern") != {"String": " "} for step in steps):
-        raise _refuse("a SentencePiece BPE with its pre-tokenizer and normalizer")
+        raise _refuse("a SentencePiece model with its pre-tokenizer and normalizer")
     decoder = [_without_type(step) for step in _steps(data.get("decoder"), "decoders")]
     strip = [("Strip", {"content": " ", "start": 1, "stop": 0})]
     expected = [
@@ -240,7 +242,23 @@ def _sentencepiece(
         *(strip if tokenizer.add_space_prefix else []),
     ]
     if decoder != expected:
-        raise _refuse("a SentencePiece BPE with its decoder")
+        raise _refuse("a SentencePiece model with its decoder")
+
+
+def _unigram(model: dict[str, Any]) -> dict[str, Any]:
+    """A Unigram model with the fields of a BPE without merges."""
+    texts = [text for text, _ in model["vocab"]]
+    if model.get("unk_id") is None:
+        raise _refuse("a Unigram model without an unknown token")
+    if len(set(texts)) < len(texts):
+        raise _refuse("a Unigram model with a token twice")
+    return {
+        **model,
+        "vocab": {text: index for index, text in enumerate(texts)},
+        "merges": [],
+        "unk_token": texts[model["unk_id"]],
+        "fuse_unk": True,
+    }
 
 
 def _without_type(step: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -273,17 +291,22 @@ def ggml_tokenizer(tokenizer_json: str, vocab_size: int) -> GgmlTokenizer:
         kind = model["type"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"tokenizer.json: is not one ({error!r})") from None
-    if kind != "BPE":
+    if kind not in ("BPE", "Unigram"):
         raise _refuse(f"a {kind} model")
     pre_tokenizers = _steps(data.get("pre_tokenizer"), "pretokenizers")
     byte_level = bool(pre_tokenizers) and pre_tokenizers[-1]["type"] == "ByteLevel"
-    if not byte_level and not model.get("byte_fallback"):
+    if kind == "Unigram":
+        if byte_level:
+            raise _refuse("a byte-level Unigram model")
+        scores = [float(score) for _, score in model["vocab"]]
+        data["model"] = model = _unigram(model)
+    elif not byte_level and not model.get("byte_fallback"):
         raise _refuse("a BPE without byte fallback")
     tokens, types = _vocabulary(data, vocab_size, not byte_level)
     pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     _check_model(model, pairs, byte_level)
     tokenizer = GgmlTokenizer(
-        model="gpt2" if byte_level else "llama",
+        model="t5" if kind == "Unigram" else "gpt2" if byte_level else "llama",
         pre="default",
         tokens=tokens,
         types=types,
@@ -297,6 +320,9 @@ def ggml_tokenizer(tokenizer_json: str, vocab_size: int) -> GgmlTokenizer:
         _byte_level(data, pre_tokenizers, tokenizer)
         return tokenizer
     _sentencepiece(data, pre_tokenizers, tokenizer)
+    if kind == "Unigram":
+        tokenizer.scores = scores + [0.0] * (vocab_size - len(scores))
+        return tokenizer
     rank: dict[str, int] = {}
     for index, pair in enumerate(pairs):
         rank.setdefault("".join(pair), index)
