@@ -329,6 +329,7 @@ class _TextStream:
     def __init__(self, engine: _native.Engine, prompt: list[int]) -> None:
         self._engine = engine
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.decode(engine.detokenize(_tokens(prompt)))  # it may end inside of a character
         self._begins = not any(map(engine.piece, prompt))  # a text, which may lose a space
 
     def push(self, token: int) -> str:
