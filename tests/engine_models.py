@@ -169,7 +169,7 @@ def random_model(
 ) -> GgufModel:
     rng = np.random.default_rng(seed)
     tokenizer_json = tokenizer_json or byte_level_tokenizer()
-    vocab = Tokenizer.from_str(tokenizer_json).get_vocab_size()
+    vocab = max(Tokenizer.from_str(tokenizer_json).get_vocab().values()) + 1
     gpt2 = architecture == "gpt2"
     kv_heads = heads if gpt2 else kv_heads
 
@@ -247,7 +247,7 @@ def random_model(
         if gpt2
         else GgufGraph(rope=rope or {"rope_type": "default", "rope_theta": 10000.0}),
         bos_token_id=1,
-        eos_token_id=2,
+        eos_token_ids=[2],
         pad_token_id=0,
     )
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from squat.data import check_tokenizer, generate_text, train_tokenizer
+from squat.data.tokenizer import first_token
 from squat.errors import DataError
 
 
@@ -20,9 +21,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def structure(tokenizer: dict) -> dict:
-    """A tokenizer.json without what training determines."""
+    """A tokenizer.json without what training determines, and what is put around a text."""
     model = {k: v for k, v in tokenizer["model"].items() if k not in ("vocab", "merges")}
-    return {**tokenizer, "model": model}
+    return {**tokenizer, "model": model, "post_processor": None}
 
 
 def test_special_tokens_and_size(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -54,7 +55,9 @@ def test_a_saved_tokenizer_loads(tokenizer: PreTrainedTokenizerFast, tmp_path: P
     text = "The boys who like Anna don't sleep."
     assert loaded(text).input_ids == tokenizer(text).input_ids
     assert loaded.bos_token_id == 1
-    assert tokenizer.decode(tokenizer(text).input_ids).strip() == text
+    ids = tokenizer(text).input_ids
+    assert ids[0] == 1  # as in front of every line of training text
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
 
 
 @pytest.mark.skipif("SQUAT_DATA" not in os.environ, reason="SQUAT_DATA is not set")
@@ -82,7 +85,11 @@ def test_a_tokenizer_beyond_the_models_vocabulary(tokenizer: PreTrainedTokenizer
         check_tokenizer(tokenizer, 599)
 
 
-def test_a_tokenizer_without_bos(tokenizer: PreTrainedTokenizerFast) -> None:
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(DataError, match="no bos_token"):
+def test_eos_stands_in_for_bos(tokenizer: PreTrainedTokenizerFast) -> None:
+    backend = tokenizer.backend_tokenizer
+    with_eos = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    check_tokenizer(with_eos, 600)
+    assert (first_token(tokenizer), first_token(with_eos)) == (1, 2)
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend)
+    with pytest.raises(DataError, match="neither bos_token nor eos_token is set"):
         check_tokenizer(bare, 600)

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import threading
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGUFWriter
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
-from engine_models import (
-    TEXT,
-    Reference,
-    byte_level_tokenizer,
-    random_model,
-    sentencepiece_tokenizer,
-)
+from engine_models import TEXT, Reference, random_model
 from squat.deploy.gguf import HADAMARD_SITES, write_gguf
 from squat.engine import Engine
 from squat.errors import EngineError
@@ -185,22 +174,6 @@ def test_greedy_generation_is_the_argmax_of_the_logits(model_file: Path) -> None
     assert "".join(engine.generate(prompt, max_new_tokens=20, stream=True)) == text
 
 
-@pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), sentencepiece_tokenizer()])
-def test_streamed_pieces_are_whole_characters(tmp_path: Path, tokenizer: str) -> None:
-    from squat.engine import TextStream
-
-    reader = Tokenizer.from_str(tokenizer)
-    prompt, text = "Once upon", " a tïme 日本 ½ 😀 né\n  the end"
-    ids = reader.encode(prompt).ids
-    rest = reader.encode(prompt + text).ids[len(ids) :]
-    stream = TextStream(reader, ids)
-    pieces = [stream.push(token) for token in rest] + [stream.rest()]
-    assert all("\ufffd" not in piece for piece in pieces)
-    whole = reader.decode(reader.encode(prompt + text).ids)
-    assert whole.endswith("".join(pieces))
-    assert prompt + "".join(pieces) == whole.lstrip()
-
-
 def test_sampling_follows_the_seed(model_file: Path) -> None:
     engine = Engine(model_file)
     settings = {"max_new_tokens": 25, "temperature": 1.5, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
@@ -208,7 +181,7 @@ def test_sampling_follows_the_seed(model_file: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
     assert engine.generate("Lily", 25, temperature=2.0, top_k=1) == engine.generate("Lily", 25)
     penalized = engine.generate("Lily", 25, repetition_penalty=100.0)
-    ids = engine._tokenizer.encode(penalized, add_special_tokens=False).ids
+    ids = engine.tokenize(penalized)
     assert len(set(ids)) > 15
 
 
@@ -216,7 +189,7 @@ def test_score_is_the_sum_of_log_probabilities(model_file: Path) -> None:
     engine = Engine(model_file)
     texts = [TEXT[:40], "a", "Lily loved to play."]
     for text, score in zip(texts, engine.score(texts), strict=True):
-        ids = engine.tokenize(text)
+        ids = [1, *engine.tokenize(text)]  # behind bos
         logits = engine.logits(ids).astype(np.float64)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         expected = sum(log_probs[i, ids[i + 1]] for i in range(len(ids) - 1))
@@ -374,74 +347,3 @@ def test_interrupt_stops_a_generation(model_file: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 0
-
-
-# ---------------------------------------------------------------------------------------------
-# The C++ tokenizer, which squat-run uses, against Hugging Face's.
-
-SCRIPTS = (
-    "abcdefghijklmnopqrstuvwxyzABCDEFGH0123456789 \t\n\r'.,;:!?-_()<>/\\\"#&%"
-    "éüñßøæœçåÄÖÜıİſƒǅǆȩ\u0301\u0308\u0323\u0327\u0345ΩπάΐЖйʼאשׁערبيةदेวไม"
-    "\u00a0\u2002\u2009\u3000\u200b\u200d\u2028\ufeff…“”‘’—–€™½²³①Ⅷﬁﬀ"
-    "가각힣ᄀ\u1161\u11a8日本語ｱﾞＡ１😀👍𝕏"
-)
-
-
-@pytest.fixture(scope="module", params=["byte_level", "sentencepiece"])
-def tokenizers(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Engine, Tokenizer]:
-    make = {"byte_level": byte_level_tokenizer, "sentencepiece": sentencepiece_tokenizer}
-    text = make[request.param]()
-    path = tmp_path_factory.mktemp("tokenizer") / "model.gguf"
-    write_gguf(path, random_model(hidden=32, layers=1, tokenizer_json=text))
-    return Engine(path), Tokenizer.from_str(text)
-
-
-def assert_same_tokens(engine: Engine, tokenizer: Tokenizer, text: str) -> None:
-    ids = [1, *tokenizer.encode(text, add_special_tokens=False).ids]  # behind <s>
-    assert engine._native.tokenize(text.encode()) == ids
-    assert engine.tokenize(text) == ids
-    decoded = engine._native.detokenize(np.array(ids, np.int32)).decode()
-    assert decoded == tokenizer.decode(ids)
-
-
-@settings(max_examples=300)
-@given(text=st.text(alphabet=SCRIPTS, max_size=30))
-def test_native_tokenizer_equals_hugging_face(
-    tokenizers: tuple[Engine, Tokenizer], text: str
-) -> None:
-    assert_same_tokens(*tokenizers, text)
-
-
-def test_native_tokenizer_on_special_tokens(tokenizers: tuple[Engine, Tokenizer]) -> None:
-    for text in ("<s>hello</s> the end", "a<s>", "<s", "</s></s>  <s>x", TEXT):
-        assert_same_tokens(*tokenizers, text)
-
-
-@pytest.mark.slow
-def test_unicode_tables_are_what_their_script_writes() -> None:
-    folder = Path(__file__).parent.parent / "native" / "text"
-    written = (folder / "unicode_tables.inc").read_text(encoding="ascii")
-    if f"Unicode {unicodedata.unidata_version}." not in written:
-        pytest.skip("this Python has another version of Unicode")
-    assert runpy.run_path(str(folder / "unicode_tables.py"))["tables"]() == written
-
-
-@pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])
-def test_native_tokenizer_on_real_text(tmp_path: Path, name: str) -> None:
-    if "SQUAT_DATA" not in os.environ:
-        pytest.skip("needs real data: SQUAT_DATA is not set")
-    data = Path(os.environ["SQUAT_DATA"])
-    text = (data.parent / "models" / name / "tokenizer.json").read_text(encoding="utf-8")
-    write_gguf(tmp_path / "m.gguf", random_model(hidden=32, layers=1, tokenizer_json=text))
-    engine, tokenizer = Engine(tmp_path / "m.gguf"), Tokenizer.from_str(text)
-    files = sorted((data / "babylm" / "dev").glob("*.dev"))
-    assert files
-    for file in files:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        for begin in range(0, len(lines), 500):
-            part = "\n".join(lines[begin : begin + 500])
-            native = engine._native.tokenize(part.encode())
-            expected = [1, *tokenizer.encode(part, add_special_tokens=False).ids]  # behind <s>
-            assert native == expected, f"{file.name}, line {begin}"

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models import ARCHITECTURES, PUBLISHED, TINY, real_data, real_model, some_ids, tiny_model
 from squat.data import train_tokenizer
-from squat.deploy.export import describe, export, tokenizer_json
+from squat.deploy.export import describe, export
 from squat.deploy.parity import compare
 from squat.engine import Engine
 from squat.errors import CheckpointError
@@ -105,10 +105,10 @@ def tokenizer():
 def test_the_engine_computes_the_same_bits(name, config, tokenizer, tmp_path):
     model = tiny_model(name, vocab_size=len(tokenizer))
     quantize(model, config, calibration=[some_ids(8, 32)]).eval()
-    file, text = tmp_path / "model.gguf", tokenizer_json(tokenizer)
-    export(model, text, "tiny", file)
+    file = tmp_path / "model.gguf"
+    export(model, tokenizer, "tiny", file)
     ids = some_ids(3, 60)
-    parity = compare(model, text, str(file), ids.tolist())
+    parity = compare(model, tokenizer, str(file), ids.tolist())
     assert parity.holds
     assert (parity.differing, parity.largest) == (0, 0.0)
     with torch.no_grad():
@@ -119,9 +119,9 @@ def test_the_engine_computes_the_same_bits(name, config, tokenizer, tmp_path):
 def test_so_it_does_of_every_architecture(name, tokenizer, tmp_path):
     model = tiny_model(name, vocab_size=len(tokenizer))
     quantize(model, calibration=[some_ids(8, 32)]).eval()
-    file, text = tmp_path / "model.gguf", tokenizer_json(tokenizer)
-    export(model, text, "tiny", file)
-    parity = compare(model, text, str(file), some_ids(3, 60).tolist())
+    file = tmp_path / "model.gguf"
+    export(model, tokenizer, "tiny", file)
+    parity = compare(model, tokenizer, str(file), some_ids(3, 60).tolist())
     assert parity.holds
     assert (parity.differing, parity.largest) == (0, 0.0)
 
@@ -146,8 +146,8 @@ def test_real_models_on_real_text_too(name, config, tmp_path):
         AutoModelForCausalLM.from_pretrained(folder), config, [torch.tensor(windows)]
     ).eval()
     file = tmp_path / "model.gguf"
-    export(model, tokenizer_json(tokenizer), name, file)
-    parity = compare(model, tokenizer_json(tokenizer), str(file), windows)
+    export(model, tokenizer, name, file)
+    parity = compare(model, tokenizer, str(file), windows)
     assert parity.holds
     assert parity.largest == 0.0
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_deployed_is_refused(config, message, tokenizer, tmp_path
     if config is not None:
         quantize(model, config, calibration=[some_ids(8, 32)])
     with pytest.raises(CheckpointError, match=message):
-        export(model, tokenizer_json(tokenizer), "tiny", tmp_path / "model.gguf")
+        export(model, tokenizer, "tiny", tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
 
 
@@ -185,7 +185,7 @@ def test_a_graph_that_the_engine_has_not_is_refused(name, overrides, message, to
     model = tiny_model(name, vocab_size=len(tokenizer), **overrides)
     quantize(model, calibration=[some_ids(8, 32)])
     with pytest.raises(CheckpointError, match=message):
-        export(model, tokenizer_json(tokenizer), "tiny", tmp_path / "model.gguf")
+        export(model, tokenizer, "tiny", tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
 
 
@@ -194,9 +194,9 @@ def test_a_file_of_another_model_does_not_pass_for_parity(tokenizer, tmp_path):
         quantize(tiny_model(seed=seed, vocab_size=len(tokenizer)), calibration=[some_ids()]).eval()
         for seed in (1, 2)
     ]
-    text, file = tokenizer_json(tokenizer), tmp_path / "model.gguf"
-    export(models[0], text, "tiny", file)
-    parity = compare(models[1], text, str(file), some_ids(1, 30).tolist())
+    file = tmp_path / "model.gguf"
+    export(models[0], tokenizer, "tiny", file)
+    parity = compare(models[1], tokenizer, str(file), some_ids(1, 30).tolist())
     assert not parity.holds
     assert parity.differing > 0
-    assert describe(models[0], text, "tiny").vocab_size == len(tokenizer)
+    assert describe(models[0], tokenizer, "tiny").vocab_size == len(tokenizer)

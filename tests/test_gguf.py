@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models import (
-    byte_level_tokenizer,
     half,
     random_model,
-    sentencepiece_tokenizer,
 )
 from squat.deploy.gguf import (
     HADAMARD_SITES,
@@ -35,7 +32,6 @@ from squat.deploy.gguf import (
     unpermute_rope_rows,
     write_gguf,
 )
-from squat.deploy.tokenizer import TokenType, ggml_tokenizer
 from squat.errors import CheckpointError
 
 
@@ -407,58 +403,3 @@ def test_reading_other_files(tmp_path: Path) -> None:
     for name in ("text", "missing"):
         with pytest.raises(CheckpointError, match=name):
             read_codes(tmp_path / name)
-
-
-def test_byte_level_tokenizer_keys() -> None:
-    text = byte_level_tokenizer(290)
-    tokenizer = ggml_tokenizer(text, 300)
-    assert (tokenizer.model, tokenizer.pre) == ("gpt2", "gpt-2")
-    assert tokenizer.nfkc
-    assert tokenizer.add_space_prefix
-    assert tokenizer.bos_token is None
-    assert len(tokenizer.tokens) == len(tokenizer.types) == 300
-    assert tokenizer.tokens[1] == "<s>"
-    assert tokenizer.types[:4] == [TokenType.CONTROL] * 3 + [TokenType.NORMAL]
-    assert tokenizer.tokens[299] == "[PAD299]"
-    assert tokenizer.types[299] == TokenType.UNUSED
-    assert not ggml_tokenizer(byte_level_tokenizer(prefix=False), 300).add_space_prefix
-
-
-def test_sentencepiece_tokenizer_keys() -> None:
-    text = sentencepiece_tokenizer()
-    vocab = json.loads(text)["model"]["vocab"]
-    tokenizer = ggml_tokenizer(text, len(vocab))
-    assert tokenizer.model == "llama"
-    assert tokenizer.bos_token == "<s>"
-    assert tokenizer.add_space_prefix
-    assert tokenizer.types[:4] == [2, 3, 3, TokenType.BYTE]
-    scores = dict(zip(tokenizer.tokens, tokenizer.scores, strict=True))
-    assert scores["he"] > scores["▁t"] > scores["▁the"]
-
-
-def edited(text: str, edit: str, value: object) -> str:
-    data = json.loads(text)
-    *path, last = edit.split(".")
-    part = data
-    for key in path:
-        part = part[key]
-    part[last] = value
-    return json.dumps(data)
-
-
-def test_tokenizers_that_cannot_be_expressed() -> None:
-    byte_level, piece = byte_level_tokenizer(), sentencepiece_tokenizer()
-    cases = [
-        (edited(byte_level, "model.type", "Unigram"), "a Unigram model"),
-        (edited(byte_level, "pre_tokenizer.use_regex", False), "another pattern"),
-        (edited(byte_level, "normalizer", {"type": "Lowercase"}), "normalizer Lowercase"),
-        (edited(byte_level, "model.ignore_merges", True), "ignores merges"),
-        (edited(byte_level, "post_processor", {"type": "RobertaProcessing"}), "RobertaProcessing"),
-        (edited(piece, "model.byte_fallback", False), "without byte fallback"),
-        (edited(piece, "normalizer", {"type": "NFD"}), "its normalizer"),
-    ]
-    for text, message in cases:
-        with pytest.raises(CheckpointError, match=message):
-            ggml_tokenizer(text, 400)
-    with pytest.raises(CheckpointError, match="does not belong to this model"):
-        ggml_tokenizer(byte_level, 20)

@@ -67,17 +67,16 @@ def test_perplexity_of_a_trained_model(tmp_path: Path, weight_bits: int) -> None
     if "SQUAT_DATA" not in os.environ:
         pytest.skip("needs real data: SQUAT_DATA is not set")
     import torch
-    from tokenizers import Tokenizer
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from squat.deploy.export import export
     from squat.quantization import SquatConfig, quantize
 
     data = Path(os.environ["SQUAT_DATA"])
     folder = data.parent / "models" / "babylm-6m"
-    tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     text = (data / "babylm" / "dev" / "simple_wiki.dev").read_text(encoding="utf-8")[:20000]
-    ids = Tokenizer.from_str(tokenizer_json).encode(text).ids
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = [[1, *ids[i : i + 127]] for i in range(0, 127 * 20, 127)]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     # At other sites tensors are transformed whose names tell other programs to leave them alone.
@@ -85,7 +84,7 @@ def test_perplexity_of_a_trained_model(tmp_path: Path, weight_bits: int) -> None
     config = SquatConfig(weight_bits=weight_bits, activation_bits=8, hadamard=transforms)
     model = quantize(model, config, [torch.tensor(windows[:4])]).eval()
     path = tmp_path / "m.gguf"
-    export(model, tokenizer_json, "babylm-6m", path)
+    export(model, tokenizer, "babylm-6m", path)
 
     def loss(logits: NDArray[np.float32], window: list[int]) -> float:
         rows = logits.astype(np.float64)[:-1]

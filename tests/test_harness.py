@@ -4,13 +4,12 @@ import copy
 
 import pytest
 from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
 
 from lm_eval_tasks import lm_eval_scores
 from models import real_data, real_model, tiny_model
 from squat.checkpoints import load_model, load_tokenizer, save_model
-from squat.data import train_tokenizer
-from squat.deploy.export import export, tokenizer_json
+from squat.data import train_tokenizer, wrap_tokenizer
+from squat.deploy.export import export
 from squat.engine import Engine
 from squat.errors import ConfigError
 from squat.evaluate import evaluate_minimal_pairs, read_minimal_pairs
@@ -44,9 +43,7 @@ def folder(tmp_path_factory):
     tokenizer = train_tokenizer(iter([TEXT] * 20), vocab_size=300)
     model = tiny_model(vocab_size=len(tokenizer))
     save_model(quantize(model, SquatConfig()), tokenizer, folder / "model")
-    export(
-        load_model(str(folder / "model")), tokenizer_json(tokenizer), "tiny", folder / "tiny.gguf"
-    )
+    export(load_model(str(folder / "model")), tokenizer, "tiny", folder / "tiny.gguf")
     return folder
 
 
@@ -62,15 +59,8 @@ def file(folder):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    """lm-eval's model, its tokenizer told to put <s> in front."""
+    """lm-eval's model, whose tokenizer puts <s> in front."""
     tokenizer = load_tokenizer(str(folder / "model"))
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
     return HFLM(pretrained=load_model(str(folder / "model")), tokenizer=tokenizer, batch_size=4)
 
 
@@ -98,7 +88,9 @@ def test_greedy_continuations_are_known_as_such(checkpoint, file, folder):
 @pytest.mark.parametrize("length", [64, 7])
 def test_texts_are_scored_in_windows_of_the_context(folder, theirs, length, monkeypatch):
     monkeypatch.setattr(theirs, "_max_length", length)
-    tokenizer = load_tokenizer(str(folder / "model"))
+    backend = copy.deepcopy(theirs.tokenizer.backend_tokenizer)
+    backend.post_processor = processors.ByteLevel()
+    tokenizer = wrap_tokenizer(backend)
     monkeypatch.setattr(theirs, "tokenizer", tokenizer)  # one <s>, as the prefix
     texts = requests("loglikelihood_rolling", [(TEXT,), ("The cat",)])
     expected = theirs.loglikelihood_rolling(texts)
@@ -166,7 +158,7 @@ def test_blimp_is_the_same_everywhere(bits, tmp_path):
             quantize(load_model(name), SquatConfig(activation_bits=bits)), tokenizer, tmp_path / "q"
         )
         model = load_model(str(tmp_path / "q"))
-        export(model, tokenizer_json(tokenizer), "q", tmp_path / "q.gguf")
+        export(model, tokenizer, "q", tmp_path / "q.gguf")
         scorers = {
             str(tmp_path / "q"): HuggingFaceScorer(model, tokenizer),
             str(tmp_path / "q.gguf"): Engine(tmp_path / "q.gguf"),

@@ -30,9 +30,9 @@ from models import some_ids, tiny_model
 from real_models import smollm2
 from squat.checkpoints import load_model, load_tokenizer
 from squat.deploy.gguf import write_gguf
+from squat.deploy.splits import SPLITS
 from squat.errors import CheckpointError
 from squat.evaluate.tasks import runs_in_engine
-from squat.importing.tokenizer import SPLITS
 
 VOCABULARY = 300
 

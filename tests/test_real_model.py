@@ -7,7 +7,7 @@ import torch
 from models import real_data
 from real_models import smollm2
 from squat.checkpoints import load_model, load_tokenizer
-from squat.deploy.export import export, tokenizer_json
+from squat.deploy.export import export
 from squat.deploy.parity import compare
 from squat.engine import Engine
 from squat.quantization import SquatConfig, quantize
@@ -40,9 +40,9 @@ def test_it_stays_itself_and_the_engine_computes_the_same_bits(
     config = SquatConfig(weight_bits=weight_bits, activation_bits=8)
     quantized = quantize(load_model(str(smollm2())), config, windows[:12].split(4)).eval()
     assert distance(original, quantized, windows[12:].split(4)).kl < most
-    file, text = tmp_path / "smol.gguf", tokenizer_json(tokenizer)
-    export(quantized, text, "smol", file)
-    parity = compare(quantized, text, str(file), windows[:1, :40].tolist())
+    file = tmp_path / "smol.gguf"
+    export(quantized, tokenizer, "smol", file)
+    parity = compare(quantized, tokenizer, str(file), windows[:1, :40].tolist())
     assert parity.holds
     assert parity.largest == 0
     if weight_bits == 8:

@@ -9,7 +9,7 @@ import torch
 
 from models import some_ids, tiny_model
 from squat.checkpoints import load_model, load_tokenizer, save_model
-from squat.deploy.export import export, tokenizer_json
+from squat.deploy.export import export
 from squat.evaluate.observation import entropy_bits, observe
 from squat.evaluate.sensitivity import groups_of, only, sensitivity
 from squat.evaluate.tasks import label_of
@@ -24,7 +24,7 @@ def quantized(model, tmp_path_factory):
     tokenizer = load_tokenizer(str(model))
     save_model(quantize(load_model(str(model)), SquatConfig()), tokenizer, folder)
     file = folder.with_suffix(".gguf")
-    export(load_model(str(folder)), tokenizer_json(tokenizer), "adaptive", file)
+    export(load_model(str(folder)), tokenizer, "adaptive", file)
     return folder, file
 
 

@@ -54,15 +54,31 @@ kernels::Choice choose() {
   return choice;
 }
 
-int32_t optional_token(const Gguf& file, const char* key, int n_vocab) {
-  if (!file.has(key)) return -1;
-  const uint32_t token = file.u32(key);
+int32_t checked_token(const Gguf& file, const std::string& key, uint32_t token, int n_vocab) {
   if (token >= static_cast<uint32_t>(n_vocab)) {
     throw Error(SQUAT_ERROR_FORMAT, file.name() + ": key '" + key + "' is " +
                                         std::to_string(token) + ", but the vocabulary has " +
                                         std::to_string(n_vocab) + " tokens");
   }
   return static_cast<int32_t>(token);
+}
+
+int32_t optional_token(const Gguf& file, const char* key, int n_vocab) {
+  return file.has(key) ? checked_token(file, key, file.u32(key), n_vocab) : -1;
+}
+
+std::vector<int32_t> end_tokens(const Gguf& file, int n_vocab) {
+  constexpr const char* kAll = "squat.tokenizer.eos_token_ids";
+  std::vector<int32_t> tokens;
+  if (file.has(kAll)) {
+    for (const uint32_t token : file.u32_array(kAll)) {
+      tokens.push_back(checked_token(file, kAll, token, n_vocab));
+    }
+    return tokens;
+  }
+  const int32_t only = optional_token(file, "tokenizer.ggml.eos_token_id", n_vocab);
+  if (only >= 0) tokens.push_back(only);
+  return tokens;
 }
 
 // One line for each kind of product that the model has.
@@ -123,7 +139,7 @@ Engine::Engine(std::unique_ptr<MappedFile> mapping, const uint8_t* data, size_t 
       session_(model_, choice_, threads_, context_length(model_, context)),
       kernels_(explain(model_, choice_)),
       bos_token_(optional_token(file_, "tokenizer.ggml.bos_token_id", model_.n_vocab)),
-      eos_token_(optional_token(file_, "tokenizer.ggml.eos_token_id", model_.n_vocab)) {}
+      eos_tokens_(end_tokens(file_, model_.n_vocab)) {}
 
 const Tokenizer& Engine::tokenizer() {
   if (tokenizer_ == nullptr) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/mapped_file.h"
 #include "base/thread_pool.h"
@@ -35,7 +36,8 @@ class Engine {
   int threads() const { return threads_.size(); }
   size_t file_bytes() const { return file_bytes_; }
   int32_t bos_token() const { return bos_token_; }
-  int32_t eos_token() const { return eos_token_; }
+  // Any of these ends an answer; the first one is the tokenizer's.
+  const std::vector<int32_t>& eos_tokens() const { return eos_tokens_; }
 
  private:
   Engine(std::unique_ptr<MappedFile> mapping, const uint8_t* data, size_t size,
@@ -51,7 +53,7 @@ class Engine {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::string kernels_;
   int32_t bos_token_ = -1;
-  int32_t eos_token_ = -1;
+  std::vector<int32_t> eos_tokens_;
 };
 
 }  // namespace squat

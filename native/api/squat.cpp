@@ -90,7 +90,9 @@ squat_status squat_get_info(const squat_engine* engine, squat_info* info) {
     info->file_bytes = e.file_bytes();
     info->weight_bytes = model.weight_bytes;
     info->bos_token = e.bos_token();
-    info->eos_token = e.eos_token();
+    info->eos_token = e.eos_tokens().empty() ? -1 : e.eos_tokens()[0];
+    info->eos_tokens = e.eos_tokens().data();
+    info->n_eos_tokens = static_cast<uint32_t>(e.eos_tokens().size());
     info->architecture = model.architecture.c_str();
     info->isa = e.isa();
     info->kernels = e.kernels().c_str();
@@ -209,6 +211,17 @@ squat_status squat_detokenize(squat_engine* engine, const int32_t* tokens, size_
   });
 }
 
+squat_status squat_get_piece(squat_engine* engine, int32_t token, const char** text, size_t* size) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(token >= 0 && token < engine->engine.model().n_vocab, "token: is out of range");
+    require(text != nullptr && size != nullptr, "text, size: one is NULL");
+    const std::string_view piece = engine->engine.tokenizer().piece(token);
+    *text = piece.data();
+    *size = piece.size();
+  });
+}
+
 squat_sampling squat_sampling_default(void) { return {1.0f, 0.0f, 0, 1.0f, 0.0f, 0}; }
 
 squat_status squat_sampler_create(const squat_sampling* sampling, uint32_t n_vocab,
@@ -252,12 +265,13 @@ squat_status squat_generate(squat_engine* engine, squat_sampler* sampler, const 
             "sampler: was made for another vocabulary size");
     squat::Session& session = e.session();
     const squat::Tokenizer& tokenizer = e.tokenizer();
+    const std::vector<int32_t>& ends = e.eos_tokens();
     engine->logits.resize(static_cast<size_t>(e.model().n_vocab));
     session.eval(prompt, n, 1, engine->logits.data());
     sampler->sampler.accept(prompt, n);
     for (size_t i = 0; i < max_tokens; i++) {
       const int32_t token = sampler->sampler.next(engine->logits.data());
-      if (token == e.eos_token()) return;
+      if (std::find(ends.begin(), ends.end(), token) != ends.end()) return;
       const std::string_view piece = tokenizer.piece(token);
       stopped = callback(token, piece.data(), piece.size(), user) != 0;
       if (stopped || i + 1 == max_tokens || session.length() == session.context()) return;

@@ -327,6 +327,10 @@ std::vector<Number> Gguf::numbers(std::string_view key, GgufType type) const {
   return out;
 }
 
+std::vector<double> Gguf::f64_array(std::string_view key) const {
+  return numbers<double>(key, GgufType::kF64);
+}
+
 std::vector<float> Gguf::f32_array(std::string_view key) const {
   return numbers<float>(key, GgufType::kF32);
 }

@@ -59,6 +59,7 @@ class Gguf {
   float f32(std::string_view key) const;
   bool boolean(std::string_view key) const;
   std::string_view string(std::string_view key) const;
+  std::vector<double> f64_array(std::string_view key) const;
   std::vector<float> f32_array(std::string_view key) const;
   std::vector<uint32_t> u32_array(std::string_view key) const;
   std::vector<int32_t> i32_array(std::string_view key) const;

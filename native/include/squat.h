@@ -59,15 +59,17 @@ SQUAT_API squat_status squat_load(const char* path, uint32_t threads, uint32_t c
 SQUAT_API void squat_free(squat_engine* engine);
 
 typedef struct squat_info {
-  uint32_t n_vocab;         /* number of token ids, and of logits for one position */
-  uint32_t n_layer;         /* decoder layers */
-  uint32_t n_embd;          /* hidden size */
-  uint32_t n_context;       /* the most tokens that the session can hold */
-  uint32_t n_threads;       /* threads that compute */
-  uint64_t file_bytes;      /* size of the file */
-  uint64_t weight_bytes;    /* packed weights in memory */
-  int32_t bos_token;        /* -1: the model has none */
-  int32_t eos_token;        /* -1: the model has none */
+  uint32_t n_vocab;      /* number of token ids, and of logits for one position */
+  uint32_t n_layer;      /* decoder layers */
+  uint32_t n_embd;       /* hidden size */
+  uint32_t n_context;    /* the most tokens that the session can hold */
+  uint32_t n_threads;    /* threads that compute */
+  uint64_t file_bytes;   /* size of the file */
+  uint64_t weight_bytes; /* packed weights in memory */
+  int32_t bos_token;     /* -1: the model has none */
+  int32_t eos_token;     /* -1: the model has none */
+  uint32_t n_eos_tokens; /* tokens that end an answer, eos_token the first of them */
+  const int32_t* eos_tokens;
   const char* architecture; /* "llama" or "gpt2"; strings live as long as the engine */
   const char* isa;          /* instruction set in use */
   const char* kernels;      /* one line for each kind of product: "name: kernel\n" */
@@ -146,6 +148,11 @@ SQUAT_API squat_status squat_tokenize(squat_engine* engine, const char* text, si
 SQUAT_API squat_status squat_detokenize(squat_engine* engine, const int32_t* tokens, size_t n,
                                         char* text, size_t capacity, size_t* size);
 
+/* The bytes that one token adds to a text, none for special tokens; alive as long as the engine. A
+ * token may end inside a UTF-8 character. */
+SQUAT_API squat_status squat_get_piece(squat_engine* engine, int32_t token, const char** text,
+                                       size_t* size);
+
 /* ---- Sampling -------------------------------------------------------------------------------- */
 
 /* How the next token is chosen from the logits. The filters apply in the order of the fields,
@@ -185,9 +192,9 @@ SQUAT_API squat_status squat_sampler_next(squat_sampler* sampler, const float* l
  * inside a UTF-8 character); returning anything but 0 ends the generation. */
 typedef int (*squat_callback)(int32_t token, const char* text, size_t size, void* user);
 
-/* Appends the n >= 1 prompt tokens to the session and generates until the end-of-sequence token
- * (which is not reported), `max_tokens` tokens, a full context (SQUAT_OK), or the callback's wish
- * (SQUAT_STOPPED). The sampler takes note of the prompt. */
+/* Appends the n >= 1 prompt tokens to the session and generates until one of the end-of-sequence
+ * tokens (which is not reported), `max_tokens` tokens, a full context (SQUAT_OK), or the callback's
+ * wish (SQUAT_STOPPED). The sampler takes note of the prompt. */
 SQUAT_API squat_status squat_generate(squat_engine* engine, squat_sampler* sampler,
                                       const int32_t* prompt, size_t n, size_t max_tokens,
                                       squat_callback callback, void* user);

@@ -59,7 +59,9 @@ class Engine {
     out["isa"] = info_.isa;
     out["kernels"] = info_.kernels;
     out["bos_token"] = info_.bos_token;
-    out["eos_token"] = info_.eos_token;
+    nb::list ends;
+    for (uint32_t i = 0; i < info_.n_eos_tokens; i++) ends.append(info_.eos_tokens[i]);
+    out["eos_tokens"] = nb::tuple(ends);
     return out;
   }
 
@@ -163,6 +165,13 @@ class Engine {
     return nb::bytes(text.data(), text.size());
   }
 
+  nb::bytes piece(int32_t token) {
+    const char* text = nullptr;
+    size_t size = 0;
+    run([&] { return squat_get_piece(engine_.get(), token, &text, &size); });
+    return nb::bytes(text, size);
+  }
+
  private:
   struct Free {
     void operator()(squat_engine* engine) const { squat_free(engine); }
@@ -239,7 +248,8 @@ void bind_engine(nb::module_& module) {
       .def("set_profiling", &Engine::set_profiling, nb::arg("on"))
       .def("profile", &Engine::profile)
       .def("tokenize", &Engine::tokenize, nb::arg("text"))
-      .def("detokenize", &Engine::detokenize, nb::arg("tokens"));
+      .def("detokenize", &Engine::detokenize, nb::arg("tokens"))
+      .def("piece", &Engine::piece, nb::arg("token"));
   nb::class_<Sampler>(module, "Sampler")
       .def(nb::init<uint32_t, float, float, uint32_t, float, float, uint64_t>(),
            nb::arg("vocab_size"), nb::arg("repetition_penalty"), nb::arg("temperature"),

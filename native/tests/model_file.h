@@ -62,6 +62,11 @@ class GgufBuilder {
     for (const float value : values) encoded += raw(value);
     set(name, encoded);
   }
+  void f64_array(const std::string& name, const std::vector<double>& values) {
+    std::string encoded = array_header(12, values.size());
+    for (const double value : values) encoded += raw(value);
+    set(name, encoded);
+  }
   void u32_array(const std::string& name, const std::vector<uint32_t>& values) {
     std::string encoded = array_header(4, values.size());
     for (const uint32_t value : values) encoded += raw(value);

@@ -331,12 +331,16 @@ void expect_error(squat_status status, squat_status expected, const char* part) 
   if (!CHECK(ok)) std::fprintf(stderr, "  %d: '%s'\n", status, squat_last_error());
 }
 
-void test_c_interface() {
-  const std::string path = "test_engine.gguf";  // in the build folder
-  const Bytes file = tiny_model().bytes();
+void write_file(const std::string& path, const Bytes& file) {
   std::FILE* out = std::fopen(path.c_str(), "wb");
   CHECK(out != nullptr && std::fwrite(file.data(), 1, file.size(), out) == file.size());
   std::fclose(out);
+}
+
+void test_c_interface() {
+  const std::string path = "test_engine.gguf";  // in the build folder
+  const Bytes file = tiny_model().bytes();
+  write_file(path, file);
 
   squat_engine* engine = nullptr;
   expect_error(squat_load("missing.gguf", 1, 0, &engine), SQUAT_ERROR_FILE, "missing.gguf");
@@ -356,6 +360,7 @@ void test_c_interface() {
   CHECK(info.n_vocab == kVocabulary && info.n_layer == 3 && info.n_context == 64);
   CHECK(info.n_threads == 2 && info.file_bytes == file.size() && info.bos_token == 1);
   CHECK(std::string(info.architecture) == "llama" && info.eos_token == 2);
+  CHECK(info.n_eos_tokens == 1 && info.eos_tokens[0] == 2);
   CHECK(std::strstr(info.kernels, "a8 w4: matmul_") != nullptr);
 
   const char* text = nullptr;
@@ -400,6 +405,10 @@ void test_c_interface() {
   CHECK(std::string(buffer, size) == hello);
   expect_error(squat_detokenize(engine, bad, 2, buffer, 64, &size), SQUAT_ERROR_ARGUMENT,
                "out of range");
+  CHECK(squat_get_piece(engine, ids[0], &text, &size) == SQUAT_OK);
+  CHECK(std::string(text, size) == "hello");
+  CHECK(squat_get_piece(engine, 1, &text, &size) == SQUAT_OK && size == 0);
+  expect_error(squat_get_piece(engine, -1, &text, &size), SQUAT_ERROR_ARGUMENT, "token");
 
   // Generation is evaluation and sampling by hand.
   const squat_sampling greedy = squat_sampling_default();
@@ -448,6 +457,34 @@ void test_c_interface() {
   std::remove(path.c_str());
 }
 
+// Any of several tokens ends an answer.
+void test_ends() {
+  const std::string path = "test_ends.gguf";
+  squat::test::GgufBuilder model = tiny_model(ModelOptions{});
+  const auto generate = [&path, &model] {
+    write_file(path, model.bytes());
+    squat_engine* engine = nullptr;
+    squat_sampler* sampler = nullptr;
+    const squat_sampling greedy = squat_sampling_default();
+    const int32_t prompt[] = {1, 100};
+    Generated generated;
+    CHECK(squat_load(path.c_str(), 1, 0, &engine) == SQUAT_OK);
+    CHECK(squat_sampler_create(&greedy, kVocabulary, &sampler) == SQUAT_OK);
+    CHECK(squat_generate(engine, sampler, prompt, 2, 12, collect, &generated) == SQUAT_OK);
+    squat_sampler_free(sampler);
+    squat_free(engine);
+    return generated.tokens;
+  };
+  const std::vector<int32_t> whole = generate();
+  CHECK(whole.size() > 2);
+  const int32_t end = whole.back();
+  model.u32_array("squat.tokenizer.eos_token_ids", {2, static_cast<uint32_t>(end)});
+  const std::vector<int32_t> cut = generate();
+  const auto found = std::find(whole.begin(), whole.end(), end);
+  CHECK(cut == std::vector<int32_t>(whole.begin(), found));
+  std::remove(path.c_str());
+}
+
 // The profile counts what was asked for while it is on, and nothing else.
 void test_profile() {
   const Bytes file = tiny_model(ModelOptions{}).bytes();
@@ -486,6 +523,7 @@ int main() {
   test_wanted_and_score();
   test_evaluation_allocates_nothing();
   test_engines_in_threads();
+  test_ends();
   test_profile();
   test_sampler();
   test_c_interface();

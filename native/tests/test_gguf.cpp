@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -236,6 +237,51 @@ void test_model() {
   expect_refusal("merges",
                  with_key([](G& f) { f.string_array("tokenizer.ggml.merges", {"he llo!"}); }),
                  {"'tokenizer.ggml.merges' element 0"});
+
+  const std::string normalizers = "squat.tokenizer.normalizers";
+  for (const std::vector<std::string>& words :
+       std::vector<std::vector<std::string>>{{"nfd"},
+                                             {"nfc", "prepend"},
+                                             {"replace", "a"},
+                                             {"prepend", ""},
+                                             {"prepend", std::string(65, 'x')}}) {
+    expect_refusal("normalizers", with_key([&](G& f) { f.string_array(normalizers, words); }),
+                   {"'squat.tokenizer.normalizers' is no list of nfc, nfkc, lowercase"});
+  }
+  expect_refusal("prefix", with_key([](G& f) { f.string("squat.tokenizer.prefix", "last"); }),
+                 {"'squat.tokenizer.prefix' is 'last', expected 'first' or 'always'"});
+  expect_refusal("pre", with_key([](G& f) { f.string("tokenizer.ggml.pre", "bloom"); }),
+                 {"'tokenizer.ggml.pre' is 'bloom', expected one of gpt-2, smollm"});
+  const auto added = [&](const std::vector<uint32_t>& tokens, const std::vector<uint32_t>& flags) {
+    return with_key([&](G& f) {
+      f.u32_array("squat.tokenizer.added_tokens", tokens);
+      f.u32_array("squat.tokenizer.added_token_flags", flags);
+    });
+  };
+  expect_refusal("added", added({1, 272}, {0, 0}), {"added_tokens' has token 272", "272 tokens"});
+  expect_refusal("flags", added({1}, {32}), {"added_token_flags' has 32"});
+  expect_refusal("flag count", added({1, 2}, {1}),
+                 {"added_token_flags' has 1 elements, expected 2"});
+  CHECK(refusal(added({1, 2}, {31, 0}).bytes()).empty());
+  expect_refusal("no flags",
+                 with_key([](G& f) { f.u32_array("squat.tokenizer.added_tokens", {1}); }),
+                 {"'squat.tokenizer.added_token_flags' is missing"});
+  const auto unigram = [&](const std::vector<double>& scores, bool unknown) {
+    return with_key([&](G& f) {
+      f.string("tokenizer.ggml.model", "t5");
+      f.f64_array("squat.tokenizer.scores", scores);
+      if (unknown) f.u32("tokenizer.ggml.unknown_token_id", 0);
+    });
+  };
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  expect_refusal("scores", unigram({1.0}, true), {"scores' has 1 elements, expected 272"});
+  expect_refusal("no unknown", unigram(std::vector<double>(272), false),
+                 {"'tokenizer.ggml.unknown_token_id' is missing"});
+  expect_refusal("NaN", unigram(std::vector<double>(272, nan), true), {"is no finite number"});
+  CHECK(refusal(unigram(std::vector<double>(272), true).bytes()).empty());
+  expect_refusal("ends",
+                 with_key([](G& f) { f.u32_array("squat.tokenizer.eos_token_ids", {2, 272}); }),
+                 {"'squat.tokenizer.eos_token_ids' is 272"});
 
   expect_refusal("float matrix", with_key([](G& f) {
                    G::Tensor& t = f.tensor("blk.0.attn_output.weight");

@@ -1,5 +1,5 @@
 // Unicode and the tokenizers on cases worked out by hand. That the results equal those of Hugging
-// Face tokenizers on real text is tested from Python (tests/test_engine.py).
+// Face tokenizers on any text is tested from Python (tests/test_tokenizer.py).
 #include <cstdio>
 #include <numeric>
 #include <string>
@@ -51,6 +51,59 @@ void test_nfkc() {
   CHECK(squat::nfkc(U"\uac00\u11a8") == U"\uac01");
   CHECK(squat::nfkc(U"\u0301a") == U"\u0301a");
   CHECK(squat::nfkc(U"\U0001d54f") == U"X");
+}
+
+void test_nfc_and_lower_case() {
+  CHECK(squat::nfc(U"e\u0301\ufb01\u00bd") == U"\u00e9\ufb01\u00bd");  // compatibility stays
+  CHECK(squat::nfc(U"\u212b") == U"\u00c5");
+  CHECK(squat::nfc(U"\u1100\u1161\u11a8") == U"\uac01");
+  CHECK(squat::lower_case(U"A\u00c9\u03a3\u0130\U00010400") == U"a\u00e9\u03c3i\u0307\U00010428");
+}
+
+std::vector<std::u32string> split(const char* pre, const std::u32string& text) {
+  std::vector<std::u32string> out;
+  squat::find_pre_tokenizer(pre)->split(
+      text, [&](std::u32string_view piece) { out.emplace_back(piece); });
+  return out;
+}
+
+void test_splits() {
+  using Pieces = std::vector<std::u32string>;
+  const std::u32string text = U"I'LL  pay\t12345x!\r\n\n ok";
+  CHECK(split("gpt-2", text) ==
+        (Pieces{U"I", U"'", U"LL", U" ", U" pay", U"\t", U"12345", U"x", U"!", U"\r\n\n", U" ok"}));
+  CHECK(split("smollm", U" a12 3") == (Pieces{U" a", U"1", U"2", U" ", U"3"}));
+  CHECK(split("llama-bpe", text) ==
+        (Pieces{U"I", U"'LL", U" ", U" pay", U"\t", U"123", U"45", U"x", U"!\r\n\n", U" ok"}));
+  CHECK(split("qwen2", U" 12\n \n  x\u00a0(y)") ==
+        (Pieces{U" ", U"1", U"2", U"\n \n", U" ", U" x", U"\u00a0", U"(y", U")"}));
+  CHECK(split("qwen2", U"  ") == Pieces{U"  "});
+  CHECK(split("llama-bpe", U"").empty());
+  CHECK(squat::find_pre_tokenizer("GPT-2") == nullptr);
+}
+
+void test_added_tokens() {
+  squat::AddedTokens tokens;
+  tokens.add(U"<a>", {1});
+  tokens.add(U"<a>b", {2});
+  tokens.add(U"word", {3, true});
+  tokens.add(U"<l>", {4, false, true});
+  tokens.add(U"<r>", {5, false, false, true});
+  const auto ids = [&tokens](const std::u32string& text) {
+    std::string out;
+    for (const squat::AddedTokens::Part& part : tokens.split(text)) {
+      const std::u32string_view view(text);
+      const std::string inside = squat::encode_utf8(view.substr(part.begin, part.end - part.begin));
+      out += part.id < 0 ? inside : "[" + std::to_string(part.id) + "]";
+    }
+    return out;
+  };
+  CHECK(ids(U"x<a>b<a>c") == "x[2][1]c");  // the longest
+  CHECK(ids(U"word words _word (word)") == "[3] words _word ([3])");
+  CHECK(ids(U"x  <l>  y") == "x[4]  y");
+  CHECK(ids(U"x  <r>  y") == "x  [5]y");
+  CHECK(ids(U"<r>  <l>") == "[5][4]");
+  CHECK(ids(U"").empty());
 }
 
 // Token ids joined, so that a result reads like the text.
@@ -109,6 +162,38 @@ void test_prefix_and_digits() {
         "[a][ ][1][9][9][ hello]");
 }
 
+// What a file says of normalizers, added tokens and rows without a token.
+void test_keys() {
+  GgufBuilder model = tiny_model();
+  model.string_array("squat.tokenizer.normalizers",
+                     {"lowercase", "replace", "--", "9", "prepend", "a"});
+  model.string("squat.tokenizer.prefix", "first");
+  model.u32_array("squat.tokenizer.added_tokens", {1, 2});
+  model.u32_array("squat.tokenizer.added_token_flags", {8, 6});
+  std::vector<uint8_t> bytes = model.bytes();
+  const Gguf file(bytes.data(), bytes.size(), "model");
+  const Tokenizer tokenizer(file, squat::test::kVocabulary);
+  CHECK(pieces(tokenizer, "--9HELLO") == "[ ][a][99][hello]");
+  CHECK(pieces(tokenizer, "x </s> </s>") == "[ ][a][x][#2][#2]");
+  // A normalized token stands in the normalized text: there it is "a<s>".
+  CHECK(pieces(tokenizer, "<S>") == "[#1]");
+
+  // Steps that make a text longer and longer.
+  std::vector<std::string> steps;
+  for (int i = 0; i < 40; i++) {
+    for (const char* word : {"replace", "h", "hhhhhhhh"}) steps.push_back(word);
+  }
+  model.string_array("squat.tokenizer.normalizers", steps);
+  bytes = model.bytes();
+  const Gguf growing(bytes.data(), bytes.size(), "model");
+  try {
+    Tokenizer(growing, squat::test::kVocabulary).encode("hello");
+    CHECK(false);
+  } catch (const squat::Error& error) {
+    CHECK(std::string(error.what()).find("of 5 characters longer than 4416") != std::string::npos);
+  }
+}
+
 // SentencePiece's kind: characters, bytes for those that are missing, one piece for the whole text.
 void test_sentencepiece() {
   const std::string space = "\xe2\x96\x81";
@@ -152,6 +237,22 @@ void test_sentencepiece() {
   CHECK(pieces(Tokenizer(other, static_cast<uint32_t>(tokens.size())), "axyb") == "[ ][a][#0][b]");
 }
 
+void test_unigram() {
+  const std::string e = "\xc3\xa9";
+  const squat::Unigram model({{"a", 1, -1.0}, {"b", 2, -1.5}, {"ab", 3, -2.0}, {"aba", 4, -4.0}},
+                             0);
+  const auto split = [&model](std::string_view text) {
+    std::string out;
+    for (const std::string_view piece : model.split(text)) out += "[" + std::string(piece) + "]";
+    return out;
+  };
+  CHECK(split("ab") == "[ab]");
+  CHECK(split("aba") == "[ab][a]");
+  CHECK(split("ba" + e + e + "b") == "[b][a][" + e + e + "][b]");
+  CHECK(split(e) == "[" + e + "]");
+  CHECK(split("").empty());
+}
+
 // A text that is one long piece must not take quadratic time; this one would take minutes.
 void test_long_piece() {
   const std::vector<uint8_t> bytes = tiny_model().bytes();
@@ -167,9 +268,14 @@ void test_long_piece() {
 int main() {
   test_utf8();
   test_nfkc();
+  test_nfc_and_lower_case();
+  test_splits();
+  test_added_tokens();
+  test_keys();
   test_byte_level();
   test_prefix_and_digits();
   test_sentencepiece();
+  test_unigram();
   test_long_piece();
   return squat::test::report("test_tokenizer");
 }

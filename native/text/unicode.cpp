@@ -25,6 +25,11 @@ struct Composition {
   uint32_t first, second, composed;
 };
 
+struct LowerCase {
+  uint32_t code;
+  uint32_t first, second;  // second: 0 if there is none
+};
+
 #include "unicode_tables.inc"
 
 constexpr char32_t kReplacement = 0xfffd;
@@ -49,7 +54,19 @@ uint32_t combining_class(char32_t code) {
   return range == nullptr ? 0 : range->combining_class;
 }
 
-void decompose(char32_t code, std::u32string* out) {
+// One of the two sorts of full decompositions.
+struct Decompositions {
+  const Decomposition *begin, *end;
+  const uint16_t* units;
+};
+
+constexpr Decompositions kCanonical = {std::begin(kCanonicalDecompositions),
+                                       std::end(kCanonicalDecompositions), kCanonicalUnits};
+constexpr Decompositions kCompatibility = {std::begin(kCompatibilityDecompositions),
+                                           std::end(kCompatibilityDecompositions),
+                                           kCompatibilityUnits};
+
+void decompose(char32_t code, const Decompositions& table, std::u32string* out) {
   if (code >= kSyllableBase && code < kSyllableBase + kLeads * kVowels * kTrails) {
     const char32_t syllable = code - kSyllableBase;
     out->push_back(kLeadBase + syllable / (kVowels * kTrails));
@@ -58,16 +75,16 @@ void decompose(char32_t code, std::u32string* out) {
     return;
   }
   const Decomposition* found = std::lower_bound(
-      std::begin(kDecompositions), std::end(kDecompositions), code,
+      table.begin, table.end, code,
       [](const Decomposition& entry, char32_t value) { return entry.code < value; });
   if (found->code != code) {  // the table ends with an entry greater than every code point
     out->push_back(code);
     return;
   }
   for (uint32_t i = found[0].begin; i < found[1].begin; i++) {
-    const char32_t unit = kDecompositionUnits[i];
+    const char32_t unit = table.units[i];
     if (unit >= 0xd800 && unit < 0xdc00) {
-      const char32_t low = kDecompositionUnits[++i];
+      const char32_t low = table.units[++i];
       out->push_back(0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00));
     } else {
       out->push_back(unit);
@@ -76,7 +93,7 @@ void decompose(char32_t code, std::u32string* out) {
 }
 
 // The primary composite of two characters, or 0.
-char32_t compose(char32_t first, char32_t second) {
+char32_t composite(char32_t first, char32_t second) {
   if (first >= kLeadBase && first < kLeadBase + kLeads && second >= kVowelBase &&
       second < kVowelBase + kVowels) {
     return kSyllableBase + ((first - kLeadBase) * kVowels + (second - kVowelBase)) * kTrails;
@@ -94,6 +111,46 @@ char32_t compose(char32_t first, char32_t second) {
   const bool equal =
       found != std::end(kCompositions) && found->first == first && found->second == second;
   return equal ? found->composed : 0;
+}
+
+// Decomposed, put into canonical order, and composed.
+std::u32string compose(const std::u32string& text, const Decompositions& decompositions) {
+  std::u32string out;
+  out.reserve(text.size());
+  for (const char32_t code : text) decompose(code, decompositions, &out);
+
+  // Canonical order: each run of combining marks sorted by class, equal classes in place.
+  for (auto run = out.begin(); run != out.end();) {
+    if (combining_class(*run) == 0) {
+      ++run;
+      continue;
+    }
+    auto end = run + 1;
+    while (end != out.end() && combining_class(*end) != 0) ++end;
+    std::stable_sort(
+        run, end, [](char32_t a, char32_t b) { return combining_class(a) < combining_class(b); });
+    run = end;
+  }
+
+  // Composition: a character joins the last starter unless one of no lower class stands between.
+  size_t kept = 0;
+  size_t starter = SIZE_MAX;
+  uint32_t last_class = 0;
+  for (const char32_t code : out) {
+    const uint32_t current = combining_class(code);
+    const bool adjacent = starter != SIZE_MAX && starter + 1 == kept;
+    if (starter != SIZE_MAX && (adjacent || last_class < current)) {
+      if (const char32_t composed = composite(out[starter], code); composed != 0) {
+        out[starter] = composed;
+        continue;
+      }
+    }
+    if (current == 0) starter = kept;
+    last_class = current;
+    out[kept++] = code;
+  }
+  out.resize(kept);
+  return out;
 }
 
 }  // namespace
@@ -138,9 +195,20 @@ void append_utf8(char32_t code, std::string* out) {
   }
 }
 
+std::string encode_utf8(std::u32string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (const char32_t code : text) append_utf8(code, &out);
+  return out;
+}
+
 bool is_letter(char32_t code) { return find_range(kLetters, code) != nullptr; }
 
 bool is_number(char32_t code) { return find_range(kNumbers, code) != nullptr; }
+
+bool is_numeral(char32_t code) { return find_range(kNumerals, code) != nullptr; }
+
+bool is_word_character(char32_t code) { return find_range(kWordCharacters, code) != nullptr; }
 
 bool is_space(char32_t code) {
   return (code >= 0x09 && code <= 0x0d) || code == 0x20 || code == 0x85 || code == 0xa0 ||
@@ -148,43 +216,22 @@ bool is_space(char32_t code) {
          code == 0x202f || code == 0x205f || code == 0x3000;
 }
 
-std::u32string nfkc(const std::u32string& text) {
+std::u32string lower_case(const std::u32string& text) {
   std::u32string out;
   out.reserve(text.size());
-  for (const char32_t code : text) decompose(code, &out);
-
-  // Canonical order: each run of combining marks sorted by class, equal classes in place.
-  for (auto run = out.begin(); run != out.end();) {
-    if (combining_class(*run) == 0) {
-      ++run;
-      continue;
-    }
-    auto end = run + 1;
-    while (end != out.end() && combining_class(*end) != 0) ++end;
-    std::stable_sort(
-        run, end, [](char32_t a, char32_t b) { return combining_class(a) < combining_class(b); });
-    run = end;
+  for (const char32_t code : text) {
+    const LowerCase* found =
+        std::lower_bound(std::begin(kLowerCase), std::end(kLowerCase), code,
+                         [](const LowerCase& entry, char32_t value) { return entry.code < value; });
+    const bool changes = found != std::end(kLowerCase) && found->code == code;
+    out.push_back(changes ? found->first : code);
+    if (changes && found->second != 0) out.push_back(found->second);
   }
-
-  // Composition: a character joins the last starter unless one of no lower class stands between.
-  size_t kept = 0;
-  size_t starter = SIZE_MAX;
-  uint32_t last_class = 0;
-  for (const char32_t code : out) {
-    const uint32_t current = combining_class(code);
-    const bool adjacent = starter != SIZE_MAX && starter + 1 == kept;
-    if (starter != SIZE_MAX && (adjacent || last_class < current)) {
-      if (const char32_t composed = compose(out[starter], code); composed != 0) {
-        out[starter] = composed;
-        continue;
-      }
-    }
-    if (current == 0) starter = kept;
-    last_class = current;
-    out[kept++] = code;
-  }
-  out.resize(kept);
   return out;
 }
+
+std::u32string nfc(const std::u32string& text) { return compose(text, kCanonical); }
+
+std::u32string nfkc(const std::u32string& text) { return compose(text, kCompatibility); }
 
 }  // namespace squat

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from squat.checkpoints import load_model, load_tokenizer
 from squat.data import tokenize_corpus, write_corpus
 from squat.data.files import writing
-from squat.deploy.export import export, tokenizer_json
+from squat.deploy.export import export
 from squat.engine import Engine
 from squat.evaluate import evaluate_minimal_pairs, perplexity, read_minimal_pairs
 from squat.evaluate.huggingface import HuggingFaceScorer
@@ -86,7 +86,7 @@ def run_demo(folder: Path, console: Console) -> None:
     console.rule("5. One file, and the engine that runs it in integers")
     file = folder / "squat.gguf"
     model = load_model(str(student))
-    export(model, tokenizer_json(tokenizer), "squat-demo", file)
+    export(model, tokenizer, "squat-demo", file)
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, tokenizer inside\n")
     for piece in continue_text(str(file), PROMPT, 40, temperature=0.7, top_p=0.9, seed=1):
         print(piece, end="", flush=True)

@@ -1,15 +1,17 @@
 """The engine from Python: a .gguf file, text in, text, scores and logits out.
 
-Everything is computed by the C++ engine, in integers, as the model was trained; this module adds the
-tokenizer (the `tokenizers` library, from the tokenizer.json inside the file), streaming and typed errors.
-Neither torch nor transformers is imported.
+Everything is computed by the C++ engine, in integers, as the model was trained; text becomes tokens there,
+too, as it does in squat-run. This module adds streaming and typed errors. Neither torch nor transformers
+is imported.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -30,7 +32,8 @@ class EngineInfo:
 
     `context`: the most tokens that prompt and answer may have together. `weight_bytes`: packed weights in
     memory. `isa`: the instruction set in use. `kernels`: by widths such as "a4 w4" (activations,
-    weights), which kernel computes the products and why. A token that the model lacks is None.
+    weights), which kernel computes the products and why. `bos_token`: None if the model has none; whether a
+    text begins with it is for the tokenizer to say. `eos_tokens`: any of them ends an answer.
     """
 
     architecture: str
@@ -44,7 +47,12 @@ class EngineInfo:
     isa: str
     kernels: dict[str, str]
     bos_token: int | None
-    eos_token: int | None
+    eos_tokens: tuple[int, ...]
+
+    @property
+    def eos_token(self) -> int | None:
+        """The tokenizer's, if the model has one."""
+        return self.eos_tokens[0] if self.eos_tokens else None
 
 
 class Engine:
@@ -64,15 +72,10 @@ class Engine:
             if not 0 <= value < 2**32:
                 raise EngineError(f"{name}: {value} is out of range; 0 chooses")
         self._native = _native.Engine(os.fspath(path), threads, context)
-        self._tokenizer: Tokenizer = Tokenizer.from_str(
-            self._native.string("tokenizer.huggingface.json")
-        )
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         info = self._native.info()
         kernels = (line.split(": ", 1) for line in info.pop("kernels").splitlines())
-        bos, eos = (None if t < 0 else t for t in (info.pop("bos_token"), info.pop("eos_token")))
-        self._info = EngineInfo(**info, kernels=dict(kernels), bos_token=bos, eos_token=eos)
+        bos = info.pop("bos_token")
+        self._info = EngineInfo(**info, kernels=dict(kernels), bos_token=None if bos < 0 else bos)
         self._turn = 0  # counts the calls that use the session
 
     @property
@@ -80,10 +83,13 @@ class Engine:
         """What was loaded and what it runs on."""
         return self._info
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer inside the file."""
-        return self._tokenizer
+        """The tokenizer inside the file as the tokenizers library has it: the same tokens for a text."""
+        tokenizer = Tokenizer.from_str(self._native.string("tokenizer.huggingface.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     @property
     def wide_share(self) -> list[float]:
@@ -104,19 +110,22 @@ class Engine:
         return self._native.profile()
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, behind the model's <s> if it has one: as its training text began.
+        """Token ids of a text, behind what its tokenizer puts in front of one.
 
         Raises:
             EngineError: a string with half a character (a lone surrogate), which is no text.
         """
         if problem := broken_character(text):
             raise EngineError(f"text: {problem}")
-        start = [] if self.info.bos_token is None else [self.info.bos_token]
-        return start + list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._native.tokenize(text.encode())
 
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids)))
+    def detokenize(self, ids: ArrayLike) -> str:
+        """The text of token ids, special tokens left out.
+
+        Raises:
+            EngineError: an id out of range.
+        """
+        return self._native.detokenize(_tokens(ids)).decode("utf-8", "replace")
 
     def logits(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Logits after each of the tokens, which start a new session: float32 [tokens, vocabulary].
@@ -171,20 +180,25 @@ class Engine:
     def score(self, texts: Sequence[str]) -> list[float]:
         """The log-probability of each text in nats, summed over its tokens.
 
-        The model's <s> comes first, if it has one; without one, the first token has no probability and
-        is only read.
+        The context is that of a model's folder (`HuggingFaceScorer`): the begin-of-text token, or the
+        end-of-text token of a model without one, once.
 
         Raises:
-            EngineError: a text is longer than the context, or has no token to start from.
+            EngineError: a text is longer than the context, or the model has neither token.
         """
         if isinstance(texts, str):
             raise EngineError("texts: is one string; give a list of strings")
+        info = self.info
+        context = info.eos_token if info.bos_token is None else info.bos_token
+        if context is None:
+            raise EngineError("texts: the model has neither a bos nor an eos token to begin with")
         self._begin()
         sums = []
+        in_front = len(self.tokenize(""))
         for index, text in enumerate(texts):
-            ids = self.tokenize(text)
-            if not ids:
-                raise EngineError(f"texts: element {index} is empty, and the model has no <s>")
+            ids = self.tokenize(text)[in_front:]
+            if ids[:1] != [context]:
+                ids = [context, *ids]
             try:
                 sums.append(self._native.score(_tokens(ids)))
             except EngineError as error:
@@ -236,7 +250,7 @@ class Engine:
     ) -> str | Iterator[str]:
         """Continue a text; the result is the continuation only.
 
-        It ends with the end-of-sequence token, `max_new_tokens`, or a full context.
+        It ends with an end-of-sequence token, `max_new_tokens`, or a full context.
 
         Args:
             prompt: the text to continue; or its token ids, which are then taken as they are.
@@ -264,8 +278,10 @@ class Engine:
             seed=seed,
         )
         ids = self.tokenize(prompt) if isinstance(prompt, str) else _tokens(prompt).tolist()
+        if not ids and self.info.bos_token is not None:
+            ids = [self.info.bos_token]
         if not ids:
-            raise EngineError("prompt: is empty, and the model has no <s> to begin with")
+            raise EngineError("prompt: is empty, and the model has no bos token to begin with")
         if len(ids) > self.info.context:
             raise EngineError(
                 f"prompt: its {len(ids)} tokens exceed the context of {self.info.context}"
@@ -286,10 +302,10 @@ class Engine:
         for begin in range(0, last, _PREFILL):
             self._native.append(tokens[begin : begin + _PREFILL])
         logits = self._native.eval(tokens[last:])
-        text = TextStream(self._tokenizer, prompt)
+        text = _TextStream(self._native, prompt)
         for count in range(1, limit + 1):
             token = sampler.next(logits[0])
-            if token == self.info.eos_token:
+            if token in self.info.eos_tokens:
                 break
             if piece := text.push(token):
                 yield piece
@@ -334,37 +350,25 @@ def _tokens(ids: ArrayLike) -> NDArray[np.int32]:
     return wide.astype(np.int32)
 
 
-_CONTEXT = 8
-"""Tokens that are decoded again with the new ones, more than any character has."""
+class _TextStream:
+    """Text of tokens as they come, never cutting a character in two: together, the text of all of them.
 
-
-class TextStream:
-    """Text of tokens as they come, never cutting a character in two.
-
-    A decoder may treat the first token of a text differently, and a character may need several tokens;
-    so each time the last few tokens are decoded with and without the new ones, and the difference is
-    new text, unless it ends in an incomplete character.
+    A character may need several tokens; what is no UTF-8 becomes U+FFFD.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
-        self._tokenizer = tokenizer
-        self._ids = prompt[-_CONTEXT:]
-        self._known = len(self._ids)  # tokens whose text has been returned
+    def __init__(self, engine: _native.Engine, prompt: list[int]) -> None:
+        self._engine = engine
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.decode(engine.detokenize(_tokens(prompt)))  # it may end inside of a character
+        self._begins = not any(map(engine.piece, prompt))  # a text, which may lose a space
 
     def push(self, token: int) -> str:
         """The new text after one more token; "" while a character is incomplete."""
-        self._ids.append(token)
-        text = self._new_text()
-        if not text or text.endswith("\ufffd"):
-            return ""
-        self._ids = self._ids[-_CONTEXT:]
-        self._known = len(self._ids)
-        return text
+        piece = self._engine.piece(token)
+        if piece and self._begins:
+            piece, self._begins = self._engine.detokenize(_tokens([token])), False
+        return self._decoder.decode(piece)
 
     def rest(self) -> str:
-        """What has not been returned, complete or not."""
-        return self._new_text()
-
-    def _new_text(self) -> str:
-        before = self._tokenizer.decode(self._ids[: self._known])
-        return str(self._tokenizer.decode(self._ids)[len(before) :])
+        """What has not been returned: U+FFFD if a character has no end."""
+        return self._decoder.decode(b"", final=True)

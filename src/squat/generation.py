@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from squat.engine import Engine, TextStream, new_sampler
+from squat.engine import Engine, new_sampler
 from squat.errors import DataError
 from squat.evaluate.tasks import runs_in_engine
 from squat.unicode import broken_character
@@ -64,16 +64,16 @@ def _continue_in_pytorch(
 
     from squat.checkpoints import load_model, load_tokenizer
     from squat.evaluate.huggingface import check_ids
+    from squat.special_tokens import end_tokens
 
     network, tokenizer = load_model(model), load_tokenizer(model)
-    text = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = [*([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]), *text]
+    ids = tokenizer(prompt)["input_ids"]
     config = network.config.get_text_config()
     limit = _limit(ids, max_new_tokens, config.max_position_embeddings)
     check_ids(network, np.array(ids))
-    ends = _ends(network, tokenizer.eos_token_id)
+    ends = end_tokens(network, tokenizer)
     sampler = new_sampler(config.vocab_size, temperature=temperature, top_p=top_p, seed=seed)
-    stream = TextStream(tokenizer.backend_tokenizer, ids)
+    stream = _TextStream(tokenizer.backend_tokenizer, ids)
     yield prompt
     cache, fed = None, ids
     for _ in range(limit):
@@ -112,10 +112,23 @@ def _limit(ids: Sequence[int], max_new_tokens: int | None, context: int) -> int:
     return max_new_tokens
 
 
-def _ends(network: Any, eos: int | None) -> set[int]:
-    """Every token that the tokenizer, the config or the generation config has an answer end with."""
-    ends = {eos}
-    for config in (network.config, network.generation_config):
-        named = getattr(config, "eos_token_id", None)
-        ends.update(named if isinstance(named, list) else [named])
-    return {token for token in ends if token is not None}
+class _TextStream:
+    """Text of tokens as they come: what is new in the text of all, once no character is cut in two."""
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
+        self._tokenizer, self._ids = tokenizer, list(prompt)
+        self._told = len(tokenizer.decode(self._ids))
+
+    def push(self, token: int) -> str:
+        """The new text after one more token; "" while a character is incomplete."""
+        self._ids.append(token)
+        return "" if self._text().endswith("\ufffd") else self.rest()
+
+    def rest(self) -> str:
+        """What has not been returned."""
+        text = self._text()
+        new, self._told = text[self._told :], len(text)
+        return new
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._ids)

@@ -54,7 +54,8 @@ from squat.data import (
 )
 from squat.data.files import writing
 from squat.data.packed import Tokens, is_token_file, read_tokens
-from squat.data.tokenizer import check_same_tokenizer
+from squat.data.tokenizer import check_same_tokenizer, id_limit
+from squat.deploy.export import check_exportable
 from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
 from squat.errors import CheckpointError, ConfigError, DataError, UnfinishedError
@@ -64,6 +65,7 @@ from squat.quantization.config import HADAMARD_SITES
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
 from squat.reconstruction import Reconstruction, reconstruct
 from squat.report.figures import loss_figure
+from squat.special_tokens import disagreements
 from squat.terminal import progress
 
 CALIBRATION_SEQUENCES = 32
@@ -130,6 +132,7 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
     teachers = [_teacher(name, tokenizer) for name in recipe.teachers or [recipe.model]]
     model = load_model(recipe.model)
     check_tokenizer(tokenizer, model.config.vocab_size)
+    _say_what_to_expect(model, tokenizer, recipe.quantize, recipe.model)
     set_seed(recipe.training.seed)
     tokens = _training_tokens(recipe.data, model, tokenizer, recipe.training.seed)
     args = _arguments(folder, recipe.training)
@@ -162,6 +165,22 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
         callbacks=[stop],
     )
     return _run(trainer, tokenizer, folder)
+
+
+def _say_what_to_expect(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: SquatConfig, name: str
+) -> None:
+    """A line for each thing that export would say, before hours of training are spent.
+
+    What cannot be exported can be trained and measured all the same.
+    """
+    lines = disagreements(model, tokenizer)
+    try:
+        check_exportable(model, tokenizer, config, name)
+    except CheckpointError as error:
+        lines.append(f"the result cannot be exported: {error}")
+    for line in lines:
+        print(f"squat: warning: {line}", file=sys.stderr)
 
 
 def _teacher(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -227,6 +246,7 @@ def quantize_without_training(
     check_output(output)
     original, tokenizer = load_model(name), load_tokenizer(name)
     check_tokenizer(tokenizer, original.config.vocab_size)
+    _say_what_to_expect(original, tokenizer, config, name)
     count = (CALIBRATION_SEQUENCES if weights == "nearest" else DESCENT_SEQUENCES) + HELD_OUT
     windows = text_windows(original, tokenizer, text, by_source, count)
     held_out = min(HELD_OUT, len(windows) // 2)
@@ -338,7 +358,7 @@ def _new_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Pr
     try:
         config = AutoConfig.for_model(
             **shape,
-            vocab_size=len(tokenizer),
+            vocab_size=id_limit(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -363,7 +383,7 @@ def _training_tokens(
 def _tokens_of(train: str, data: Data, tokenizer: PreTrainedTokenizerFast) -> Tokens:
     """The tokens of a text, or those that stand in a file already."""
     if is_token_file(train):
-        return read_tokens(train, len(tokenizer))
+        return read_tokens(train, id_limit(tokenizer))
     return tokenize_corpus(train, tokenizer, data.cache, data.by_source, data.field)
 
 

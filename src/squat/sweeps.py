@@ -27,7 +27,7 @@ from rich.console import Console
 
 from squat.checkpoints import load_model, load_tokenizer
 from squat.data.files import writing
-from squat.deploy.export import export, tokenizer_json
+from squat.deploy.export import export
 from squat.errors import CheckpointError, ConfigError, SquatError, UnfinishedError
 from squat.evaluate.tasks import TASKS, Settings, run_task
 from squat.recipes import Evaluation, TrainRecipe, read_sweep
@@ -105,7 +105,7 @@ def _export_and_measure(checkpoint: Path, folder: Path, evaluate: Evaluation) ->
     name, file = str(checkpoint), folder / "model.gguf"
     log = json.loads((folder / "log.json").read_text())["log"]
     try:
-        export(load_model(name), tokenizer_json(load_tokenizer(name)), folder.parent.name, file)
+        export(load_model(name), load_tokenizer(name), folder.parent.name, file)
     except CheckpointError as error:  # bits or a policy that the engine has not
         about = {"training": log[-1], "measured_in": "PyTorch", "not_in_engine": str(error)}
         return _measure(name, folder, evaluate, about)

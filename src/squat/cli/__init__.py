@@ -295,11 +295,13 @@ def export(
     from squat.checkpoints import load_model, load_tokenizer
     from squat.data.files import check_no_folder
     from squat.deploy.export import export as write
-    from squat.deploy.export import tokenizer_json
+    from squat.special_tokens import disagreements
 
     check_no_folder(out)
-    tokenizer = tokenizer_json(load_tokenizer(checkpoint))
-    write(load_model(checkpoint), tokenizer, Path(checkpoint).resolve().name, out)
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    for line in disagreements(model, tokenizer):
+        typer.echo(f"squat: warning: {line}", err=True)
+    write(model, tokenizer, Path(checkpoint).resolve().name, out)
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
 
 
@@ -312,16 +314,18 @@ def parity(
     sequence_length: Annotated[int, typer.Option(help="Tokens per window.", min=2)] = 128,
     by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
 ) -> None:
-    """Compare a checkpoint with its file: codes, and logits of PyTorch and of the engine."""
+    """Compare a checkpoint with its file: codes, tokens, and logits of PyTorch and of the engine."""
+    from itertools import islice
+
     from squat.checkpoints import load_model, load_tokenizer
-    from squat.data import tokenize_corpus
-    from squat.deploy.export import tokenizer_json
-    from squat.deploy.parity import compare, parity_table
+    from squat.data import read_corpus, tokenize_corpus
+    from squat.deploy.parity import TEXTS, compare, parity_table
 
     tokenizer = load_tokenizer(checkpoint)
     ids = tokenize_corpus(data, tokenizer, by_source=by_source)[:tokens].tolist()
     windows = [ids[i : i + sequence_length] for i in range(0, len(ids), sequence_length)]
-    found = compare(load_model(checkpoint), tokenizer_json(tokenizer), file, windows)
+    texts = list(islice(read_corpus(data, by_source), TEXTS))
+    found = compare(load_model(checkpoint), tokenizer, file, windows, texts)
     show(parity_table(found))
     if not found.holds:
         raise typer.Exit(1)

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from squat.data.cache import cache_folder
 from squat.data.files import once, readable_errors
 from squat.data.packed import Tokens, digest, token_dtype
-from squat.data.tokenizer import check_tokenizer
+from squat.data.tokenizer import check_tokenizer, first_token
 from squat.errors import DataError
 from squat.modes import evaluating
 from squat.terminal import progress
@@ -43,7 +43,7 @@ def generate_tokens(
 
     Args:
         model: a causal language model; its weights are hashed into the file's name.
-        tokenizer: its tokenizer; every sequence starts with the bos token.
+        tokenizer: its tokenizer; every sequence starts with its first token.
         tokens: how many; rounded up to whole sequences.
         seed: of all random draws.
         sequence_length: length of each text, at most the model's context.
@@ -67,7 +67,8 @@ def generate_tokens(
     if tokens < 1:
         raise DataError(f"generate: tokens is {tokens}; ask for at least one")
     dtype = token_dtype(model.config.vocab_size)
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos, eos = first_token(tokenizer), tokenizer.eos_token_id
+    assert bos is not None  # check_tokenizer has seen to it
     settings = (GREEDY, bos, eos, tokens, seed, sequence_length, batch_size)
     key = digest(weights_hash(model), *settings)
     file = cache_folder(cache) / f"generated-{key}.{dtype.__name__}"

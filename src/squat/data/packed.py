@@ -1,6 +1,6 @@
 """A corpus as one long row of token ids on disk, and windows cut from it.
 
-Text is tokenized once: every cleaned line, preceded by the tokenizer's bos token, in the order of
+Text is tokenized once: every cleaned line, preceded by the tokenizer's first token, in the order of
 the files, into a flat binary file of uint16 (uint32 for large vocabularies) that is memory-mapped
 afterwards, so the size of a corpus is bounded by the disk. The file's name is a digest of all that
 determines its content, and it gets that name only when it is complete.
@@ -28,7 +28,7 @@ from squat.data import cleaning, corpus
 from squat.data.cache import cache_folder
 from squat.data.corpus import FIELD, corpus_files, read_corpus
 from squat.data.files import once, writing
-from squat.data.tokenizer import check_tokenizer
+from squat.data.tokenizer import check_tokenizer, first_token, id_limit
 from squat.errors import DataError
 from squat.terminal import progress
 
@@ -52,14 +52,14 @@ def tokenize_corpus(
     by_source: bool = True,
     field: str = FIELD,
 ) -> Tokens:
-    """The token ids of a corpus, memory-mapped, each line preceded by the bos token.
+    """The token ids of a corpus, memory-mapped, each line preceded by the tokenizer's first token.
 
     The first call tokenizes and leaves a file in `cache`; later ones find it, as long as the
     tokenizer, the cleaning rules and the files' names, sizes and modification times are the same.
 
     Args:
         path: a folder of text files or one file (see `read_corpus`).
-        tokenizer: any fast tokenizer with a bos token.
+        tokenizer: any fast tokenizer with a bos or an eos token.
         cache: a folder, made if missing; by default that of `squat.data.cache`.
         by_source, field: as in `read_corpus`.
 
@@ -67,10 +67,10 @@ def tokenize_corpus(
         One dimension, uint16 or uint32.
 
     Raises:
-        DataError: nothing to read, unreadable, no bos token, or the disk is full.
+        DataError: nothing to read, unreadable, no first token, or the disk is full.
     """
-    check_tokenizer(tokenizer, len(tokenizer))
-    dtype = token_dtype(len(tokenizer))
+    check_tokenizer(tokenizer)
+    dtype = token_dtype(id_limit(tokenizer))
     key = _corpus_key(path, tokenizer, by_source, field)
     file = cache_folder(cache) / f"text-{key}.{dtype.__name__}"
     with once(file) as missing:
@@ -124,16 +124,17 @@ def _tokenize(
 
 
 def encode_lines(lines: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Tokens]:
-    """Token ids of lines, each preceded by bos, in batches that the tokenizer runs in parallel."""
+    """Token ids of lines, each behind the first token, in batches that the tokenizer runs in parallel."""
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # "<s>" in a text is three characters, not a token
-    dtype = token_dtype(len(tokenizer))
-    bos = [tokenizer.bos_token_id]
+    dtype = token_dtype(id_limit(tokenizer))
+    first = first_token(tokenizer)
+    start = [] if first is None else [first]
     while batch := list(islice(lines, _BATCH_LINES)):
         encoded = backend.encode_batch_fast(batch, add_special_tokens=False)
-        yield np.fromiter(chain.from_iterable(bos + line.ids for line in encoded), dtype)
+        yield np.fromiter(chain.from_iterable(start + line.ids for line in encoded), dtype)
 
 
 def _corpus_key(
@@ -143,7 +144,7 @@ def _corpus_key(
     rules = [inspect.getsource(module) for module in (cleaning, corpus)]
     return digest(
         tokenizer.backend_tokenizer.to_str(),
-        tokenizer.bos_token_id,
+        first_token(tokenizer),
         [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files],
         rules,
         by_source,

@@ -1,14 +1,15 @@
 """Byte-level BPE, as the paper's models use it, and the check that a tokenizer fits a model.
 
 NFKC, a space before the first word, every byte in the alphabet (so nothing is ever unknown), and
-three special tokens: <pad> = 0, <s> = 1, </s> = 2.
+three special tokens: <pad> = 0, <s> = 1, </s> = 2. It puts <s> in front of a text, as every line of training
+text has it.
 """
 
 from collections.abc import Iterable, Iterator
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from squat.errors import DataError
 
@@ -38,7 +39,9 @@ def train_tokenizer(
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, SPECIAL_TOKENS.index(BOS))]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -85,7 +88,23 @@ def check_same_tokenizer(
         )
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
+def first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that every line of training text, and every text that is scored, begins with.
+
+    It is bos, or eos where a tokenizer has no bos, as in lm-evaluation-harness: also where the tokenizer puts
+    nothing in front of a text, something has to stand between two lines, and before a first word that is to
+    be predicted.
+    """
+    bos = tokenizer.bos_token_id
+    return tokenizer.eos_token_id if bos is None else bos
+
+
+def id_limit(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id; more than there are tokens if some ids are not used."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, vocab_size: int | None = None) -> None:
     """Refuse a tokenizer that a model with `vocab_size` embeddings cannot be fed from.
 
     Raises:
@@ -93,10 +112,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None
     """
     name = tokenizer.name_or_path or "tokenizer"
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if largest >= vocab_size:
+    if vocab_size is not None and largest >= vocab_size:
         raise DataError(
             f"{name}: token {token!r} has id {largest}, but the model's vocab_size is "
             f"{vocab_size}; use the tokenizer that the model was trained with"
         )
-    if tokenizer.bos_token_id is None:
-        raise DataError(f"{name}: no bos_token; every line of a corpus has to start with one")
+    if first_token(tokenizer) is None:
+        raise DataError(
+            f"{name}: neither bos_token nor eos_token is set, and every line of a corpus has to start with "
+            "one; set one in tokenizer_config.json"
+        )

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from squat.architectures import Architecture, architecture_of
 from squat.architectures.architecture import Rows
 from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
+from squat.deploy.tokenizer import ggml_tokenizer
 from squat.errors import CheckpointError
 from squat.exact import ExactRMSNorm
 from squat.quantization.config import FLOAT, SITES, SquatConfig
@@ -24,6 +25,7 @@ from squat.quantization.levels import LEVELS
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import ThresholdPolicy
+from squat.special_tokens import end_tokens
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -31,12 +33,14 @@ def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
     return tokenizer.backend_tokenizer.to_str()
 
 
-def export(model: PreTrainedModel, tokenizer: str, name: str, file: str | Path) -> None:
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, file: str | Path
+) -> None:
     """Write a quantized model to a .gguf file.
 
     Args:
         model: quantized, trained or not.
-        tokenizer: the text of its tokenizer.json.
+        tokenizer: its tokenizer, which has the last word on bos and eos.
         name: what the file says the model is called.
         file: appears complete or not at all.
 
@@ -46,14 +50,28 @@ def export(model: PreTrainedModel, tokenizer: str, name: str, file: str | Path) 
     write_gguf(file, describe(model, tokenizer, name))
 
 
-def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
+def check_exportable(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: SquatConfig, name: str
+) -> Architecture:
+    """The architecture of a model that can be exported once it is quantized as `config` says.
+
+    Raises:
+        CheckpointError: bits, a policy, something in the graph or a tokenizer that the engine has not.
+    """
+    row = architecture_of(model.config.model_type)
+    shape = model.config.get_text_config()
+    _check_deployable(name, shape, config, row)
+    ggml_tokenizer(tokenizer_json(tokenizer), shape.vocab_size)
+    return row
+
+
+def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> GgufModel:
     """What stands in the file of a quantized model; raises like `export`."""
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, SquatConfig):
         raise CheckpointError(f"{name}: not quantized; train it with squat train first")
-    row = architecture_of(model.config.model_type)
+    row = check_exportable(model, tokenizer, config, name)
     shape = model.config.get_text_config()
-    _check_deployable(name, shape, config, row)
     layers = model.get_submodule(row.layers)
     heads = shape.num_attention_heads
     matrices: dict[str, CodeMatrix] = {}
@@ -82,14 +100,14 @@ def describe(model: PreTrainedModel, tokenizer: str, name: str) -> GgufModel:
         matrices=matrices,
         floats=floats,
         sites=_sites(model, config),
-        tokenizer_json=tokenizer,
+        tokenizer_json=tokenizer_json(tokenizer),
         thresholds=[p.threshold.item() for p in policies] if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
         graph=row.graph(shape),
         keys=row.keys(shape),
-        bos_token_id=shape.bos_token_id,
-        eos_token_id=shape.eos_token_id,
-        pad_token_id=shape.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_ids=end_tokens(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 

@@ -173,6 +173,8 @@ class GgufModel:
         sites: all nine sites.
         thresholds, importance: given if any site is "4:8".
         tokenizer_json: the text of tokenizer.json.
+        bos_token_id: given also if the tokenizer puts nothing in front of a text.
+        eos_token_ids: any of them ends an answer; the first one is for readers that know one only.
     """
 
     architecture: str
@@ -194,7 +196,7 @@ class GgufModel:
     graph: GgufGraph = field(default_factory=GgufGraph)
     keys: dict[str, float | int] = field(default_factory=dict)
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_ids: Sequence[int] = ()
     pad_token_id: int | None = None
 
     @property
@@ -395,6 +397,7 @@ def _check(model: GgufModel) -> None:
         raise CheckpointError(
             f"sites: {sorted(set(model.sites) ^ set(SITES))[0]} is missing or unknown"
         )
+    _check_special_tokens(model)
     for name, site in model.sites.items():
         _check_site(name, site, 1 if name == "head_in" else model.layers)
         if site.has_exponents:
@@ -413,6 +416,17 @@ def _check(model: GgufModel) -> None:
         if count != model.layers or any(math.isnan(t) for t in model.thresholds or ()):
             raise CheckpointError(
                 f"thresholds: {model.thresholds!r}, expected a number for each of {model.layers} layers"
+            )
+
+
+def _check_special_tokens(model: GgufModel) -> None:
+    ids = [("bos_token_id", model.bos_token_id), ("pad_token_id", model.pad_token_id)]
+    ids += [("eos_token_id", index) for index in model.eos_token_ids]
+    for name, index in ids:
+        if index is not None and not 0 <= index < model.vocab_size:
+            raise CheckpointError(
+                f"{name}: {index} is outside the model's vocabulary of {model.vocab_size}; correct it in "
+                "config.json and generation_config.json"
             )
 
 
@@ -501,18 +515,19 @@ def _write_graph(writer: gguf.GGUFWriter, model: GgufModel) -> None:
         elif isinstance(value, bool):
             writer.add_bool(f"{GRAPH}.{name}", value)
         elif isinstance(value, Sequence):
-            writer.add_key_value(
-                f"{GRAPH}.{name}",
-                [int(v) for v in value],
-                gguf.GGUFValueType.ARRAY,
-                gguf.GGUFValueType.UINT32,
-            )
+            _add_uint32s(writer, f"{GRAPH}.{name}", value)
         else:
             writer.add_float32(f"{GRAPH}.{name}", value)
 
 
 def _floats(values: Sequence[float]) -> list[float]:
     return [float(v) for v in values]
+
+
+def _add_uint32s(writer: gguf.GGUFWriter, key: str, values: Sequence[int]) -> None:
+    """The writer's own method would make them signed."""
+    array, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+    writer.add_key_value(key, [int(value) for value in values], array, uint32)
 
 
 def _features(model: GgufModel) -> list[str]:
@@ -542,12 +557,7 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
         if site.margin4 is not None:
             writer.add_uint32(f"squat.{name}.margin4", site.margin4)
         if site.hadamard is not None:
-            writer.add_key_value(
-                f"squat.{name}.hadamard",
-                [int(block) for block in site.hadamard],
-                gguf.GGUFValueType.ARRAY,
-                gguf.GGUFValueType.UINT32,
-            )
+            _add_uint32s(writer, f"squat.{name}.hadamard", site.hadamard)
         if site.levels4 is not None:
             levels = [int(level) for row in site.levels4 for level in row]
             writer.add_array(f"squat.{name}.levels4", levels)
@@ -558,28 +568,38 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
 
 def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     tokenizer = ggml_tokenizer(model.tokenizer_json, model.vocab_size)
-    ids = {text: index for index, text in enumerate(tokenizer.tokens)}
-    bos = model.bos_token_id
-    if tokenizer.bos_token is not None:
-        bos = ids[tokenizer.bos_token]
+    bos = model.bos_token_id if tokenizer.bos is None else tokenizer.bos
     writer.add_tokenizer_model(tokenizer.model)
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(tokenizer.tokens)
     writer.add_token_types(tokenizer.types)
-    writer.add_token_merges(tokenizer.merges)
+    if tokenizer.merges:
+        writer.add_token_merges(tokenizer.merges)
     if tokenizer.scores:
         writer.add_token_scores(tokenizer.scores)
+    if tokenizer.model == "t5":
+        array, float64 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.FLOAT64
+        writer.add_key_value("squat.tokenizer.scores", tokenizer.scores, array, float64)
     for index, add in (
         (bos, writer.add_bos_token_id),
-        (model.eos_token_id, writer.add_eos_token_id),
+        (next(iter(model.eos_token_ids), None), writer.add_eos_token_id),
         (model.pad_token_id, writer.add_pad_token_id),
-        (ids.get(tokenizer.unknown_token or ""), writer.add_unk_token_id),
+        (tokenizer.unknown, writer.add_unk_token_id),
     ):
         if index is not None:
             add(index)
-    writer.add_add_bos_token(bos is not None)
+    writer.add_add_bos_token(tokenizer.bos is not None)
     writer.add_bool("tokenizer.ggml.add_space_prefix", tokenizer.add_space_prefix)
-    writer.add_bool("squat.tokenizer.nfkc", tokenizer.nfkc)
+    if len(model.eos_token_ids) > 1:
+        _add_uint32s(writer, "squat.tokenizer.eos_token_ids", model.eos_token_ids)
+    writer.add_array("squat.tokenizer.normalizers", tokenizer.normalizers)  # without any: no key
+    if tokenizer.prefix is not None:
+        writer.add_string("squat.tokenizer.prefix", tokenizer.prefix)
+    if tokenizer.flags:
+        _add_uint32s(writer, "squat.tokenizer.added_tokens", list(tokenizer.flags))
+        _add_uint32s(
+            writer, "squat.tokenizer.added_token_flags", list(map(int, tokenizer.flags.values()))
+        )
     writer.add_string("tokenizer.huggingface.json", model.tokenizer_json)
 
 

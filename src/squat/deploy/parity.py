@@ -1,8 +1,9 @@
 """Is what was trained what runs? A checkpoint and its .gguf file side by side, on text.
 
-Joint by joint (docs/design.md): the codes in the file against the codes of the checkpoint, bit for bit;
-then the engine's logits against those of the PyTorch model in eval mode. Integers agree exactly; what is
-left are last bits of norms, softmax and SiLU, which now and then push a value over a rounding boundary.
+Joint by joint (docs/design.md): the codes in the file against the codes of the checkpoint, bit for bit; the
+tokens that both make of a text, and what ends an answer; then the engine's logits against those of the
+PyTorch model in eval mode. Integers agree exactly; what is left are last bits of norms, softmax and SiLU,
+which now and then push a value over a rounding boundary.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.deploy.export import describe
 from squat.deploy.gguf import read_codes
 from squat.engine import Engine
 from squat.errors import CheckpointError
+from squat.special_tokens import end_tokens
 
 TOP1 = 0.999
 """The least share of positions whose most probable token must be the same."""
 KL = 1e-4
 """The largest mean KL divergence, in nats."""
+TEXTS = 1000
+"""Lines of a corpus that are tokenized by both."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Parity:
     """How a file compares with its checkpoint.
 
     codes, differing: how many integer codes there are, and how many of them differ.
+    texts, misread: how many texts there are, and how many of them the two tokenize differently.
+    ends: whether the same tokens end an answer.
     positions: how many were compared; top1: share with the same most probable token; kl: mean
     KL(checkpoint || engine) in nats; largest: the largest difference of a logit.
     chunked: whether prefill in pieces of 1, 7 and 32 gives the same logits, bit for bit.
@@ -39,6 +45,9 @@ class Parity:
 
     codes: int
     differing: int
+    texts: int
+    misread: int
+    ends: bool
     positions: int
     top1: float
     kl: float
@@ -48,19 +57,31 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether every joint holds."""
-        return self.differing == 0 and self.top1 >= TOP1 and self.kl < KL and self.chunked
+        same_text = self.misread == 0 and self.ends
+        return (
+            self.differing == 0
+            and same_text
+            and self.top1 >= TOP1
+            and self.kl < KL
+            and self.chunked
+        )
 
 
 def compare(
-    model: PreTrainedModel, tokenizer: str, file: str, windows: Sequence[Sequence[int]]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    file: str,
+    windows: Sequence[Sequence[int]],
+    texts: Sequence[str] = (),
 ) -> Parity:
     """Compare a checkpoint with its file.
 
     Args:
         model: the quantized model, in eval mode.
-        tokenizer: the text of its tokenizer.json.
+        tokenizer: its tokenizer.
         file: the .gguf file.
         windows: token ids, each at most the context long.
+        texts: to be tokenized by both, with what stands in front of a text.
 
     Raises:
         CheckpointError: the file holds other tensors than the checkpoint.
@@ -68,6 +89,8 @@ def compare(
     """
     codes, differing = _compare_codes(model, tokenizer, file)
     engine = Engine(file)
+    misread = sum(tokenizer(text)["input_ids"] != engine.tokenize(text) for text in texts)
+    ends = set(end_tokens(model, tokenizer)) == set(engine.info.eos_tokens)
     same, kl, largest, positions, chunked = 0, 0.0, 0.0, 0, True
     for window in windows:
         with torch.no_grad():
@@ -79,7 +102,18 @@ def compare(
         largest = max(largest, float((expected - got).abs().max()))
         positions += len(window)
         chunked &= all(_in_chunks(engine, window, size, logits) for size in (1, 7, 32))
-    return Parity(codes, differing, positions, same / positions, kl / positions, largest, chunked)
+    return Parity(
+        codes,
+        differing,
+        len(texts),
+        misread,
+        ends,
+        positions,
+        same / positions,
+        kl / positions,
+        largest,
+        chunked,
+    )
 
 
 def parity_table(parity: Parity) -> Table:
@@ -92,6 +126,9 @@ def parity_table(parity: Parity) -> Table:
         table.add_row(name, found, bar, Text("yes", "green") if holds else Text("NO", "red"))
 
     row("codes that differ", f"{parity.differing} of {parity.codes:,}", "0", not parity.differing)
+    misread = f"{parity.misread} of {parity.texts:,}"
+    row("texts with other tokens", misread, "0", not parity.misread)
+    row("ends of an answer", "equal" if parity.ends else "different", "equal", parity.ends)
     row("same top token", f"{100 * parity.top1:.3f} %", "≥ 99.9 %", parity.top1 >= TOP1)
     row("mean KL, nats", f"{parity.kl:.2e}", "< 1e-4", parity.kl < KL)
     row("chunks of 1, 7, 32", "equal" if parity.chunked else "different", "equal", parity.chunked)
@@ -99,7 +136,9 @@ def parity_table(parity: Parity) -> Table:
     return table
 
 
-def _compare_codes(model: PreTrainedModel, tokenizer: str, file: str) -> tuple[int, int]:
+def _compare_codes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file: str
+) -> tuple[int, int]:
     expected = describe(model, tokenizer, file).matrices
     found = read_codes(file)
     if expected.keys() != found.keys():

@@ -40,6 +40,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from squat.checkpoints import load_model, load_tokenizer
 from squat.data.files import writing
+from squat.data.tokenizer import first_token
 from squat.distill.trainer import StepSizeTrainer
 from squat.errors import ConfigError, DataError
 from squat.report.sections import Table, write_section
@@ -159,7 +160,7 @@ def encode(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> list[dict[str, Any]]:
     """Token ids and labels: every field behind the begin-of-text token, as lines of training text are."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = first_token(tokenizer)
     width = len(examples[0]["texts"])
     flat = [text for example in examples for text in example["texts"]]
     encoded: list[list[int]] = tokenizer(flat, add_special_tokens=False)["input_ids"]

@@ -87,6 +87,8 @@ class _Checkpoint:
     def generate(self, ids: list[int], length: int, stop: list[str], sampling: Any) -> str:
         import torch
 
+        from squat.special_tokens import end_tokens
+
         given = torch.tensor([ids], device=self.model.device)
         greedy = sampling["temperature"] == 0
         answer = self.model.generate(
@@ -95,6 +97,7 @@ class _Checkpoint:
             max_new_tokens=length,
             do_sample=not greedy,
             pad_token_id=self.end,
+            eos_token_id=end_tokens(self.model, self.tokenizer) or None,
             **({} if greedy else sampling),
             **({"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}),
         )

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from squat.data.tokenizer import first_token
 from squat.errors import DataError
 from squat.modes import evaluating
 from squat.terminal import track
@@ -35,9 +36,7 @@ class HuggingFaceScorer:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
     ) -> None:
-        context = tokenizer.bos_token_id
-        if context is None:
-            context = tokenizer.eos_token_id
+        context = first_token(tokenizer)
         if context is None:
             raise DataError(
                 f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}: neither "

@@ -101,10 +101,14 @@ def engine_tokenizer(engine: Engine) -> PreTrainedTokenizerFast:
     """The tokenizer inside a .gguf file, as one of transformers."""
     from transformers import PreTrainedTokenizerFast
 
-    bos = engine.info.bos_token
+    special = {"bos_token": engine.info.bos_token, "eos_token": engine.info.eos_token}
     return PreTrainedTokenizerFast(
         tokenizer_object=engine.tokenizer,
-        bos_token=None if bos is None else engine.tokenizer.id_to_token(bos),
+        **{
+            name: engine.tokenizer.id_to_token(index)
+            for name, index in special.items()
+            if index is not None
+        },
     )
 
 

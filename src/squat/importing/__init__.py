@@ -17,8 +17,8 @@ than linear, yarn and llama3's, layers that differ, experts.
 
 **The tokenizer** is what llama.cpp makes of the file, so that the same text has the same ids in both. How
 text is split before the merges stands in the file only as a name (`tokenizer.ggml.pre`); the table of names
-is `tokenizer.SPLITS`, and a name that it lacks is refused. bos, eos, and what is put around a text are
-those of the file's keys.
+is `squat.deploy.splits.SPLITS`, and a name that it lacks is refused. bos, eos, and what is put around a
+text are those of the file's keys.
 
 transformers can read such files itself (`from_pretrained(..., gguf_file=...)`), but fills what is missing
 with random numbers, drops what it does not expect (biases of a Llama, scaling of RoPE), splits some

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
-from tokenizers import pre_tokenizers as splitting
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from squat.deploy.splits import SPLITS, Split
 from squat.deploy.tokenizer import SPACE, TokenType
 from squat.errors import CheckpointError
 from squat.importing.file import GgufFile
@@ -21,58 +21,6 @@ from squat.importing.file import GgufFile
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unk": 0}
 """What llama.cpp takes where the file of a SentencePiece vocabulary does not say."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """How llama.cpp splits a text before the merges of a byte-level BPE.
-
-    digits: every digit by itself, first.
-    pattern: the pieces; None: GPT-2's.
-    whole: a piece that is a token is that token, whatever the merges say.
-    bos: bos is put in front unless the file says otherwise.
-    """
-
-    digits: bool = False
-    pattern: str | None = None
-    whole: bool = False
-    bos: bool = False
-
-    def pre_tokenizer(self) -> splitting.PreTokenizer:
-        """As the tokenizers library has it."""
-        if self.pattern is not None:
-            pieces = splitting.Split(Regex(self.pattern), "isolated")
-            byte_level = splitting.ByteLevel(add_prefix_space=False, use_regex=False)
-            return splitting.Sequence([pieces, byte_level])
-        byte_level = splitting.ByteLevel(add_prefix_space=False)
-        if self.digits:
-            return splitting.Sequence([splitting.Digits(individual_digits=True), byte_level])
-        return byte_level
-
-
-def _words(digits: str) -> str:
-    """Llama 3's and Qwen2's pattern, which differ in how many digits a piece has."""
-    return (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        + digits
-        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
-_GPT2 = Split()
-_DIGITS = Split(digits=True)
-_LLAMA3 = Split(pattern=_words(r"\p{N}{1,3}"), whole=True, bos=True)
-_DBRX = Split(pattern=_words(r"\p{N}{1,3}"))
-_QWEN2 = Split(pattern=_words(r"\p{N}"))
-
-SPLITS: dict[str, Split] = {
-    **dict.fromkeys(("gpt-2", "mpt", "olmo", "trillion"), _GPT2),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell"), _DIGITS),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3"), _LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _DBRX),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
-}
-"""By `tokenizer.ggml.pre`, as llama.cpp's src/llama-vocab.cpp has it."""
 
 
 def special_ids(file: GgufFile) -> dict[str, int]:

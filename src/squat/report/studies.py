@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from squat.checkpoints import load_model, load_tokenizer
 from squat.data import check_tokenizer, tokenize_corpus
 from squat.data.files import writing
+from squat.data.tokenizer import first_token
 from squat.errors import ConfigError, DataError
 from squat.evaluate.comparison import compare, comparison_table, to_csv, to_json
 from squat.evaluate.observation import Observation, entropy_bits, observe
@@ -256,4 +257,6 @@ def _text_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise DataError("--text: is empty; give a sentence or two")
-    return [tokenizer.bos_token_id, *ids]
+    first = first_token(tokenizer)
+    assert first is not None  # check_tokenizer has seen to it
+    return [first, *ids]
