@@ -25,7 +25,7 @@ Type = gguf.GGMLQuantizationType
 Keys = dict[str, Any]
 Tensors = dict[str, NDArray[Any]]
 
-HALVES = ("qwen2", "qwen3")
+HALVES = ("qwen2", "qwen3", "gemma3_text", "olmo2", "gpt_neox")
 """Whose rows of q and k llama.cpp leaves as they are."""
 _ROPE = {"factor": "factor", "original_max_position_embeddings": "original_context_length"}
 
@@ -33,9 +33,19 @@ _ROPE = {"factor": "factor", "original_max_position_embeddings": "original_conte
 def keys_of(model: PreTrainedModel, tokenizer: str | None = None, pre: str = "gpt-2") -> Keys:
     """The keys of a model and of a tokenizer.json; by default that of a byte-level BPE."""
     config = model.config
-    name = "llama" if config.model_type == "mistral" else config.model_type
+    row = architecture_of(config.model_type)
+    name, rope = row.gguf, getattr(config, "rope_parameters", None)
+    if name == "gemma3":
+        rope = rope["full_attention"]
     if name == "gpt2":
         shape: Keys = {"attention.layer_norm_epsilon": config.layer_norm_epsilon}
+    elif name == "gptneox":
+        head_dim = config.hidden_size // config.num_attention_heads
+        shape = {
+            "attention.layer_norm_epsilon": config.layer_norm_eps,
+            "rope.dimension_count": int(head_dim * rope["partial_rotary_factor"]),
+            "rope.freq_base": float(rope["rope_theta"]),
+        }
     else:
         head_dim = (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -46,15 +56,16 @@ def keys_of(model: PreTrainedModel, tokenizer: str | None = None, pre: str = "gp
             "attention.value_length": head_dim,
             "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
             "rope.dimension_count": head_dim,
-            "rope.freq_base": float(config.rope_parameters["rope_theta"]),
+            "rope.freq_base": float(rope["rope_theta"]),
             "vocab_size": config.vocab_size,
         }
-        kind = config.rope_parameters["rope_type"]
+        kind = rope["rope_type"]
         if kind in ("linear", "yarn"):
             shape["rope.scaling.type"] = kind
             for ours, theirs in _ROPE.items():
-                if ours in config.rope_parameters:
-                    shape[f"rope.scaling.{theirs}"] = config.rope_parameters[ours]
+                if ours in rope:
+                    shape[f"rope.scaling.{theirs}"] = rope[ours]
+    shape |= row.keys(config)
     shape |= {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
@@ -123,6 +134,11 @@ def tensors_of(model: PreTrainedModel) -> Tensors:
                 heads = config.num_attention_heads
                 heads = heads if place.endswith("q") else config.num_key_value_heads
                 values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+            if path.endswith("query_key_value"):
+                heads = (config.num_attention_heads, 3, -1)
+                values = values.unflatten(0, heads).transpose(0, 1).flatten(0, 2)
+            if config.model_type == "gemma3_text" and place.endswith("norm"):
+                values = values + 1
             tensors[f"{place}.{kind}"] = values.contiguous().numpy()
     return tensors
 
