@@ -384,6 +384,21 @@ def bench(
 
 
 @app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, or a name on the Hub.")],
+) -> None:
+    """Whether a model will train, export and run here; why not; how large and how long."""
+    from squat.check import check_table
+    from squat.checkpoints import load_model, load_tokenizer
+    from squat.quantization import SquatConfig
+
+    found = check_table(
+        load_model(model), load_tokenizer(model), model, SquatConfig(activation_bits=8)
+    )
+    show(found)
+
+
+@app.command()
 def info() -> None:
     """What this installation and this machine can do."""
     from squat.info import info_table

@@ -1,0 +1,106 @@
+"""What `squat check` says of a float model before any work: whether it trains, exports and runs here."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from squat.architectures import architecture_of
+from squat.deploy.export import check_exportable, tokenizer_json
+from squat.deploy.tokenizer import ggml_tokenizer
+from squat.errors import ConfigError, SquatError
+from squat.quantization.config import SquatConfig
+from squat.quantization.convert import check_convertible
+from squat.quantization.modules import stored_rows
+from squat.special_tokens import disagreements
+
+TOKENS = 256
+"""Of the forward pass that is timed."""
+CALIBRATION_PASSES, TRAINING_PASSES = 14, 7.5
+"""What calibrating with descent, and a training step with its teacher, cost a token, in forward passes of the
+original in bfloat16: measured on SmolLM2-135M, one core (docs/results.md)."""
+CALIBRATION_TOKENS = 64 * 256
+
+
+def check_table(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, config: SquatConfig
+) -> Table:
+    """Two columns: a question and its answer for this model, quantized as `config` says."""
+    shape = model.config.get_text_config()
+    table = Table(title=name, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("architecture", f"{model.config.model_type}, context {_context(shape):,}")
+    table.add_row("parameters", f"{model.num_parameters():,}")
+    table.add_row("trains", _answer(lambda: check_convertible(model)))
+    table.add_row(
+        "exports, and runs in the engine",
+        _answer(lambda: check_exportable(model, tokenizer, config, name)),
+    )
+    table.add_row("tokenizer", _answer(lambda: _tokenizer(tokenizer, shape.vocab_size)))
+    for line in disagreements(model, tokenizer):
+        table.add_row("beware", line)
+    try:
+        layers, others = _weights(model)
+    except ConfigError:
+        return table
+    for bits in (8, 4):
+        size = (layers * 4.5 + others * (bits + 0.5)) / 8e6
+        table.add_row(f"file, {bits}-bit embedding and head", f"about {size:.0f} MB")
+    seconds = _seconds_a_token(model)
+    minutes = seconds * CALIBRATION_PASSES * CALIBRATION_TOKENS / 60
+    table.add_row("squat quantize here", f"about {minutes:.0f} minutes")
+    table.add_row(
+        "squat train here", f"about {1 / (seconds * TRAINING_PASSES):.0f} tokens a second"
+    )
+    return table
+
+
+def _answer(check: object) -> str:
+    """ "yes", what the check says, or why not."""
+    assert callable(check)
+    try:
+        said = check()
+    except SquatError as error:
+        return f"no: {error}"
+    return said if isinstance(said, str) else "yes"
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> str:
+    found = ggml_tokenizer(tokenizer_json(tokenizer), vocab_size)
+    return f"{found.model}, {found.pre}, {len(tokenizer):,} entries"
+
+
+def _context(shape: object) -> int:
+    context: int = shape.max_position_embeddings  # type: ignore[attr-defined]
+    return context
+
+
+def _weights(model: PreTrainedModel) -> tuple[int, int]:
+    """Elements of the matrices in all layers, and of embeddings and head, a tied one once."""
+    row = architecture_of(model.config.model_type)
+    layers = sum(
+        stored_rows(layer.get_submodule(name)).numel()
+        for layer in model.get_submodule(row.layers).children()
+        for name in row.weights
+    )
+    outer = {
+        id(weight): weight.numel()
+        for name in (*row.embeddings, row.head)
+        for weight in [model.get_submodule(name).get_parameter("weight")]
+    }
+    return layers, sum(outer.values())
+
+
+@torch.no_grad()
+def _seconds_a_token(model: PreTrainedModel) -> float:
+    """Of a forward pass as a teacher does it."""
+    ids = torch.full((1, min(TOKENS, _context(model.config.get_text_config()))), 1)
+    with torch.autocast(model.device.type, torch.bfloat16):
+        for _ in range(2):  # the first one warms up
+            start = time.perf_counter()
+            model(input_ids=ids.to(model.device), use_cache=False)
+    return (time.perf_counter() - start) / ids.numel()
