@@ -32,8 +32,6 @@ ROUNDINGS = ("nearest", "descent")
 """How weights find their codes."""
 DAMPING = 0.01
 SWEEPS = 4
-_ADDED = ("attn_out", "mlp_mid")
-"""Sites whose products are added to the residual stream."""
 _ATTENTION_BATCHES = 2
 """Batches that the sites inside of an attention are calibrated on: they keep a sample only."""
 
@@ -140,7 +138,6 @@ class _Calibration:
             modules = [twin.get_submodule(name) for name in names.values()]
             seen, after = self.reference.watch(twin, index, modules)
             originals = dict(zip(names, seen, strict=True))
-            self.counts = [1 / hidden.square().mean(-1).clamp_min(1e-12) for hidden in after]
             del twin
         with ExitStack() as stack:
             for site_name, name in names.items():
@@ -174,8 +171,7 @@ class _Calibration:
         for reader in readers:
             self._round_to_nearest(reader)
         if originals is not None:
-            counts = self.counts if site_name in _ADDED else None
-            moments = self._moments(site, inputs, originals, counts)
+            moments = self._moments(site, inputs, originals)
             for reader in readers:
                 assert isinstance(reader, QuantizedWeight)
                 _round_as_a_whole(reader, moments)
@@ -204,19 +200,12 @@ class _Calibration:
         return None if wide is None else wide[..., None]
 
     def _moments(
-        self,
-        site: SiteQuantizer,
-        inputs: list[Tensor],
-        originals: list[Tensor],
-        counts: list[Tensor] | None,
+        self, site: SiteQuantizer, inputs: list[Tensor], originals: list[Tensor]
     ) -> Moments:
         moments = Moments.zeros(inputs[0].shape[-1])
         for batch, (x, original) in enumerate(zip(inputs, originals, strict=True)):
             quantized = site(x, self._wide(site, batch)).flatten(0, -2)
             original = site.transformed(original).flatten(0, -2)
-            if counts is not None:
-                root = counts[batch].flatten().sqrt()[:, None]
-                quantized, original = quantized * root, original * root
             moments.add(quantized, original)
         return moments
 
