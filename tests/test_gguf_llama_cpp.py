@@ -101,3 +101,41 @@ def test_perplexity_of_a_trained_model(tmp_path: Path, weight_bits: int) -> None
     assert other.tokenize(f" {text}".encode()) == engine.tokenize(text)
     answer = other("Once upon a time", max_tokens=8, temperature=0.0)["choices"][0]["text"]
     assert answer.strip()
+
+
+ARCHITECTURES = {
+    "qwen2": {},
+    "qwen3": {},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": None},
+    "gemma3_text": {"num_hidden_layers": 6, "layer_types": None, "query_pre_attn_scalar": 16},
+    "granite": {},
+    "olmo2": {},
+    "gpt_neox": {"hidden_act": "gelu_new"},
+    "gpt_neox-sequential": {"hidden_act": "gelu_new"},
+}
+"""What departs from the tiny shape, so that it is what llama.cpp knows by the architecture's name."""
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_that_it_knows(tmp_path: Path, name: str) -> None:
+    """W8A8, so that rounding is small: what a file says is what llama.cpp computes, too."""
+    import torch
+
+    from models import some_ids, tiny_model
+    from squat.data.tokenizer import wrap_tokenizer
+    from squat.deploy.export import export
+    from squat.quantization import SquatConfig, quantize
+    from tokenizer_kinds import byte_level_bpe
+
+    tokenizer = wrap_tokenizer(byte_level_bpe())
+    shape = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": len(tokenizer)}
+    model = tiny_model(name, initializer_range=0.1, **shape, **ARCHITECTURES[name])
+    config = SquatConfig(weight_bits=8, activation_bits=8, hadamard=())
+    quantize(model, config, [some_ids(8, 32)]).eval()
+    export(model, tokenizer, name, tmp_path / "m.gguf")
+    ids = some_ids(1, 48)
+    theirs = llama_cpp_logits(tmp_path / "m.gguf", ids[0].tolist())
+    with torch.no_grad():
+        ours = model(ids).logits[0].numpy()
+    cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    assert np.median(cosine) > 0.998

@@ -130,6 +130,8 @@ struct ModelOptions {
   uint32_t version = 2;
   // What version 1 has not. All on, as a file may have it; every combination is tested from Python.
   bool row_steps = true, exponents = true, hadamard = true, levels = true;
+  // Whether there is a description of the graph, and as much as possible in it is unusual.
+  bool described = false;
   uint32_t seed = 1;
 };
 
@@ -243,6 +245,42 @@ inline std::vector<int32_t> random_levels(int layers, bool first_is_wide, std::m
   return all;
 }
 
+// Says of a graph what makes it another: as a Llama, norms and scales; as a GPT-2, parallel layers.
+inline void describe(const ModelOptions& o, GgufBuilder* file) {
+  const std::string graph = "squat.graph.", arch = o.gpt2 ? "gpt2" : "llama";
+  const auto by_layer = [&](std::vector<uint32_t> values) {
+    values.resize(static_cast<size_t>(o.layers));
+    return values;
+  };
+  file->u32_array(graph + "windows", by_layer({5, 0, 33}));
+  file->u32_array(graph + "rotation", by_layer({1, 2, 0}));
+  file->f32(graph + "second_base", 1000);
+  file->u32(arch + ".rope.dimension_count", static_cast<uint32_t>(o.head_dim / 4 * 2));
+  file->string(graph + "pairs", "halves");
+  file->f32(graph + "embedding_scale", 3);
+  file->f32(graph + "attention_scale", 0.2f);
+  file->f32(graph + "logit_divisor", 1.5f);
+  if (o.gpt2) {
+    file->boolean(graph + "parallel", true);
+    file->string(graph + "activation", "gelu");
+    return;
+  }
+  file->string(graph + "activation", "gelu_tanh");
+  file->f32(graph + "residual_scale", 0.5f);
+  const auto norm = [&](const std::string& name, int size) {
+    std::vector<float> values(static_cast<size_t>(size));
+    for (size_t i = 0; i < values.size(); i++) values[i] = 1 + static_cast<float>(i % 5) / 8;
+    file->floats(name + ".weight", values);
+  };
+  for (int layer = 0; layer < o.layers; layer++) {
+    const std::string block = "blk." + std::to_string(layer) + ".";
+    norm(block + "post_attention_norm", o.hidden);
+    norm(block + "post_ffw_norm", o.hidden);
+    norm(block + "attn_q_norm", o.head_dim);
+    norm(block + "attn_k_norm", o.kv_heads * o.head_dim);
+  }
+}
+
 inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   GgufBuilder file;
   std::mt19937 random(o.seed);
@@ -267,8 +305,11 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   const bool exponents = o.version > 1 && o.exponents, hadamard = o.version > 1 && o.hadamard;
   const bool levels = o.version > 1 && o.levels;
   if (o.version > 1) {
-    file.string_array("squat.features", {"token_exponents", "hadamard", "levels"});
+    std::vector<std::string> features = {"token_exponents", "hadamard", "levels"};
+    if (o.described) features.push_back("graph");
+    file.string_array("squat.features", features);
   }
+  if (o.described) describe(o, &file);
   for (const std::string site : {"attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid"}) {
     const std::string prefix = "squat." + site;
     const bool follows = site == "attn_in" || site == "q" || site == "k";

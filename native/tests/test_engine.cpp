@@ -70,8 +70,8 @@ bool same(const Logits& a, const Logits& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// Each as a file of version 1, with everything that version 2 has, and so with sizes that are no
-// multiples of 32.
+// Each as a file of version 1, with everything that version 2 has, so with sizes that are no
+// multiples of 32, and so with another graph.
 std::vector<ModelOptions> variants() {
   std::vector<ModelOptions> all;
   for (const bool gpt2 : {false, true}) {
@@ -91,6 +91,8 @@ std::vector<ModelOptions> variants() {
       o.hidden = 36;
       o.head_dim = gpt2 ? 9 : 10;
       o.ffn = 42;
+      all.push_back(o);
+      o.described = true;
       all.push_back(o);
     }
   }

@@ -516,12 +516,74 @@ void test_truncation() {
 }
 
 // Random damage to the structure of a file: nothing to check but that it comes back.
+void test_graph() {
+  using G = GgufBuilder;
+  ModelOptions llama, gpt2;
+  llama.described = gpt2.described = gpt2.gpt2 = true;
+  CHECK(refusal(tiny_model(llama).bytes()).empty());
+  CHECK(refusal(tiny_model(gpt2).bytes()).empty());
+  const auto with = [](ModelOptions options, auto&& change) {
+    GgufBuilder file = tiny_model(options);
+    change(file);
+    return file;
+  };
+  const auto refused = [&](const char* what, auto&& change, const std::string& part) {
+    expect_refusal(what, with(llama, change), {part});
+  };
+  // Another architecture is a graph like this one.
+  CHECK(refusal(with(gpt2, [](G& f) { f.erase("squat.graph.windows"); }).bytes()).empty());
+  refused(
+      "feature",
+      [](G& f) { f.string_array("squat.features", {"token_exponents", "hadamard", "levels"}); },
+      "but 'squat.features' does not name 'graph'");
+  refused(
+      "unknown", [](G& f) { f.u32("squat.graph.experts", 8); },
+      "'squat.graph.experts' is none that this engine knows");
+  refused(
+      "activation", [](G& f) { f.string("squat.graph.activation", "relu"); },
+      "'squat.graph.activation' is 'relu', expected one of 'silu', 'gelu_tanh', 'gelu'");
+  refused(
+      "norm", [](G& f) { f.string("squat.graph.norm", "batch"); }, "'squat.graph.norm' is 'batch'");
+  refused(
+      "pairs", [](G& f) { f.string("squat.graph.pairs", "thirds"); }, "'thirds', expected one of");
+  refused(
+      "windows", [](G& f) { f.u32_array("squat.graph.windows", {1, 2}); },
+      "'squat.graph.windows' has 2 elements, expected 3");
+  refused(
+      "window", [](G& f) { f.u32_array("squat.graph.windows", {1, 1u << 31, 2}); }, "2147483648");
+  refused(
+      "rotation", [](G& f) { f.u32_array("squat.graph.rotation", {0, 3, 1}); }, "is 3, not from 0");
+  refused(
+      "second base", [](G& f) { f.erase("squat.graph.second_base"); },
+      "'squat.graph.second_base' is missing");
+  for (const char* scale :
+       {"embedding_scale", "attention_scale", "residual_scale", "logit_divisor"}) {
+    const std::string key = std::string("squat.graph.") + scale;
+    for (const float value : {0.0f, -1.0f, INFINITY, NAN}) {
+      refused("scale", [&](G& f) { f.f32(key, value); }, "'" + key + "' is ");
+    }
+  }
+  refused(
+      "rotated", [](G& f) { f.u32("llama.rope.dimension_count", 18); }, "dimension_count' is 18");
+  refused("head norm", [](G& f) { f.floats("blk.1.attn_q_norm.weight", {1, 2}); }, "attn_q_norm");
+  refused(
+      "parallel", [](G& f) { f.boolean("squat.graph.parallel", true); }, "but layers are parallel");
+  expect_refusal("parallel norm",
+                 with(gpt2, [](G& f) { f.floats("blk.0.post_ffw_norm.weight", {1}); }),
+                 {"post_ffw_norm"});
+  // One of the norms has to be there.
+  const auto renamed = [](G& f) { f.tensor("blk.2.attn_norm.weight").name = "other"; };
+  CHECK(refusal(with(llama, renamed).bytes()).empty());
+  expect_refusal("no norm", with(ModelOptions{}, renamed), {"'blk.2.attn_norm.weight' is missing"});
+}
+
 void test_damage() {
   std::mt19937 random(7);
   for (const bool gpt2 : {false, true}) {
     ModelOptions options;
     options.gpt2 = gpt2;
     options.version = gpt2 ? 1 : 2;
+    options.described = !gpt2;
     options.layers = 1;
     const std::vector<uint8_t> bytes = tiny_model(options).bytes();
     for (int round = 0; round < 1500; round++) {
@@ -550,6 +612,7 @@ int main() {
   test_tensors();
   test_model();
   test_features();
+  test_graph();
   test_version_1();
   test_steps();
   test_truncation();

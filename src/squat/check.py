@@ -60,7 +60,7 @@ def check_table(
 
 
 def _answer(check: object) -> str:
-    """ "yes", what the check says, or why not."""
+    """What the check says, "yes", or why not."""
     assert callable(check)
     try:
         said = check()
