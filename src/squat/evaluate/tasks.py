@@ -19,7 +19,7 @@ from squat.evaluate.minimal_pairs import (
 )
 from squat.evaluate.perplexity import perplexity, perplexity_table
 from squat.evaluate.scorer import Scorer
-from squat.importing.file import is_foreign, is_gguf
+from squat.importing.file import runs_in_engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,11 +51,6 @@ class FineTuningSettings(Settings):
 
 
 Answer = tuple[Table, dict[str, Any]]
-
-
-def runs_in_engine(model: str) -> bool:
-    """Whether a model's name is that of a file for the engine; another program's is read into PyTorch."""
-    return is_gguf(model) and not is_foreign(model)
 
 
 def label_of(model: str) -> str:

@@ -6,8 +6,8 @@ other: `file` opens and checks the file, `model` makes config and weights of it,
 tokenizer. `squat.checkpoints.load_model` and `load_tokenizer` call them for such a file, whatever its name.
 
 **Weights** are what the gguf package dequantizes, as float32 whatever the file's types are: training wants
-that, and float32 holds F16, BF16 and the usual block types without rounding again. Names are those
-of `squat.architectures`; llama.cpp's order of the rows of q and k is undone. Every tensor of the model must be
+that, and float32 holds F16, BF16 and the usual block types without rounding again. Names are those of
+`squat.architectures`; llama.cpp's order of the rows of q and k is undone. Every tensor of the model must be
 in the file, with the right shape and finite values, and every tensor of the file in the model: nothing is
 initialized at random or left out in silence. A head that is missing, or is the embedding once more,
 is tied.

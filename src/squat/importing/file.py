@@ -45,6 +45,11 @@ def is_foreign(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def runs_in_engine(model: str) -> bool:
+    """Whether a model's name is that of a file for the engine; another program's is read into PyTorch."""
+    return is_gguf(model) and not is_foreign(model)
+
+
 class GgufFile:
     """A model that another program wrote.
 
