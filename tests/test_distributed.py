@@ -86,8 +86,9 @@ FSDP = (
 
 def test_a_sharded_model_trains_and_is_saved_whole(tmp_path):
     script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
-    one = run(recipe(tmp_path / "one", 8, steps=4), *SQUAT)
-    two = run(recipe(tmp_path / "two", 4, steps=4), *FSDP, script)
+    config = {**PUBLISHED, "importance": "relative_first_token"}  # as above
+    one = run(recipe(tmp_path / "one", 8, steps=4, quantize=config), *SQUAT)
+    two = run(recipe(tmp_path / "two", 4, steps=4, quantize=config), *FSDP, script)
     assert [entry["ce"] for entry in two] == pytest.approx([e["ce"] for e in one], abs=1e-4)
     states = [load_model(str(tmp_path / n / "run/model")).state_dict() for n in ("one", "two")]
     assert states[0].keys() == states[1].keys()
