@@ -69,7 +69,7 @@ from squat.special_tokens import disagreements
 from squat.terminal import progress
 
 CALIBRATION_SEQUENCES = 32
-DESCENT_SEQUENCES = 64
+DESCENT_SEQUENCES = 128
 CALIBRATION_TOKENS = 256
 BATCH = 8
 """Sequences of a calibration batch."""
