@@ -132,7 +132,9 @@ def test_an_empty_prompt_begins_with_bos_or_is_refused(tmp_path, shell):
         shell.succeed("generate", model, "", "--max-new-tokens", 2)
     for model in (without, without / "model.gguf"):
         message = shell.refuse("generate", model, "", "--max-new-tokens", 2)
-        assert "prompt: is empty, and the model has no bos token to begin with" in message
+        assert (
+            "prompt: is empty, and the model has no bos token to begin with; give a word" in message
+        )
 
 
 def test_an_end_outside_of_the_vocabulary_is_named(tmp_path, shell):

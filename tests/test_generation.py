@@ -63,7 +63,7 @@ def test_a_folder_says_what_its_file_says_sampled_too(shell, tmp_path, model, co
     assert said == shell.succeed("generate", file, *options)
     assert said != shell.succeed("generate", quantized, *options[:-1], 8)
     expected = load_model(str(quantized)).generate(
-        torch.tensor([[1, *load_tokenizer(str(quantized))("The girl")["input_ids"]]]),
+        torch.tensor([load_tokenizer(str(quantized))("The girl")["input_ids"]]),
         max_new_tokens=6,
         do_sample=False,
     )
@@ -94,9 +94,9 @@ def test_a_folder_says_what_its_file_says_sampled_too(shell, tmp_path, model, co
 
 def test_learned_positions_end_where_the_table_does(shell, tmp_path):
     model = says(tmp_path / "gpt2", "▁cat", "gpt2")
-    said = shell.succeed("generate", model, "▁The", "--max-new-tokens", 63)
-    assert said == "▁The" + 63 * " cat" + "\n"
-    assert "give at most 63" in shell.refuse("generate", model, "▁The", "--max-new-tokens", 64)
+    said = shell.succeed("generate", model, "▁The", "--max-new-tokens", 64)
+    assert said == "▁The" + 64 * " cat" + "\n"
+    assert "give at most 64" in shell.refuse("generate", model, "▁The", "--max-new-tokens", 65)
 
 
 def test_every_end_token_ends_an_answer(shell, tmp_path):
@@ -109,7 +109,7 @@ def test_every_end_token_ends_an_answer(shell, tmp_path):
 
 def test_without_a_number_of_tokens_an_answer_ends_with_the_context(shell, tmp_path):
     model = says(tmp_path / "model", "▁cat")
-    assert shell.succeed("generate", model, "▁The") == "▁The" + 63 * " cat" + "\n"
+    assert shell.succeed("generate", model, "▁The") == "▁The" + 64 * " cat" + "\n"
 
 
 def test_a_terminal_that_lacks_the_characters_gets_their_numbers(shell, tmp_path, monkeypatch):

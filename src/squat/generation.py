@@ -37,7 +37,7 @@ def continue_text(
         raise DataError(f"prompt: {problem}")
     if runs_in_engine(model):
         engine = Engine(model)
-        ids = engine.tokenize(prompt)
+        ids = _begun(engine.tokenize(prompt), engine.info.bos_token)
         limit = _limit(ids, max_new_tokens, engine.info.context)
         yield prompt
         yield from engine.generate(
@@ -67,7 +67,7 @@ def _continue_in_pytorch(
     from squat.special_tokens import end_tokens
 
     network, tokenizer = load_model(model), load_tokenizer(model)
-    ids = tokenizer(prompt)["input_ids"]
+    ids = _begun(tokenizer(prompt)["input_ids"], tokenizer.bos_token_id)
     config = network.config.get_text_config()
     limit = _limit(ids, max_new_tokens, config.max_position_embeddings)
     check_ids(network, np.array(ids))
@@ -93,10 +93,19 @@ def _continue_in_pytorch(
         yield piece
 
 
+def _begun(ids: list[int], bos: int | None) -> list[int]:
+    """A prompt's tokens; of an empty one bos."""
+    if ids:
+        return ids
+    if bos is None:
+        raise DataError(
+            "prompt: is empty, and the model has no bos token to begin with; give a word"
+        )
+    return [bos]
+
+
 def _limit(ids: Sequence[int], max_new_tokens: int | None, context: int) -> int:
     """How many new tokens there may be behind a prompt."""
-    if not ids:
-        raise DataError("prompt: is empty, and the model has no token to begin with; give a word")
     room = context - len(ids) + 1  # the last new token is not fed
     if room < 1:
         raise DataError(

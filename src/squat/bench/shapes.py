@@ -141,13 +141,14 @@ def random_model(
         importance="value_peak" if thresholds is not None else None,
         graph=USUAL.get(shape.architecture, GgufGraph()),
     )
-    for matrix, (rows, inner) in model.expected_shapes().items():
-        if matrix == "position_embd":
-            model.matrices[matrix] = _matrix(rng, rows, inner, head_bits, 0.1)
-        elif matrix != "token_embd":
+    gpt2 = shape.architecture == "gpt2"
+    if gpt2:
+        model.matrices["position_embd"] = _matrix(rng, shape.context, shape.hidden, head_bits, 0.1)
+    for name, (rows, inner) in model.layer_shapes(fused=gpt2, gated=not gpt2).items():
+        for matrix in (f"blk.{layer}.{name}" for layer in range(shape.layers)):
             spread = 1 / math.sqrt(inner)
             model.matrices[matrix] = _matrix(rng, rows, inner, weight_bits, spread)
-            if shape.architecture == "gpt2":
+            if gpt2:
                 model.floats[f"{matrix}.bias"] = np.zeros(rows, np.float32)
     if not shape.tied:
         spread = 1 / math.sqrt(shape.hidden)
@@ -155,7 +156,7 @@ def random_model(
     norms = [f"blk.{i}.{norm}" for i in range(shape.layers) for norm in ("attn_norm", "ffn_norm")]
     for norm in (*norms, "output_norm"):
         model.floats[f"{norm}.weight"] = np.ones(shape.hidden, np.float32)
-        if shape.architecture == "gpt2":
+        if gpt2:
             model.floats[f"{norm}.bias"] = np.zeros(shape.hidden, np.float32)
     return model
 

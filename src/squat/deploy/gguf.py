@@ -204,31 +204,38 @@ class GgufModel:
         """Rows of the token embedding."""
         return len(self.matrices["token_embd"].codes)
 
-    def expected_shapes(self) -> dict[str, tuple[int, int]]:
-        """Name and [rows, inner] of every matrix that the architecture has, the head apart."""
-        hidden, query, key = (
-            self.hidden_size,
-            self.heads * self.head_dim,
-            self.kv_heads * self.head_dim,
+    def layer_shapes(self, fused: bool, gated: bool) -> dict[str, tuple[int, int]]:
+        """Name and [rows, inner] of a layer's matrices.
+
+        Args:
+            fused: whether queries, keys and values have one matrix.
+            gated: whether the MLP has a gate.
+        """
+        hidden, ffn = self.hidden_size, self.ffn_size
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes = (
+            {"attn_qkv": (query + 2 * key, hidden)}
+            if fused
+            else {"attn_q": (query, hidden), "attn_k": (key, hidden), "attn_v": (key, hidden)}
         )
-        shapes = {"token_embd": (self.vocab_size, hidden)}
+        if gated:
+            shapes["ffn_gate"] = (ffn, hidden)
+        return shapes | {
+            "attn_output": (hidden, query),
+            "ffn_up": (ffn, hidden),
+            "ffn_down": (hidden, ffn),
+        }
+
+    def expected_shapes(self) -> dict[str, tuple[int, int]]:
+        """Name and [rows, inner] of every matrix that a model with these has, the head apart."""
+        shapes = {"token_embd": (self.vocab_size, self.hidden_size)}
         if "position_embd" in self.matrices:
-            shapes["position_embd"] = (self.context_length, hidden)
-        for layer in range(self.layers):
-            if "blk.0.attn_qkv" in self.matrices:
-                block = {"attn_qkv": (query + 2 * key, hidden)}
-            else:
-                block = {
-                    "attn_q": (query, hidden),
-                    "attn_k": (key, hidden),
-                    "attn_v": (key, hidden),
-                }
-            if "blk.0.ffn_gate" in self.matrices:
-                block["ffn_gate"] = (self.ffn_size, hidden)
-            block["attn_output"] = (hidden, query)
-            block["ffn_up"] = (self.ffn_size, hidden)
-            block["ffn_down"] = (hidden, self.ffn_size)
-            shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+            shapes["position_embd"] = (self.context_length, self.hidden_size)
+        layer = self.layer_shapes(
+            fused="blk.0.attn_qkv" in self.matrices, gated="blk.0.ffn_gate" in self.matrices
+        )
+        for index in range(self.layers):
+            shapes |= {f"blk.{index}.{name}": shape for name, shape in layer.items()}
         return shapes
 
 

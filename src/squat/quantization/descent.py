@@ -10,9 +10,9 @@ In `start` columns are rounded one after another, and what a rounding leaves is 
 that are still free (GPTQ, arXiv 2210.17323). In `sweep` each column in turn takes the code that is best
 while all others stay (QuantEase, arXiv 2309.01885, algorithm 1), and between sweeps each row takes the step
 that is best for its codes. As inputs are the quantized ones, weights also make up for what activations lose
-(QuartDepth, arXiv 2503.16709), by half: c lies half way between w X' X^q and w H. All the way is best for a
-matrix's squared error on the text at hand, and worse for the network. What noisy inputs predict best is smaller
-than what is to be predicted, and a few thousand tokens say more about themselves than about others.
+(QuartDepth, arXiv 2503.16709), by half: c lies half way between w X' X^q and w H. All the way is best for the
+squared error of one matrix on the text at hand, and worse for the network. What noisy inputs predict best is
+smaller than what is to be predicted, and a few thousand tokens say more about themselves than about others.
 """
 
 from __future__ import annotations
