@@ -1,12 +1,11 @@
 """How much of a model is left: quantized models beside their original, on running text.
 
-    python benchmarks/real_model.py compare ORIGINAL MODEL ... --data FILE [--out docs/results/real-
-    model.json] python benchmarks/real_model.py llama-cpp ORIGINAL.gguf OUT.gguf Q4_0|Q4_K_M|...
+    python benchmarks/real_model.py compare ORIGINAL MODEL ... --data FILE [--out FILE.json]
+    python benchmarks/real_model.py llama-cpp ORIGINAL.gguf OUT.gguf Q4_0|Q4_K_M|...
 
-`compare` tokenizes a text as it stands, cuts it into windows of 256 tokens, puts the model's first token
-before each,
-and measures on every predicted token: loss, KL(original || model), and how often the most probable token is
-the same. A model is a folder, a .gguf file of Squat (which runs in the engine), a .gguf file of another
+`compare` tokenizes a text as it stands, cuts it into windows of 256 tokens, puts the model's first token before
+each, and measures on every predicted token: loss, KL(original || model), and how often the most probable token
+is the same. A model is a folder, a .gguf file of Squat (which runs in the engine), a .gguf file of another
 program (whose weights are read, and computed with in float), or llama.cpp:FILE.gguf, which runs there (`make
 llama-cpp` builds it).
 
@@ -33,8 +32,8 @@ from rich.table import Table
 from squat.checkpoints import load_model, load_tokenizer
 from squat.data.files import writing
 from squat.engine import Engine
-from squat.evaluate.tasks import runs_in_engine
 from squat.exact import approximately
+from squat.importing.file import runs_in_engine
 
 WINDOW = 256
 Logits = Callable[[list[int]], NDArray[np.float32] | torch.Tensor]
