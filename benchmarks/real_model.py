@@ -5,9 +5,9 @@
 
 `compare` tokenizes a text as it stands, cuts it into windows of 256 tokens, puts the model's first token
 before each, and measures on every predicted token: loss, KL(original || model), and how often the most
-probable token is the same. A model is a folder, a .gguf file of Squat (which runs in the engine), a .gguf file
-of another program (whose weights are read, and computed with in float), or llama.cpp:FILE.gguf, which runs
-there (`make llama-cpp` builds it).
+probable token is the same. A model is a folder, a .gguf file of Squat (which runs in the engine), one of
+another program (whose weights are read, and computed with in float), or llama.cpp:FILE.gguf, which runs there
+(`make llama-cpp` builds it).
 
 `llama-cpp` lets llama.cpp quantize a .gguf file, with every tensor of one kind, as --pure does, where it has
 one.
