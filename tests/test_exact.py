@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -118,9 +119,13 @@ def test_the_engine_computes_the_same_bits(name, config, tokenizer, tmp_path):
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in TINY])
 def test_so_it_does_of_every_architecture(name, tokenizer, tmp_path):
     model = tiny_model(name, vocab_size=len(tokenizer))
+    with torch.no_grad():  # norms and biases say something, too
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     quantize(model, calibration=[some_ids(8, 32)]).eval()
     file = tmp_path / "model.gguf"
     export(model, tokenizer, "tiny", file)
+    assert GGUFReader(file).fields["general.name"].contents() == "tiny"
     parity = compare(model, tokenizer, str(file), some_ids(3, 60).tolist())
     assert parity.holds
     assert (parity.differing, parity.largest) == (0, 0.0)

@@ -96,15 +96,16 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vec
   const int block = is_value ? 1 : m.sites.k.block(layer);
   const int rotation = is_value ? -1 : m.graph.rotation[static_cast<size_t>(layer)];
   const int turned = m.graph.rotated(), heads = m.n_head_kv * group;
+  const size_t size = static_cast<size_t>(m.head_dim);
   const size_t normed = is_value ? 0 : vectors.norm->weight.size();
   threads_.parallel_for(chunk.count - from, [&](int begin, int end, int) {
     for (int i = from + begin; i < from + end; i++) {
       const bool wide = is_wide(widths, i);
       float* x =
           qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + vectors.column;
-      if (normed == static_cast<size_t>(heads * m.head_dim)) normalize(*vectors.norm, x, x);
+      if (normed > size) normalize(*vectors.norm, x, x);  // all heads together
       for (int v = 0; v < heads; v++, x += m.head_dim) {
-        if (normed == static_cast<size_t>(m.head_dim)) normalize(*vectors.norm, x, x);
+        if (normed == size) normalize(*vectors.norm, x, x);
         if (rotation >= 0) {
           const Angles angles = angles_[static_cast<size_t>(rotation)].of(i, turned);
           ops_.rotate(angles.cosine, angles.sine, turned, x);

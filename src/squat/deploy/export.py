@@ -82,8 +82,9 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
             _add(model.get_submodule(path), place, matrices, floats)
     for index, layer in enumerate(layers.children()):
         for path, place in row.layer_names.items():
-            module, name = layer.get_submodule(path), f"blk.{index}.{place}"
-            _add(module, name, matrices, floats, row.file_order.get(path, _as_they_are), heads)
+            order = row.file_order.get(path, _as_they_are)
+            place = f"blk.{index}.{place}"
+            _add(layer.get_submodule(path), place, matrices, floats, order, heads)
     ffn_size = len(matrices["blk.0.ffn_up"].codes)
     policies = [m for m in layers.modules() if isinstance(m, ThresholdPolicy)]
     return GgufModel(
