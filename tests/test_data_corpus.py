@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from squat.data import clean, corpus_files, read_corpus
@@ -77,6 +77,7 @@ def test_a_cleaned_line_is_empty_or_has_text(line: str, source: str | None) -> N
 
 
 @given(st.text())
+@example("Â\x1f¡")
 def test_general_cleaning_settles(line: str) -> None:
     assert clean(clean(line)) == clean(line)
 

@@ -195,7 +195,12 @@ def clean(line: str, source: str | None = None) -> str:
         line: the line as it stands in the file.
         source: a key of `SOURCES`; None for text of any other origin.
     """
+    before = None
+    while line != before:  # what one repair takes out may have hidden what another one mends
+        before = line
+        for repair in _REPAIR:
+            line = repair(line)
     rules = () if source is None else (*_STRAIGHT_QUOTES, *SOURCES[source])
-    for rule in (*_REPAIR, *rules):
+    for rule in rules:
         line = rule(line)
     return _finish(line)
