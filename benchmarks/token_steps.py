@@ -26,7 +26,7 @@ from squat.exact import approximately
 from squat.quantization import SquatConfig
 from squat.quantization.activation_steps import fit_step_and_levels, token_mse_step
 from squat.quantization.convert import convert, fold_transforms
-from squat.quantization.levels import HIGHEST, LOWEST, nearest_level
+from squat.quantization.levels import HIGHEST, LOWEST, snap_to
 from squat.quantization.modules import SiteQuantizer
 from squat.quantization.numerics import (
     fake_quantize,
@@ -70,7 +70,7 @@ def errors_of(vectors: Tensor, kind: str, margin: int) -> Tensor:
     low, high, snap = LOWEST, HIGHEST, None
     if kind == "4 bits, levels":
         step, levels = fit_step_and_levels(vectors, margin)
-        snap = lambda codes: nearest_level(codes, levels)  # noqa: E731
+        snap = snap_to(levels)
     else:
         low, high = (LOWEST, HIGHEST) if kind == "8 bits" else (-8, 7)
         step = token_mse_step(vectors, low, high, margin)

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
+from gguf.quants import IQ4_NL
 from numpy.typing import NDArray
 from tokenizers import (
     Tokenizer,
@@ -163,6 +164,7 @@ def random_model(
     margins: tuple[int, int] | None = None,
     hadamard: tuple[str, ...] = (),
     levels: bool = False,
+    weight_levels: bool = False,
     importance: str = "relative_first_token",
     rope: dict[str, Any] | None = None,
     tokenizer_json: str | None = None,
@@ -176,11 +178,15 @@ def random_model(
     def matrix(rows: int, inner: int, bits: int, size: float) -> CodeMatrix:
         limit = 2 ** (bits - 1)
         codes = rng.integers(-limit, limit, (rows, inner), dtype=np.int8)
+        meaning = IQ4_NL.kvalues if weight_levels and bits == 4 else None
+        if meaning is not None:
+            limit, codes = 127, np.array(meaning, np.int8)[codes + 8]
         middle = size * math.sqrt(3) / limit
         if not row_steps:
-            return CodeMatrix.uniform(codes, bits, half(middle * rng.uniform(0.9, 1.1)))
-        steps = middle * rng.uniform(0.5, 1.5, rows)
-        return CodeMatrix(codes, bits, steps.astype(np.float16).astype(np.float32))
+            steps = np.full(rows, half(middle * rng.uniform(0.9, 1.1)), np.float32)
+        else:
+            steps = middle * rng.uniform(0.5, 1.5, rows)
+        return CodeMatrix(codes, bits, steps.astype(np.float16).astype(np.float32), meaning)
 
     query, key = heads * head_dim, kv_heads * head_dim
     matrices = {"token_embd": matrix(vocab, hidden, embedding_bits, 1.0)}

@@ -58,6 +58,7 @@ ARCHITECTURES = {
 PUBLISHED = {
     "weight_steps": "tensor",
     "token_steps": "static",
+    "weight_levels": "uniform",
     "activation_levels": "uniform",
     "hadamard": (),
 }

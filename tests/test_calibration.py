@@ -1,5 +1,7 @@
 """Calibration layer by layer, and weights that are rounded as a whole."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,7 @@ from squat.errors import ConfigError
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.config import FLOAT
 from squat.quantization.descent import Moments, descend
+from squat.quantization.levels import WEIGHT_LEVELS, snap_to
 from squat.quantization.modules import QuantizedWeight
 from squat.quantization.numerics import mse_step, quantize_codes, representable_step
 
@@ -21,36 +24,49 @@ def correlated(tokens, inputs, seed):
     )
 
 
+def nearest(rounding, quotients):
+    return quantize_codes(quotients, torch.ones(1), *rounding)
+
+
 def moments_of(quantized, original):
     moments = Moments.zeros(quantized.shape[1])
     moments.add(quantized, original)
     return moments
 
 
-@given(st.integers(0, 1000), st.sampled_from([(-8, 7), (-128, 127)]), st.integers(1, 3))
-def test_rounding_as_a_whole_is_no_worse_for_the_product(seed, bounds, sweeps):
-    low, high = bounds
+ROUNDINGS = {
+    "4 bits": (-8, 7, None),
+    "8 bits": (-128, 127, None),
+    "levels": (-127, 113, snap_to(torch.tensor(WEIGHT_LEVELS["iq4_nl"]))),
+}
+
+
+@given(st.integers(0, 1000), st.sampled_from(sorted(ROUNDINGS)), st.integers(1, 3))
+def test_rounding_as_a_whole_is_no_worse_for_the_product(seed, name, sweeps):
+    rounding = ROUNDINGS[name]
     original = correlated(200, 24, seed)
     quantized = original + 0.05 * torch.randn_like(original)
     weight = torch.randn(10, 24)
-    steps = mse_step(weight, low, high)[:, None]
-    free, found = descend(weight, steps, low, high, moments_of(quantized, original), sweeps, 1e-4)
-    codes = quantize_codes(free, found, low, high)
-    assert ((free / found - codes).abs() < 0.46).all()
+    steps = mse_step(weight, *rounding)[:, None]
+    moments = moments_of(quantized, original)
+    free, found = descend(weight, steps, partial(nearest, rounding), moments, sweeps, 1e-4)
+    codes = quantize_codes(free, found, *rounding)
+    assert torch.equal(free, codes * found)
     assert torch.equal(found, representable_step(found))
 
     def error(codes, steps):
         return (quantized @ (codes * steps).T - original @ weight.T).square().sum().item()
 
-    nearest = error(quantize_codes(weight, steps, low, high), steps)
-    assert error(codes, found) <= nearest * 1.001 + 1e-6
+    by_itself = error(quantize_codes(weight, steps, *rounding), steps)
+    assert error(codes, found) <= by_itself * 1.001 + 1e-6
 
 
 def test_a_weight_that_lies_on_the_lattice_stays():
     x = correlated(200, 24, 0)
     codes = torch.randint(-8, 8, (10, 24)).float()
     steps = representable_step(torch.rand(10, 1) + 0.1)
-    found, kept = descend(codes * steps, steps, -8, 7, moments_of(x, x), 2, 1e-3)
+    rounded = partial(nearest, ROUNDINGS["4 bits"])
+    found, kept = descend(codes * steps, steps, rounded, moments_of(x, x), 2, 1e-3)
     assert torch.equal(quantize_codes(found, kept, -8, 7), codes)
     assert torch.equal(kept, steps)
 

@@ -32,7 +32,12 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-EVERYTHING = {"margins": (0, 1), "hadamard": HADAMARD_SITES, "levels": True}
+EVERYTHING = {
+    "margins": (0, 1),
+    "hadamard": HADAMARD_SITES,
+    "levels": True,
+    "weight_levels": True,
+}
 CASES = {
     "w4a8": ("llama", {"activations": "8"}),
     "w4a4": ("llama", {"activations": "4"}),
@@ -75,6 +80,15 @@ CASES = {
         {"hadamard": ("head_in",), "hidden": 40, "ffn": 53, "heads": 5, "head_dim": 8},
     ),
     "levels": ("llama", {"levels": True}),
+    "levels of weights": ("llama", {"weight_levels": True}),
+    "levels of a head of its own": (
+        "llama",
+        {"weight_levels": True, "weight_bits": 8, "embedding_bits": 4, "tied": False},
+    ),
+    "gpt2 levels of weights and embeddings": (
+        "gpt2",
+        {"weight_levels": True, "embedding_bits": 4, "hidden": 35, "heads": 5, "head_dim": 7},
+    ),
     "everything": ("llama", EVERYTHING),
     "everything w4a4": ("llama", {"activations": "4", **EVERYTHING}),
     "everything w4a8": ("llama", {"activations": "8", **EVERYTHING}),

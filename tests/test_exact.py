@@ -86,6 +86,8 @@ CONFIGS = {
     "steps by row": SquatConfig(**{**PUBLISHED, "weight_steps": "row"}),
     "token exponents": SquatConfig(**{**PUBLISHED, "token_steps": "exponent"}),
     "levels": SquatConfig(**{**PUBLISHED, "activation_levels": "table"}),
+    "levels of weights": SquatConfig(**{**PUBLISHED, "weight_levels": "iq4_nl"}),
+    "uniform weights": SquatConfig(weight_levels="uniform"),
     **{
         f"hadamard at {site}": SquatConfig(**{**PUBLISHED, "hadamard": (site,)})
         for site in HADAMARD_SITES

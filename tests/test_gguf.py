@@ -18,6 +18,7 @@ from engine_models import (
     random_model,
 )
 from squat.deploy.gguf import (
+    FORMS,
     HADAMARD_SITES,
     CodeMatrix,
     GgufGraph,
@@ -39,7 +40,7 @@ def assert_same_codes(model: GgufModel, path: Path) -> None:
     read = read_codes(path)
     assert read.keys() == model.matrices.keys()
     for name, matrix in model.matrices.items():
-        assert read[name].bits == matrix.bits
+        assert (read[name].bits, read[name].levels) == (matrix.bits, matrix.levels)
         assert read[name].steps.dtype == np.float32
         assert np.array_equal(read[name].steps, matrix.steps), name
         assert read[name].codes.dtype == np.int8
@@ -85,6 +86,7 @@ def test_codes_read_are_codes_written(
     margins=st.none() | st.tuples(st.integers(0, 7), st.integers(0, 7)),
     hadamard=st.sets(st.sampled_from(HADAMARD_SITES)),
     levels=st.booleans(),
+    weight_levels=st.booleans(),
 )
 def test_any_model_is_read_as_it_was_written(
     seed: int, architecture: str, heads: int, pairs: int, hadamard: set[str], **options: Any
@@ -210,14 +212,18 @@ def test_extreme_codes(tmp_path: Path) -> None:
 
 
 def test_blocks_are_what_ggml_reads() -> None:
-    """Dequantized by the gguf package, a block is code * the row's step."""
+    """Dequantized by the gguf package, a block is code, or level, * the row's step."""
     from gguf.quants import dequantize
 
     rng = np.random.default_rng(0)
-    for bits, name in ((4, "Q4_0"), (8, "Q8_0")):
-        codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (5, 96), dtype=np.int8)
+    for form in FORMS.values():
+        codes = rng.integers(-(2 ** (form.bits - 1)), 2 ** (form.bits - 1), (5, 96), dtype=np.int8)
+        if form.levels is not None:
+            codes = np.array(form.levels, np.int8)[codes + 8]
         steps = rng.uniform(0.01, 0.02, 5).astype(np.float16).astype(np.float32)
-        values = dequantize(pack_blocks(CodeMatrix(codes, bits, steps)), GGMLQuantizationType[name])
+        values = dequantize(
+            pack_blocks(CodeMatrix(codes, form.bits, steps, form.levels)), form.type
+        )
         assert np.array_equal(values, codes.astype(np.float32) * steps[:, None])
 
 
@@ -315,7 +321,12 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         (change(model, up, steps=steps.astype(float)), "blk.0.ffn_up: steps are float64"),
         (change(model, up, codes=codes[:-1]), r"blk.0.ffn_up: codes are int8 \[95, 64\]"),
         (change(model, up, codes=codes.astype(np.int32)), "codes are int32"),
-        (change(model, up, codes=codes + np.int8(9)), "do not fit 4 bits"),
+        (change(model, up, codes=codes + np.int8(9)), "a code of 8 does not fit 4 bits"),
+        (change(model, up, levels=(*range(16),)), "levels .* have no place in a file"),
+        (
+            change(model, up, levels=FORMS["iq4_nl"].levels),
+            "a code of .* does not fit the levels of iq4_nl",
+        ),
         (replace(model, matrices={**model.matrices, "extra": model.matrices[up]}), "extra"),
         (replace(model, thresholds=[1.0]), r"thresholds: \[1.0\]"),
         (replace(model, importance="topk"), "importance: 'topk'"),

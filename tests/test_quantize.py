@@ -1,6 +1,7 @@
 """Quantizing a model: all sites, causality, token widths through the cache, saving, bad input."""
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -253,6 +254,16 @@ def test_a_checkpoint_reads_back_bit_for_bit(name, config, tmp_path):
     ).read_bytes()
 
 
+def test_in_a_checkpoint_from_before_weights_had_levels_they_have_none(tmp_path):
+    model = quantized("llama", SquatConfig(weight_levels="uniform"))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]["weight_levels"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(again, some_ids()), logits(model, some_ids()))
+
+
 def test_a_float_checkpoint_can_be_quantized_while_loading(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=SquatConfig())
@@ -304,6 +315,7 @@ def test_a_deep_copy_has_quantizers_of_its_own():
         ({"hadamard": ["v"]}, "hadamard: 'v' does not exist"),
         ({"weight_steps": "column"}, "weight_steps: 'column' does not exist"),
         ({"token_steps": "dynamic"}, "token_steps: 'dynamic' does not exist"),
+        ({"weight_levels": "iq3"}, "weight_levels: 'iq3' does not exist; choose .*iq4_nl"),
         ({"activation_levels": 16}, "activation_levels: 16 does not exist"),
         ({"method": "gptq"}, "method: 'gptq'.*lsq"),
         ({"policy": "random"}, "policy: 'random'.*topk, threshold"),

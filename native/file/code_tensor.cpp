@@ -11,6 +11,9 @@ namespace {
 
 constexpr int kBlock = 32;
 
+constexpr int8_t kIq4NlLevels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                     1,    13,   25,  38,  53,  69,  89,  113};
+
 // An fp16 scale and 32 codes.
 constexpr size_t block_bytes(int bits) { return bits == 4 ? 18 : 34; }
 
@@ -59,25 +62,31 @@ CodeTensor::CodeTensor(const Gguf& file, const std::string& name, uint64_t rows,
       inner_(static_cast<int>(inner)),
       one_step_(steps == Steps::kOne) {
   if (tensor_ != nullptr) {
-    if (tensor_->type != TensorType::kQ4_0 && tensor_->type != TensorType::kQ8_0) {
-      throw Error(SQUAT_ERROR_FORMAT, name_ + " has type " + tensor_type_name(tensor_->type) +
-                                          ", expected Q4_0 or Q8_0");
+    const TensorType type = tensor_->type;
+    if (type == TensorType::kIq4Nl) levels_ = kIq4NlLevels;
+    if (levels_ == nullptr && type != TensorType::kQ4_0 && type != TensorType::kQ8_0) {
+      throw Error(SQUAT_ERROR_FORMAT, name_ + " has type " + tensor_type_name(type) +
+                                          ", expected Q4_0, Q8_0 or IQ4_NL");
     }
     check_shape(*tensor_, name_, inner, rows);
-    bits_ = tensor_->type == TensorType::kQ4_0 ? 4 : 8;
+    bits_ = type == TensorType::kQ8_0 ? 8 : 4;
     row_bytes_ = inner / kBlock * block_bytes(bits_);
     return;
   }
-  const GgufTensor* narrow = file.find_tensor(name + ".q4");
-  tensor_ = narrow != nullptr ? narrow : file.find_tensor(name + ".q8");
+  std::string suffix = ".q8";
+  for (const char* narrow : {".q4", ".iq4_nl"}) {
+    if (file.find_tensor(name + narrow) != nullptr) suffix = narrow;
+  }
+  tensor_ = file.find_tensor(name + suffix);
   const GgufTensor* step = file.find_tensor(name + ".step");
   if (tensor_ == nullptr || step == nullptr) {
     throw Error(SQUAT_ERROR_FORMAT,
                 name_ + " is missing; export the model again with `squat export`");
   }
-  bits_ = narrow != nullptr ? 4 : 8;
+  bits_ = suffix == ".q8" ? 8 : 4;
+  if (suffix == ".iq4_nl") levels_ = kIq4NlLevels;
   const std::string of_step = file.name() + ": tensor '" + name + ".step'";
-  name_ = file.name() + ": tensor '" + name + (bits_ == 4 ? ".q4'" : ".q8'");
+  name_ = file.name() + ": tensor '" + name + suffix + "'";
   if (tensor_->type != TensorType::kI8) {
     throw Error(SQUAT_ERROR_FORMAT,
                 name_ + " has type " + tensor_type_name(tensor_->type) + ", expected I8");

@@ -1,6 +1,6 @@
-// A matrix of integer codes with a step for each row, as it stands in a file: Q4_0 or Q8_0 blocks,
-// all of a row with the same scale, or, where the inner size is no multiple of 32, the tensors
-// NAME.q4 or NAME.q8 and NAME.step (docs/format.md, "Tensors").
+// A matrix of integer codes with a step for each row, as it stands in a file: Q4_0, IQ4_NL or Q8_0
+// blocks, all of a row with the same scale, or, where the inner size is no multiple of 32, the
+// tensors NAME.q4, NAME.iq4_nl or NAME.q8 and NAME.step (docs/format.md, "Tensors").
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,8 @@ class CodeTensor {
   CodeTensor(const Gguf& file, const std::string& name, uint64_t rows, uint64_t inner, Steps steps);
 
   int bits() const { return bits_; }
+  // What 4-bit codes mean: code i stands for level i + 8 of sixteen; nullptr: for itself.
+  const int8_t* levels() const { return levels_; }
   int rows() const { return rows_; }
   int inner() const { return inner_; }
   const uint8_t* data() const { return tensor_->data; }
@@ -48,6 +50,7 @@ class CodeTensor {
   const uint8_t* steps_ = nullptr;  // float32, of a tensor without blocks
   std::string name_;                // "FILE: tensor 'NAME'", for messages
   int bits_;
+  const int8_t* levels_ = nullptr;
   int rows_;
   int inner_;
   size_t row_bytes_;

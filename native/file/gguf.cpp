@@ -39,6 +39,7 @@ BlockShape block_shape(TensorType type) {
     case TensorType::kF32:
       return {1, 4};
     case TensorType::kQ4_0:
+    case TensorType::kIq4Nl:
       return {32, 18};
     case TensorType::kQ8_0:
       return {32, 34};
@@ -163,11 +164,13 @@ GgufTensor read_tensor_info(Cursor& cursor, uint64_t* offset) {
     case TensorType::kF32:
     case TensorType::kQ4_0:
     case TensorType::kQ8_0:
+    case TensorType::kIq4Nl:
     case TensorType::kI8:
       break;
     default:
-      cursor.fail(field + " type is " + std::to_string(type) +
-                  ", but a Squat file has only F32 (0), Q4_0 (2), Q8_0 (8) and I8 (24)");
+      cursor.fail(
+          field + " type is " + std::to_string(type) +
+          ", but a Squat file has only F32 (0), Q4_0 (2), Q8_0 (8), IQ4_NL (20) and I8 (24)");
   }
   const BlockShape block = block_shape(tensor.type);
   if (tensor.ne[0] % block.elements != 0) {
@@ -193,6 +196,8 @@ const char* tensor_type_name(TensorType type) {
       return "Q4_0";
     case TensorType::kQ8_0:
       return "Q8_0";
+    case TensorType::kIq4Nl:
+      return "IQ4_NL";
     case TensorType::kI8:
       return "I8";
   }

@@ -34,7 +34,7 @@ enum class GgufType : uint32_t {
 };
 
 // Types of tensors that a Squat file may hold; the numbers are those of the file format.
-enum class TensorType : uint32_t { kF32 = 0, kQ4_0 = 2, kQ8_0 = 8, kI8 = 24 };
+enum class TensorType : uint32_t { kF32 = 0, kQ4_0 = 2, kQ8_0 = 8, kIq4Nl = 20, kI8 = 24 };
 
 const char* tensor_type_name(TensorType type);
 

@@ -133,7 +133,7 @@ class Loader {
   // Whether its input is transformed or not; null if it is missing.
   const GgufTensor* find_matrix(const std::string& name) const {
     for (const int block : {1, 2}) {
-      for (const char* suffix : {"", ".q4", ".q8"}) {
+      for (const char* suffix : {"", ".q4", ".iq4_nl", ".q8"}) {
         if (const GgufTensor* found = file_.find_tensor(matrix_name(name, block) + suffix)) {
           return found;
         }
@@ -473,10 +473,12 @@ class Loader {
   void pack() {
     const auto lay_out = [this](Arena arena) {
       for (Pending& p : pending_) {
-        const kernels::WeightForm form = kernels::plain_weights(p.tensor.bits());
+        const int8_t* levels = p.tensor.levels();
+        const kernels::WeightForm form =
+            levels != nullptr ? kernels::WeightForm::t4 : kernels::plain_weights(p.tensor.bits());
         const int rows = p.tensor.rows(), inner = p.tensor.inner();
         uint8_t* data = arena.take<uint8_t>(kernels::packed_bytes(choice_, form, rows, inner));
-        p.weights->matrix = kernels::packed_matrix(choice_, form, rows, inner, data);
+        p.weights->matrix = kernels::packed_matrix(choice_, form, rows, inner, data, levels);
       }
       // Behind all of them: the codes stay one stream from matrix to matrix, which the CPU's
       // prefetchers follow when a token is decoded.

@@ -280,7 +280,7 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
   rows.inner = input.inner;
   rows.bits = input.widths;
   rows.steps = input.steps;
-  for (const kernels::WeightForm form : {kernels::WeightForm::w8, kernels::WeightForm::w4}) {
+  for (const kernels::WeightForm form : kernels::kWeightForms) {
     kernels::Product products[3];
     int count = 0;
     int64_t columns = 0;
@@ -408,7 +408,10 @@ void Session::embed(const int32_t* tokens, const Chunk& chunk) {
   const auto dequantize = [&](const CodeTensor& table, int row, int8_t* codes, float* out) {
     table.unpack(row, codes);  // the scales were checked when the model was loaded
     const float step = table.step(row);
-    for (size_t k = 0; k < n_embd; k++) out[k] = static_cast<float>(codes[k]) * step;
+    const int8_t* levels = table.levels();
+    for (size_t k = 0; k < n_embd; k++) {
+      out[k] = static_cast<float>(levels != nullptr ? levels[codes[k] + 8] : codes[k]) * step;
+    }
   };
   threads_.parallel_for(chunk.count, [&](int begin, int end, int thread) {
     for (int i = begin; i < end; i++) {

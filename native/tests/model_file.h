@@ -125,6 +125,7 @@ struct ModelOptions {
   bool gpt2 = false;
   int layers = 3, hidden = 64, heads = 4, kv_heads = 2, head_dim = 16, ffn = 96, context = 80;
   int weight_bits = 4, embedding_bits = 8;
+  bool weight_levels = false;  // whether 4-bit codes of weights mean levels
   std::string activations = "4:8";
   bool tied = true;
   uint32_t version = 2;
@@ -199,12 +200,12 @@ inline float half_value(uint16_t half) {
 
 // A matrix of random codes, with a step for each row or one for all.
 inline void add_matrix(GgufBuilder* file, std::mt19937* random, const std::string& name, int rows,
-                       int inner, int bits, int step_exponent, bool row_steps) {
+                       int inner, int bits, bool levels, int step_exponent, bool row_steps) {
   const bool blocks = inner % 32 == 0;
   const int row_bytes = bits == 8 ? inner : (inner + 1) / 2;
   GgufBuilder::Tensor t;
-  t.name = blocks ? name : name + (bits == 4 ? ".q4" : ".q8");
-  t.type = !blocks ? 24 : bits == 4 ? 2 : 8;
+  t.name = blocks ? name : name + (bits == 8 ? ".q8" : levels ? ".iq4_nl" : ".q4");
+  t.type = !blocks ? 24 : bits == 8 ? 8 : levels ? 20 : 2;
   t.shape = {static_cast<uint64_t>(blocks ? inner : row_bytes), static_cast<uint64_t>(rows)};
   std::vector<float> steps;
   for (int row = 0; row < rows; row++) {
@@ -355,8 +356,8 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   };
   const auto matrix = [&](const std::string& name, int rows, int inner, int bits) {
     // Entries of about 1/8 whatever the width.
-    add_matrix(&file, &random, name + ".weight", rows, inner, bits, bits == 4 ? -5 : -9,
-               o.version > 1 && o.row_steps);
+    add_matrix(&file, &random, name + ".weight", rows, inner, bits, o.weight_levels,
+               bits == 4 && !o.weight_levels ? -5 : -9, o.version > 1 && o.row_steps);
   };
   const std::string of_head = hadamard && hadamard_blocks(1, o.hidden)[0] > 1 ? "_hadamard" : "";
   matrix("token_embd" + (o.tied ? of_head : ""), kVocabulary, o.hidden, o.embedding_bits);

@@ -85,12 +85,17 @@ std::vector<ModelOptions> variants() {
       o.weight_bits = 8;
       o.embedding_bits = 4;
       o.tied = false;
+      o.weight_levels = true;  // of embedding and head
       all.push_back(o);
       o.weight_bits = 4;
       o.embedding_bits = 8;
+      all.push_back(o);
+      o.weight_levels = false;
       o.hidden = 36;
       o.head_dim = gpt2 ? 9 : 10;
       o.ffn = 42;
+      all.push_back(o);
+      o.weight_levels = true;
       all.push_back(o);
       o.described = true;
       all.push_back(o);

@@ -214,6 +214,7 @@ def advice(config: SquatConfig, weights: str) -> str:
         "--token-steps exponent": config.token_steps != "exponent",
         "--hadamard all": config.hadamard != list(HADAMARD_SITES),
         "--weights descent": weights != "descent",
+        "--weight-levels iq4_nl": config.weight_bits == 4 and config.weight_levels != "iq4_nl",
         "--activation-levels table": at_4_bits and config.activation_levels != "table",
         "--activation-bits 8": at_4_bits,
     }

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from squat.bench.shapes import find_shape, random_model
-from squat.deploy.gguf import TOKEN_SITES, write_gguf
+from squat.deploy.gguf import FORMS, TOKEN_SITES, write_gguf
 from squat.engine import Engine
 from squat.errors import CheckpointError, ConfigError
 from squat.terminal import progress
@@ -386,9 +386,10 @@ def _describe(file: Path) -> tuple[str, int, int, str]:
     kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
 
     def bits(name: str) -> int | None:
-        if f"{name}.weight" in kinds:
-            return 4 if kinds[f"{name}.weight"] == gguf.GGMLQuantizationType.Q4_0 else 8
-        return next((b for b in (4, 8) if f"{name}.weight.q{b}" in kinds), None)
+        for suffix, form in FORMS.items():
+            if kinds.get(f"{name}.weight") == form.type or f"{name}.weight.{suffix}" in kinds:
+                return form.bits
+        return None
 
     heads = ("output", "output_hadamard", "token_embd", "token_embd_hadamard")
     layer, head = bits("blk.0.attn_output"), next(filter(None, map(bits, heads)), None)

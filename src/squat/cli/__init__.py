@@ -149,6 +149,9 @@ def quantize(
     token_steps: Annotated[
         str, typer.Option(help="exponent: tokens raise steps by powers of two; static: never.")
     ] = "exponent",
+    weight_levels: Annotated[
+        str, typer.Option(help="What 4-bit weights stand for: iq4_nl or uniform.")
+    ] = "iq4_nl",
     activation_levels: Annotated[
         str, typer.Option(help="What 4-bit activations stand for: table or uniform.")
     ] = "table",
@@ -182,6 +185,7 @@ def quantize(
         embedding_bits=embedding_bits,
         weight_steps=weight_steps,
         token_steps=token_steps,
+        weight_levels=weight_levels,
         activation_levels=activation_levels,
         hadamard=sites.get(hadamard, hadamard.split(",")),
         init=init,

@@ -159,6 +159,7 @@ def _add(
             np.ascontiguousarray(order(codes, heads)),
             quantizer.bits,
             order(np.resize(steps, len(codes)), heads),
+            None if quantizer.levels is None else tuple(quantizer.levels),
         )
     else:
         weight = module.gain() if isinstance(module, ExactRMSNorm) else module.weight

@@ -11,12 +11,14 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gguf
 import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import IQ4_NL
 from numpy.typing import NDArray
 
 from squat.deploy.tokenizer import ggml_tokenizer
@@ -27,7 +29,7 @@ FORMAT_VERSION = 2
 MIN_STEP = 2.0**-14
 """The smallest step: the smallest normal fp16 number."""
 BLOCK = 32
-"""Codes in a Q4_0 or Q8_0 block."""
+"""Codes in a block."""
 GRAPH = "squat.graph"
 """Where the keys of a graph stand."""
 TRANSFORMED = "_hadamard"
@@ -61,13 +63,43 @@ INPUTS = {
 """The site that a matrix multiplies, where that may be transformed."""
 
 
+class Form(NamedTuple):
+    """How a matrix is stored: the type of its blocks, the bits of a code, and the levels that codes mean."""
+
+    type: GGMLQuantizationType
+    bits: int
+    levels: tuple[int, ...] | None = None
+
+
+FORMS = {
+    "q4": Form(GGMLQuantizationType.Q4_0, 4),
+    "iq4_nl": Form(GGMLQuantizationType.IQ4_NL, 4, IQ4_NL.kvalues),
+    "q8": Form(GGMLQuantizationType.Q8_0, 8),
+}
+"""By the end of the name that a tensor without blocks has."""
+
+
 @dataclass
 class CodeMatrix:
-    """A quantized matrix or embedding: int8 codes [rows, inner], their bits (4 or 8), steps [rows]."""
+    """A quantized matrix or embedding.
+
+    Args:
+        codes: int8 [rows, inner]; where they mean levels, these.
+        bits: 4 or 8.
+        steps: [rows].
+        levels: the sixteen levels of 4-bit codes, as in a row of `FORMS`.
+    """
 
     codes: NDArray[np.int8]
     bits: int
     steps: NDArray[np.float32]
+    levels: tuple[int, ...] | None = None
+
+    @property
+    def form(self) -> str | None:
+        """The name of the row of `FORMS`, if there is one."""
+        wanted = (self.bits, self.levels)
+        return next((name for name, form in FORMS.items() if form[1:] == wanted), None)
 
     @classmethod
     def uniform(cls, codes: NDArray[np.int8], bits: int, step: float) -> CodeMatrix:
@@ -269,26 +301,37 @@ def is_step(value: float) -> bool:
     return bool(are_steps(np.array(value, np.float64)))
 
 
+def _nibbles(matrix: CodeMatrix) -> NDArray[np.uint8]:
+    """The 4-bit codes from 0 to 15; shape of the codes."""
+    if matrix.levels is None:
+        return (matrix.codes + np.int8(8)).view(np.uint8)
+    return np.searchsorted(matrix.levels, matrix.codes).astype(np.uint8)
+
+
+def _codes_of(nibbles: NDArray[np.uint8], levels: tuple[int, ...] | None) -> NDArray[np.int8]:
+    """The inverse of `_nibbles`."""
+    return np.array(range(-8, 8) if levels is None else levels, np.int8)[nibbles]
+
+
 def pack_blocks(matrix: CodeMatrix) -> NDArray[np.uint8]:
-    """The bytes of Q4_0 or Q8_0 blocks, [rows, bytes of a row], each with its row's step as its scale."""
+    """The bytes of a matrix's blocks, [rows, bytes of a row], each with its row's step as its scale."""
     rows, inner = matrix.codes.shape
-    blocks = matrix.codes.reshape(rows, inner // BLOCK, BLOCK)
+    shape = rows, inner // BLOCK, BLOCK
     halves = matrix.steps.astype(np.float16).view(np.uint8).reshape(rows, 1, 2)
-    scales = np.broadcast_to(halves, (*blocks.shape[:2], 2))
+    scales = np.broadcast_to(halves, (*shape[:2], 2))
     if matrix.bits == 8:
-        body: NDArray[Any] = blocks.view(np.uint8)
+        body: NDArray[Any] = matrix.codes.reshape(shape).view(np.uint8)
     else:
-        nibbles = (blocks + np.int8(8)).view(np.uint8)
+        nibbles = _nibbles(matrix).reshape(shape)
         body = nibbles[..., :16] | nibbles[..., 16:] << 4
     return np.concatenate([scales, body], axis=2).reshape(rows, -1)
 
 
 def pack_bytes(matrix: CodeMatrix) -> NDArray[np.int8]:
-    """The rows of a NAME.q4 or NAME.q8 tensor, for an inner size that blocks do not divide."""
+    """The rows of a tensor for an inner size that blocks do not divide (docs/format.md, "Tensors")."""
     if matrix.bits == 8:
         return matrix.codes
-    padded = np.pad(matrix.codes, ((0, 0), (0, matrix.codes.shape[1] % 2)))
-    nibbles = (padded + np.int8(8)).view(np.uint8)
+    nibbles = np.pad(_nibbles(matrix), ((0, 0), (0, matrix.codes.shape[1] % 2)), constant_values=8)
     return (nibbles[:, ::2] | nibbles[:, 1::2] << 4).view(np.int8)
 
 
@@ -301,10 +344,14 @@ def _check_matrix(name: str, matrix: CodeMatrix, shape: tuple[int, int]) -> None
         raise CheckpointError(
             f"{name}: codes are {matrix.codes.dtype} {list(matrix.codes.shape)}, expected int8 {list(shape)}"
         )
+    if matrix.form is None:
+        raise CheckpointError(f"{name}: levels {list(matrix.levels or ())} have no place in a file")
     limit = 2 ** (matrix.bits - 1)
-    low, high = int(matrix.codes.min()), int(matrix.codes.max())
-    if low < -limit or high >= limit:
-        raise CheckpointError(f"{name}: codes from {low} to {high} do not fit {matrix.bits} bits")
+    possible = range(-limit, limit) if matrix.levels is None else matrix.levels
+    if not (good := np.isin(matrix.codes, possible)).all():
+        found = int(matrix.codes[~good][0])
+        means = f"{matrix.bits} bits" if matrix.levels is None else f"the levels of {matrix.form}"
+        raise CheckpointError(f"{name}: a code of {found} does not fit {means}")
     if matrix.steps.dtype != np.float32 or matrix.steps.shape != shape[:1]:
         raise CheckpointError(
             f"{name}: steps are {matrix.steps.dtype} {list(matrix.steps.shape)}, "
@@ -477,10 +524,9 @@ def _write_rope(writer: gguf.GGUFWriter, model: GgufModel) -> None:
 
 def _write_hyperparameters(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     writer.add_name(model.name)
-    narrow = model.matrices["blk.0.ffn_down"].bits == 4
-    writer.add_file_type(
-        gguf.LlamaFileType.MOSTLY_Q4_0 if narrow else gguf.LlamaFileType.MOSTLY_Q8_0
-    )
+    form = model.matrices["blk.0.ffn_down"].form
+    assert form is not None
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{FORMS[form].type.name}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(model.context_length)
     writer.add_embedding_length(model.hidden_size)
@@ -634,17 +680,13 @@ def _write_tensors(writer: gguf.GGUFWriter, model: GgufModel) -> None:
         heads = _rope_heads(model, name)
         if heads is not None:
             codes, steps = (permute_rope_rows(rows, heads) for rows in (matrix.codes, matrix.steps))
-            matrix = CodeMatrix(codes, matrix.bits, steps)
-        tensor = f"{_tensor_name(model, name)}.weight"
+            matrix = replace(matrix, codes=codes, steps=steps)
+        tensor, form = f"{_tensor_name(model, name)}.weight", matrix.form
+        assert form is not None
         if matrix.codes.shape[1] % BLOCK == 0:
-            kind = (
-                gguf.GGMLQuantizationType.Q4_0
-                if matrix.bits == 4
-                else gguf.GGMLQuantizationType.Q8_0
-            )
-            writer.add_tensor(tensor, pack_blocks(matrix), raw_dtype=kind)
+            writer.add_tensor(tensor, pack_blocks(matrix), raw_dtype=FORMS[form].type)
         else:
-            writer.add_tensor(f"{tensor}.q{matrix.bits}", pack_bytes(matrix))
+            writer.add_tensor(f"{tensor}.{form}", pack_bytes(matrix))
             writer.add_tensor(f"{tensor}.step", matrix.steps)
     for name, values in model.floats.items():
         heads = _rope_heads(model, name)
@@ -686,28 +728,28 @@ def write_gguf(path: str | os.PathLike[str], model: GgufModel) -> None:
 
 
 def _unpack_blocks(
-    data: NDArray[np.uint8], bits: int
+    data: NDArray[np.uint8], form: Form
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes [rows, inner] and steps [rows] of Q4_0 or Q8_0 rows [rows, bytes of a row]."""
-    blocks = data.reshape(data.shape[0], -1, 18 if bits == 4 else 34)
+    """Codes [rows, inner] and steps [rows] of rows of blocks [rows, bytes of a row]."""
+    blocks = data.reshape(data.shape[0], -1, 2 + BLOCK * form.bits // 8)
     scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
     if (different := scales != scales[:, :1]).any():
         row, block = np.argwhere(different)[0]
         raise CheckpointError(f"row {row} block {block} has another scale than the row's first one")
     body = np.ascontiguousarray(blocks[..., 2:])
-    if bits == 4:
-        codes = np.concatenate([body & 15, body >> 4], axis=2).astype(np.int8) - np.int8(8)
+    if form.bits == 4:
+        codes = _codes_of(np.concatenate([body & 15, body >> 4], axis=2), form.levels)
     else:
         codes = body.view(np.int8)
     return codes.reshape(data.shape[0], -1), scales[:, 0].astype(np.float32)
 
 
-def _unpack_bytes(data: NDArray[np.int8], bits: int, inner: int) -> NDArray[np.int8]:
-    """Codes [rows, inner] of a NAME.q4 or NAME.q8 tensor."""
-    if bits == 8:
+def _unpack_bytes(data: NDArray[np.int8], form: Form, inner: int) -> NDArray[np.int8]:
+    """Codes [rows, inner] of a tensor that `pack_bytes` made."""
+    if form.bits == 8:
         return data
     pairs = np.stack([data.view(np.uint8) & 15, data.view(np.uint8) >> 4], axis=2)
-    return (pairs.reshape(data.shape[0], -1).astype(np.int8) - np.int8(8))[:, :inner]
+    return _codes_of(pairs.reshape(data.shape[0], -1)[:, :inner], form.levels)
 
 
 def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
@@ -743,15 +785,15 @@ def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
         if f"{GRAPH}.pairs" not in reader.fields:  # then they are adjacent
             rope_heads = {"attn_q": heads, "attn_k": number("attention.head_count_kv")}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    by_type = {form.type: form for form in FORMS.values()}
     matrices = {}
     for full_name, tensor in tensors.items():
-        stored_name, _, form = full_name.partition(".weight")
+        stored_name, _, suffix = full_name.partition(".weight")
         name = stored_name.removesuffix(TRANSFORMED)
         kind = name.rpartition(".")[2]
-        if form in (".q4", ".q8"):
-            bits = int(form[2:])
+        if (form := FORMS.get(suffix[1:])) is not None:
             width = inner.get(kind, number("embedding_length"))
-            codes = _unpack_bytes(np.asarray(tensor.data), bits, width)
+            codes = _unpack_bytes(np.asarray(tensor.data), form, width)
             stored = np.asarray(tensors[f"{stored_name}.weight.step"].data, np.float32)
             expected = 1 if version == 1 else len(codes)
             if len(stored) != expected:
@@ -760,15 +802,15 @@ def read_codes(path: str | os.PathLike[str]) -> dict[str, CodeMatrix]:
                     f"expected {expected}"
                 )
             steps = np.resize(stored, len(codes))
-        elif tensor.tensor_type in (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0):
-            bits = 4 if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0 else 8
+        elif (form := by_type.get(tensor.tensor_type)) is not None:
             try:
-                codes, steps = _unpack_blocks(np.asarray(tensor.data), bits)
+                codes, steps = _unpack_blocks(np.asarray(tensor.data), form)
             except CheckpointError as error:
                 raise CheckpointError(f"{path}: tensor {full_name}: {error}") from None
         else:
             continue
         if kind in rope_heads:
             codes, steps = (unpermute_rope_rows(rows, rope_heads[kind]) for rows in (codes, steps))
-        matrices[name] = CodeMatrix(np.ascontiguousarray(codes), bits, np.ascontiguousarray(steps))
+        codes, steps = np.ascontiguousarray(codes), np.ascontiguousarray(steps)
+        matrices[name] = CodeMatrix(codes, form.bits, steps, form.levels)
     return matrices

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from squat.quantization.levels import HIGHEST, LOWEST, fit_levels, nearest_level
+from squat.quantization.levels import HIGHEST, LOWEST, fit_levels, snap_to
 from squat.quantization.numerics import (
     Snap,
     fake_quantize,
@@ -97,11 +97,7 @@ def fit_step_and_levels(vectors: Tensor, margin: int | None) -> tuple[Tensor, Te
         steps = _token_steps(vectors, step, HIGHEST, margin)
         codes = quantize_codes(vectors, steps, LOWEST, HIGHEST)
         levels = fit_levels(codes, (weights * steps.square()).expand_as(codes))
-
-        def snap(codes: Tensor, levels: Tensor = levels) -> Tensor:
-            return nearest_level(codes, levels)
-
-        error = _error(vectors, weights, steps, LOWEST, HIGHEST, snap)
+        error = _error(vectors, weights, steps, LOWEST, HIGHEST, snap_to(levels))
         found.append((float(error), step, levels))
     _, step, levels = min(found, key=lambda candidate: candidate[0])
     return step.reshape(1), levels

@@ -222,7 +222,13 @@ def _tied(modules: Sequence[nn.Module]) -> bool:
 def _round_as_a_whole(module: QuantizedWeight, moments: Moments) -> None:
     quantizer, weight = module.weight_quantizer, stored_rows(module)
     steps = quantizer.step.view(-1, 1)
-    found, steps = descend(weight, steps, quantizer.qmin, quantizer.qmax, moments, SWEEPS, DAMPING)
+    low, high, snap = quantizer.qmin, quantizer.qmax, quantizer.snap(weight.device)
+
+    def rounded(quotients: Tensor) -> Tensor:
+        codes = quotients.round_().clamp_(low, high)
+        return codes if snap is None else snap(codes)
+
+    found, steps = descend(weight, steps, rounded, moments, SWEEPS, DAMPING)
     quantizer.start_at(steps)
     weight.copy_(found)
 

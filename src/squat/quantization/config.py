@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from squat.errors import ConfigError
+from squat.quantization.levels import WEIGHT_LEVELS
 from squat.quantization.quantizers import INITIAL_STEPS, method_of
 from squat.quantization.tokens import IMPORTANCE, POLICIES
 
@@ -89,6 +90,8 @@ class SquatConfig(QuantizationConfigMixin):
         site_bits: bits of single sites that depart from it, such as {"mlp_mid": 8}.
         weight_steps: "row": a step for each output row of a weight, embeddings included; "tensor": one for
             each matrix, as in the paper.
+        weight_levels: what 4-bit codes of weights stand for: "iq4_nl", 16 levels that are dense where weights
+            are many, a type of GGUF that other programs read; or "uniform" steps, as in the paper.
         token_steps: "exponent": every token may raise its activations' steps by a power of two; "static": the
             same step for every token, as in the paper.
         activation_levels: what 4-bit activation codes stand for: "uniform" steps, or a "table" of 16 levels
@@ -111,6 +114,7 @@ class SquatConfig(QuantizationConfigMixin):
     activation_bits: Bits = ADAPTIVE
     site_bits: dict[str, Bits] = field(default_factory=dict)
     weight_steps: str = "row"
+    weight_levels: str = "iq4_nl"
     token_steps: str = "exponent"
     activation_levels: str = "table"
     hadamard: Sequence[str] = HADAMARD_SITES
@@ -129,6 +133,7 @@ class SquatConfig(QuantizationConfigMixin):
             _check_row("site_bits", site, SITES)
             _check_bits(f"site_bits.{site}", bits, adaptive=SITES[site].follows is not None)
         _check_row("weight_steps", self.weight_steps, WEIGHT_STEPS)
+        _check_row("weight_levels", self.weight_levels, WEIGHT_LEVELS)
         _check_row("token_steps", self.token_steps, TOKEN_STEPS)
         _check_row("activation_levels", self.activation_levels, ACTIVATION_LEVELS)
         if not isinstance(self.hadamard, (list, tuple)):
@@ -148,6 +153,11 @@ class SquatConfig(QuantizationConfigMixin):
             raise ConfigError(f"ratio: {self.ratio!r} is no fraction of tokens; choose 0 to 1")
         if self.quant_method != "squat":
             raise ConfigError(f"quant_method: {self.quant_method!r} is not 'squat'")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], *args: Any, **kwargs: Any) -> SquatConfig:
+        """What a checkpoint's config.json says; one that does not speak of weights' levels has none."""
+        return super().from_dict({"weight_levels": "uniform", **config_dict}, *args, **kwargs)
 
     def bits_of(self, site: str, layer: int = 1) -> Bits:
         """Bits of a site in a layer.

@@ -22,7 +22,8 @@ from squat.errors import ConfigError
 from squat.quantization.attention import IMPLEMENTATION, AttentionSites, TokenState
 from squat.quantization.config import FLOAT, SquatConfig
 from squat.quantization.hadamard import block_of, fold, hadamard
-from squat.quantization.modules import QUANTIZED, SiteQuantizer, stored_rows
+from squat.quantization.levels import WEIGHT_LEVELS
+from squat.quantization.modules import NARROW, QUANTIZED, SiteQuantizer, stored_rows
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import POLICIES
 
@@ -77,9 +78,9 @@ def _convert_weight(model: nn.Module, name: str, bits: int, config: SquatConfig)
     shape: tuple[int, ...] = (1,)
     if config.weight_steps == "row":  # of outputs, which are the columns of a Conv1D's weight
         shape = (1, columns) if isinstance(module, Conv1D) else (rows, 1)
-    model.set_submodule(
-        name, quantized.wrap(module, method_of(config.method).weights(bits, shape=shape))
-    )
+    levels = WEIGHT_LEVELS[config.weight_levels] if bits == NARROW else None
+    quantizer = method_of(config.method).weights(bits, shape=shape, levels=levels)
+    model.set_submodule(name, quantized.wrap(module, quantizer))
 
 
 def _convert_attention(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from squat.quantization.numerics import representable_step
+from squat.quantization.numerics import Snap, representable_step
 
 _MADE_UP_FOR = 0.5
 """The share of what the inputs have lost that a weight makes up for."""
@@ -61,8 +61,7 @@ class Moments:
 def descend(
     weight: Tensor,
     steps: Tensor,
-    low: int,
-    high: int,
+    rounded: Snap,
     moments: Moments,
     sweeps: int,
     damping: float,
@@ -72,7 +71,7 @@ def descend(
     Args:
         weight: float32 [rows, inputs].
         steps: where to start, [rows, 1], or [1, 1] for all rows.
-        low, high: the smallest and the largest code.
+        rounded: the codes next to quotients of elements and steps, of any shape; changes what it is given.
         moments: of the inputs.
         sweeps: how often every column is visited, at least once.
         damping: the pull towards the weight, relative to the mean squared input.
@@ -86,14 +85,14 @@ def descend(
     order = gram.diagonal().argsort(descending=True)
     gram = gram[order][:, order].contiguous()
     target = target[:, order].contiguous()
-    codes = _start(target, steps, low, high, gram)
+    codes = _start(target, steps, rounded, gram)
     for _ in range(sweeps):
         steps = _refit(codes, steps, gram, target)
-        _sweep(codes, steps, low, high, gram, target)
+        _sweep(codes, steps, rounded, gram, target)
     return (codes * steps)[:, order.argsort()], steps
 
 
-def _start(target: Tensor, steps: Tensor, low: int, high: int, gram: Tensor) -> Tensor:
+def _start(target: Tensor, steps: Tensor, rounded: Snap, gram: Tensor) -> Tensor:
     """Codes by rounding column after column, the free ones always at their best: [rows, inputs]."""
     inverse = torch.linalg.inv(gram.double())
     free = (target.double() @ inverse).float()
@@ -108,7 +107,7 @@ def _start(target: Tensor, steps: Tensor, low: int, high: int, gram: Tensor) -> 
         block = free[:, begin:end].clone()
         for j in range(end - begin):
             column = block[:, j : j + 1]
-            code = (column * inverse_steps).round_().clamp_(low, high)
+            code = rounded(column * inverse_steps)
             error = column - code * steps
             codes[:, begin + j : begin + j + 1] = code
             errors[:, j : j + 1] = error
@@ -128,7 +127,7 @@ def _refit(codes: Tensor, steps: Tensor, gram: Tensor, target: Tensor) -> Tensor
     return representable_step(torch.where(sound, fitted, steps))
 
 
-def _sweep(codes: Tensor, steps: Tensor, low: int, high: int, gram: Tensor, target: Tensor) -> None:
+def _sweep(codes: Tensor, steps: Tensor, rounded: Snap, gram: Tensor, target: Tensor) -> None:
     """Every column once takes the best codes while all others stay; `codes` changes in place."""
     inverse_steps = steps.reciprocal()
     residual = target - (codes * steps) @ gram
@@ -140,7 +139,7 @@ def _sweep(codes: Tensor, steps: Tensor, low: int, high: int, gram: Tensor, targ
             at = begin + j
             old = codes[:, at : at + 1]
             best = old * steps + local[:, j : j + 1] / gram[at, at]
-            new = (best * inverse_steps).round_().clamp_(low, high)
+            new = rounded(best * inverse_steps)
             local -= ((new - old) * steps) * gram[at, begin:end]
             codes[:, at : at + 1] = new
         residual -= ((codes[:, begin:end] - before) * steps) @ gram[begin:end]

@@ -13,11 +13,21 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from gguf.quants import IQ4_NL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from squat.quantization.numerics import Snap
+
 LEVELS = 16
 LOWEST, HIGHEST = -128, 127
+
+WEIGHT_LEVELS: dict[str, tuple[int, ...] | None] = {
+    "uniform": None,
+    # Those of GGUF's type: nearly the levels of least squared error for a normal distribution.
+    "iq4_nl": IQ4_NL.kvalues,
+}
+"""What the 4-bit codes of weights stand for."""
 
 
 def thresholds(levels: Tensor) -> Tensor:
@@ -25,17 +35,26 @@ def thresholds(levels: Tensor) -> Tensor:
     return torch.div(levels[:-1] + levels[1:], 2, rounding_mode="floor")
 
 
-def nearest_level(codes: Tensor, levels: Tensor) -> Tensor:
-    """The level next to each 8-bit code; shape and dtype of codes, which are whole numbers.
+def nearest_levels(levels: Tensor) -> Tensor:
+    """The level next to each 8-bit code: float32 [256].
 
     Args:
         levels: [16], ascending.
     """
-    every = torch.arange(LOWEST, HIGHEST + 1, device=codes.device)
-    table = levels[torch.bucketize(every, thresholds(levels))].to(codes.dtype)
-    # One look at a table of 256 is many times as fast as a search. What is no number gets some level.
-    index = (codes - LOWEST).flatten().int().clamp_(0, HIGHEST - LOWEST)
-    return table.index_select(0, index).view(codes.shape)
+    every = torch.arange(LOWEST, HIGHEST + 1, device=levels.device)
+    return levels[torch.bucketize(every, thresholds(levels))].float()
+
+
+def snap_to(levels: Tensor) -> Snap:
+    """The function from 8-bit codes, whole numbers of any shape, to the levels next to them."""
+    table = nearest_levels(levels)
+
+    def snap(codes: Tensor) -> Tensor:
+        # One look at a table of 256 is many times as fast as a search. What is no number gets some level.
+        index = (codes - LOWEST).flatten().int().clamp_(0, HIGHEST - LOWEST)
+        return table.index_select(0, index).view(codes.shape)
+
+    return snap
 
 
 def best_levels(weight: NDArray[np.float64]) -> NDArray[np.int64]:

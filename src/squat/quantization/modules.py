@@ -19,7 +19,7 @@ from squat.exact import exact_product, is_exact
 from squat.quantization.activation_steps import fit_step_and_levels, margin_of, token_mse_step
 from squat.quantization.config import ADAPTIVE, FLOAT, SITES, SquatConfig
 from squat.quantization.hadamard import hadamard, hadamard_product, inverse_factor
-from squat.quantization.levels import HIGHEST, LEVELS, nearest_level
+from squat.quantization.levels import HIGHEST, LEVELS, snap_to
 from squat.quantization.numerics import (
     Bound,
     Snap,
@@ -56,7 +56,10 @@ class QuantizedWeight(nn.Module):
         return wrapped
 
     def codes(self) -> Tensor:
-        """The weight's integer codes, int8 [out features or entries, in features]."""
+        """What integer products multiply: the weight's codes, or the levels that they mean.
+
+        int8 [out features or entries, in features].
+        """
         return self.weight_quantizer.codes(self.get_parameter("weight").detach())
 
 
@@ -221,12 +224,10 @@ class SiteQuantizer(nn.Module):
 
     def _snap(self, bits: int, wide: Tensor | None = None) -> Snap | None:
         """What turns 8-bit codes into those of a width, of tokens that are not wide."""
-        levels = self.levels
-        if bits != NARROW or levels is None:
+        if bits != NARROW or self.levels is None:
             return None
-        if wide is None:
-            return lambda codes: nearest_level(codes, levels)
-        return lambda codes: torch.where(wide, codes, nearest_level(codes, levels))
+        snap = snap_to(self.levels)
+        return snap if wide is None else lambda codes: torch.where(wide, codes, snap(codes))
 
     def start_collecting(self, keep: bool = True) -> None:
         """From now on pass tensors through and keep a sample of them, or nothing at all."""

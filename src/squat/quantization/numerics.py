@@ -53,13 +53,15 @@ def representable_step(step: Tensor) -> Tensor:
     return step.clamp(MIN_STEP, MAX_STEP).half().float()
 
 
-def quantize_codes(x: Tensor, step: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
-    """Integer codes of x (any shape) as float32: round(clip(x * (1 / step), qmin, qmax)).
+def quantize_codes(
+    x: Tensor, step: Tensor, qmin: Bound, qmax: Bound, snap: Snap | None = None
+) -> Tensor:
+    """Integer codes of x (any shape) as float32: round(clip(x * (1 / step), qmin, qmax)), then snapped.
 
-    `step`, `qmin` and `qmax` broadcast against x.
+    `step`, `qmin` and `qmax` broadcast against x; `snap` as in `fake_quantize`.
     """
-    codes = x.float() * step.reciprocal()
-    return codes.round_().clamp_(qmin, qmax)
+    codes = (x.float() * step.reciprocal()).round_().clamp_(qmin, qmax)
+    return codes if snap is None else snap(codes)
 
 
 class _StepFromLog(torch.autograd.Function):
@@ -98,8 +100,7 @@ class _FakeQuantize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, step)
         ctx.bounds, ctx.snap = (qmin, qmax), snap
-        codes = quantize_codes(x, step, qmin, qmax)
-        return (codes if snap is None else snap(codes)).mul_(step).to(x.dtype)
+        return quantize_codes(x, step, qmin, qmax, snap).mul_(step).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -192,8 +193,8 @@ _AT_ONCE = 1 << 18
 """Elements whose error is computed at once: what fits a cache, and enough work for a GPU."""
 
 
-def mse_step(x: Tensor, qmin: int, qmax: int) -> Tensor:
-    """The step of least mean squared error of each row: [rows, n] to [rows].
+def mse_step(x: Tensor, qmin: int, qmax: int, snap: Snap | None = None) -> Tensor:
+    """The step of least mean squared error of each row: [rows, n] to [rows]; `snap` as in `fake_quantize`.
 
     Searched on a geometric grid, then on a finer one beside the best. The grid runs from the step that clips
     nothing down to 1/200 of it for a whole tensor, to 1/10 for one of several rows, which has fewer outliers
@@ -207,12 +208,14 @@ def mse_step(x: Tensor, qmin: int, qmax: int) -> Tensor:
     steps = []
     for part in x.float().split(rows):
         largest = max_step(part, qmax)
-        start = _least_error(part, largest, coarse, qmin, qmax)
-        steps.append(_least_error(part, start, fine, qmin, qmax))
+        start = _least_error(part, largest, coarse, qmin, qmax, snap)
+        steps.append(_least_error(part, start, fine, qmin, qmax, snap))
     return torch.cat(steps)
 
 
-def _least_error(x: Tensor, start: Tensor, ratios: Tensor, qmin: int, qmax: int) -> Tensor:
+def _least_error(
+    x: Tensor, start: Tensor, ratios: Tensor, qmin: int, qmax: int, snap: Snap | None
+) -> Tensor:
     """Of the steps start * ratio that of least squared error, row by row."""
     best, least = start, torch.full_like(start, torch.inf, dtype=torch.float64)
     buffer = x.new_empty(max(x.shape[1], min(x.numel(), _AT_ONCE)))  # fresh memory is slow memory
@@ -222,8 +225,9 @@ def _least_error(x: Tensor, start: Tensor, ratios: Tensor, qmin: int, qmax: int)
         for part in x.split(_AT_ONCE, dim=1):
             room = buffer[: part.numel()].view(part.shape)
             torch.mul(part, step[:, None].reciprocal(), out=room)
-            room.round_().clamp_(qmin, qmax).mul_(step[:, None]).sub_(part)
-            error += torch.linalg.vector_norm(room, dim=1).double().square()
+            codes = room.round_().clamp_(qmin, qmax)
+            values = (codes if snap is None else snap(codes)).mul_(step[:, None])
+            error += torch.linalg.vector_norm(values.sub_(part), dim=1).double().square()
         better = error < least
         best, least = torch.where(better, step, best), torch.where(better, error, least)
     return best

@@ -19,7 +19,7 @@ In eval mode all of them round in the same way, so that all of them export and r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from squat import replicas
 from squat.errors import ConfigError
+from squat.quantization.levels import snap_to
 from squat.quantization.numerics import (
     Bound,
     Snap,
@@ -55,6 +56,9 @@ INITIAL_STEPS: dict[str, InitialSteps] = {
 class LearnedStepQuantizer(nn.Module):
     """LSQ: symmetric, learned steps (paper eq. 1-7; Esser et al. 2020). Other methods depart from it.
 
+    With `levels`, 4-bit codes stand for these 16 numbers, which are what is called codes here
+    (docs/format.md, "Levels").
+
     `log_step` has the shape given, which broadcasts against the tensor: [1] for one step a tensor, as in the
     paper; [rows, 1], or [1, rows] where a weight is stored the other way round, for one step an output row.
     It is meaningless (NaN) until `initialize` has seen data or a checkpoint has been loaded.
@@ -66,10 +70,18 @@ class LearnedStepQuantizer(nn.Module):
     bypassed = False
     """Whether everything passes through as it is."""
 
-    def __init__(self, bits: int, signed: bool = True, shape: tuple[int, ...] = (1,)) -> None:
+    def __init__(
+        self,
+        bits: int,
+        signed: bool = True,
+        shape: tuple[int, ...] = (1,),
+        levels: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.bits = bits
-        self.qmin, self.qmax = code_range(bits, signed)
+        self.bits, self.levels = bits, levels
+        self.qmin, self.qmax = (
+            code_range(bits, signed) if levels is None else (levels[0], levels[-1])
+        )
         self.log_step = nn.Parameter(torch.full(shape, math.nan))
 
     @property
@@ -83,12 +95,21 @@ class LearnedStepQuantizer(nn.Module):
             return x.reshape(1, -1)
         return x if self.log_step.shape[0] > 1 else x.T
 
+    def snap(self, device: torch.device) -> Snap | None:
+        """What turns 8-bit codes into levels, where there are any."""
+        return None if self.levels is None else snap_to(torch.tensor(self.levels, device=device))
+
     @torch.no_grad()
     def initialize(self, sample: Tensor, method: str) -> None:
-        """Set the steps from the tensor, or a sample of it, by a row of `INITIAL_STEPS`."""
-        self.start_at(
-            INITIAL_STEPS[method](self.rows(sample.detach().float()), self.qmin, self.qmax)
-        )
+        """Set the steps from the tensor, or a sample of it, by a row of `INITIAL_STEPS`.
+
+        With levels it is always by the squared error.
+        """
+        rows, snap = self.rows(sample.detach().float()), self.snap(sample.device)
+        if snap is not None:
+            self.start_at(mse_step(rows, self.qmin, self.qmax, snap))
+        else:
+            self.start_at(INITIAL_STEPS[method](rows, self.qmin, self.qmax))
 
     @torch.no_grad()
     def start_at(self, steps: Tensor) -> None:
@@ -119,7 +140,10 @@ class LearnedStepQuantizer(nn.Module):
         """x on the lattice; same shape and dtype."""
         if self.bypassed:
             return x
-        return self.quantize(self.transform(x), self.step_for(x), self.qmin, self.qmax).to(x.dtype)
+        snap = self.snap(x.device)
+        return self.quantize(self.transform(x), self.step_for(x), self.qmin, self.qmax, snap).to(
+            x.dtype
+        )
 
     def lookup(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of a table on the lattice: [...] to [..., n], without the work of the whole table."""
@@ -129,12 +153,14 @@ class LearnedStepQuantizer(nn.Module):
         if step.numel() > 1:
             step = F.embedding(ids, step)
         rows = self.transform(F.embedding(ids, table))
-        return self.quantize(rows, step, self.qmin, self.qmax).to(table.dtype)
+        snap = self.snap(table.device)
+        return self.quantize(rows, step, self.qmin, self.qmax, snap).to(table.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of x: int8, or uint8 for an unsigned quantizer."""
         dtype = torch.int8 if self.qmin < 0 else torch.uint8
-        return quantize_codes(self.transform(x), self.step, self.qmin, self.qmax).to(dtype)
+        snap = self.snap(x.device)
+        return quantize_codes(self.transform(x), self.step, self.qmin, self.qmax, snap).to(dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -150,8 +176,14 @@ class MinMaxQuantizer(LearnedStepQuantizer):
 
     momentum = 0.95
 
-    def __init__(self, bits: int, signed: bool = True, shape: tuple[int, ...] = (1,)) -> None:
-        super().__init__(bits, signed, shape)
+    def __init__(
+        self,
+        bits: int,
+        signed: bool = True,
+        shape: tuple[int, ...] = (1,),
+        levels: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(bits, signed, shape, levels)
         self.log_step.requires_grad_(False)
 
     @torch.no_grad()
