@@ -2,6 +2,7 @@
 
     python benchmarks/real_model.py compare ORIGINAL MODEL ... --data FILE [--out FILE.json]
     python benchmarks/real_model.py llama-cpp ORIGINAL.gguf OUT.gguf Q4_0|Q4_K_M|...
+    python benchmarks/real_model.py speed FILE.gguf ... llama.cpp:FILE.gguf [--threads 1] [--rounds 7]
 
 `compare` tokenizes a text as it stands, cuts it into windows of 256 tokens, puts the model's first token
 before each, and measures on every predicted token: loss, KL(original || model), and how often the most
@@ -11,18 +12,26 @@ another program (whose weights are read, and computed with in float), or llama.c
 
 `llama-cpp` lets llama.cpp quantize a .gguf file, with every tensor of one kind, as --pure does, where it has
 one.
+
+`speed` measures a prefill of 128 tokens and decoding of 128 more. Every file has its turn in every round, in a
+process of its own, bound to as many CPUs as it has threads; ratios are medians of those within a round, to
+the last file. llama.cpp is built with all optimisations into build/peers when it is first needed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import build_llama_cpp
 import numpy as np
+import peers
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -36,6 +45,8 @@ from squat.exact import approximately
 from squat.importing.file import runs_in_engine
 
 WINDOW = 256
+THERE = "llama.cpp:"
+"""In front of a file that runs in llama.cpp."""
 Logits = Callable[[list[int]], NDArray[np.float32] | torch.Tensor]
 
 
@@ -53,15 +64,15 @@ class Kept:
 
 
 def size_of(name: str) -> float:
-    path = Path(name.removeprefix("llama.cpp:"))
+    path = Path(name.removeprefix(THERE))
     files = [path] if path.is_file() else list(path.glob("*.safetensors"))
     return sum(file.stat().st_size for file in files) / 1e6
 
 
 def logits_of(name: str) -> Logits:
     """A function from token ids to the logits after each of them: [tokens, vocabulary]."""
-    if name.startswith("llama.cpp:"):
-        return llama_cpp_logits(name.removeprefix("llama.cpp:"))
+    if name.startswith(THERE):
+        return llama_cpp_logits(name.removeprefix(THERE))
     if runs_in_engine(name):
         return Engine(name, threads=torch.get_num_threads()).logits
     model = load_model(name)
@@ -148,6 +159,31 @@ def llama_cpp(arguments: argparse.Namespace) -> None:
         sys.exit(f"{arguments.out}: llama.cpp could not write it")
 
 
+def speed(arguments: argparse.Namespace) -> None:
+    folder = Path("build/peers").resolve()
+    if any(name.startswith(THERE) for name in arguments.models):
+        build_llama_cpp.build(folder, "llama-bench")
+    here, there = peers.squat("").measure, peers.llama("").measure
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.models}
+    for _ in track(range(arguments.rounds), "rounds", console=Console(stderr=True)):
+        for name, turns in found.items():
+            measure = there if name.startswith(THERE) else here
+            turns.append(measure(folder, Path(name.removeprefix(THERE)), arguments.threads))
+    last = found[arguments.models[-1]]
+    table = Table(title=f"{arguments.threads} threads, {peers.cpu_name()}")
+    for heading in ("model", "prefill, tokens/s", "ratio", "decode, tokens/s", "ratio"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for name, turns in found.items():
+        cells = [name]
+        for phase in ("prefill", "decode"):
+            ratios = [a[phase] / b[phase] for a, b in zip(turns, last, strict=True)]
+            cells.append(f"{statistics.median(turn[phase] for turn in turns):,.0f}")
+            cells.append(f"{statistics.median(ratios):.2f}")
+        table.add_row(*cells)
+    Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
@@ -163,6 +199,11 @@ def main() -> None:
     other.add_argument("out", type=Path)
     other.add_argument("kind")
     other.set_defaults(run=llama_cpp)
+    third = commands.add_parser("speed", help="files beside each other, and beside llama.cpp")
+    third.add_argument("models", nargs="+", metavar="model")
+    third.add_argument("--threads", type=int, default=1)
+    third.add_argument("--rounds", type=int, default=7)
+    third.set_defaults(run=speed)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
