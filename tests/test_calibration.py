@@ -126,3 +126,19 @@ def test_progress_is_told_layer_by_layer():
 def test_what_does_not_go_together_is_refused(config, weights, message):
     with pytest.raises(ConfigError, match=message):
         quantize(tiny_model(), config, [some_ids(1, 30)], weights)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_of_4_bits_is_rounded_for_its_inputs(name, tied):
+    ids, tests = some_ids(32, 48), some_ids(8, 48, seed=1)
+    with torch.no_grad():
+        expected = tiny_model(name, tie_word_embeddings=tied)(tests).logits
+    errors = {}
+    for weights in ("nearest", "descent"):
+        config = SquatConfig(weight_bits=8, activation_bits=8, embedding_bits=4)
+        model = tiny_model(name, tie_word_embeddings=tied)
+        quantize(model, config, ids.split(8), weights).eval()
+        with torch.no_grad():
+            errors[weights] = (model(tests).logits - expected).square().mean().item()
+    assert errors["descent"] < 0.95 * errors["nearest"]

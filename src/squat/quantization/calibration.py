@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from squat.quantization.attention import AttentionSites
 from squat.quantization.config import FLOAT, SquatConfig
 from squat.quantization.convert import site_of
 from squat.quantization.descent import Moments, descend
-from squat.quantization.modules import QuantizedWeight, SiteQuantizer, stored_rows
+from squat.quantization.modules import WIDE, QuantizedWeight, SiteQuantizer, stored_rows
 from squat.quantization.quantizers import DorefaQuantizer, method_of
 from squat.quantization.tokens import ThresholdPolicy, follow_importance
 from squat.quantization.walk import Walk
@@ -32,6 +33,10 @@ ROUNDINGS = ("nearest", "descent")
 """How weights find their codes."""
 DAMPING = 0.01
 SWEEPS = 4
+_ROWS = 1 << 14
+"""Rows of a matrix that are rounded at once: an embedding has many."""
+_HEAD_BATCHES = 4
+"""Every such batch tells what the head's inputs are like."""
 _ATTENTION_BATCHES = 2
 """Batches that the sites inside of an attention are calibrated on: they keep a sample only."""
 
@@ -114,6 +119,8 @@ class _Calibration:
         outer = [model.get_submodule(name) for name in (*self.row.embeddings, self.row.head)]
         for module in outer[:-1] if _tied(outer) else outer:
             self._round_to_nearest(module)
+        if descent and config.embedding_bits < WIDE:
+            self._head(batches[::_HEAD_BATCHES])
         self.stream = Walk(model, self.layers, batches)
 
     def run(self, progress: Progress | None) -> None:
@@ -128,6 +135,29 @@ class _Calibration:
         for hidden in self.stream.hidden:
             site(norm(hidden))
         site.initialize(self.config.init)
+
+    def _head(self, batches: Sequence[Tensor]) -> None:
+        """A head of few bits is rounded as a whole, for the inputs that the float model has there.
+
+        At the beginning: a tied head is the embedding, too, and everything behind that is calibrated on it.
+        """
+        head = self.model.get_submodule(self.row.head)
+        site = site_of(head)
+        moments = Moments.zeros(stored_rows(head).shape[1])
+
+        def look(module: nn.Module, args: Any, output: Tensor) -> None:
+            inputs = site.transformed(output).flatten(0, -2)
+            moments.add(inputs, inputs)
+
+        hook = self.model.get_submodule(self.row.norm).register_forward_hook(look)
+        try:
+            with _unquantized(self.model):
+                for batch in batches:
+                    self.model(input_ids=batch, use_cache=False, logits_to_keep=1)
+        finally:
+            hook.remove()
+        if isinstance(head, QuantizedWeight):
+            _round_as_a_whole(head, moments)
 
     def _layer(self, index: int, layer: nn.Module) -> None:
         stream, row = self.stream, self.row
@@ -228,9 +258,13 @@ def _round_as_a_whole(module: QuantizedWeight, moments: Moments) -> None:
         codes = quotients.round_().clamp_(low, high)
         return codes if snap is None else snap(codes)
 
-    found, steps = descend(weight, steps, rounded, moments, SWEEPS, DAMPING)
-    quantizer.start_at(steps)
-    weight.copy_(found)
+    rows = _ROWS if len(steps) > 1 else len(weight)
+    parts = [
+        descend(part, of_part, rounded, moments, SWEEPS, DAMPING)
+        for part, of_part in zip(weight.split(rows), steps.split(rows), strict=True)
+    ]
+    quantizer.start_at(torch.cat([of_part for _, of_part in parts]))
+    weight.copy_(torch.cat([part for part, _ in parts]))
 
 
 def _original(layer: nn.Module) -> nn.Module:
