@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from models import tiny_model
 from squat.checkpoints import load_model, load_tokenizer, save_model
 from squat.quantization import SquatConfig
+from squat.quantization.modules import QuantizedWeight
 from squat.runs import advice
 
 
@@ -289,3 +290,34 @@ def test_the_installed_program_ends_without_a_traceback():
     assert done.returncode == 2
     assert done.stderr.startswith("squat: none.yaml: cannot be read")
     assert "Traceback" not in done.stderr
+
+
+def test_training_goes_on_from_what_quantize_made(shell, tmp_path, model, corpus):
+    made = tmp_path / "made"
+    shell.succeed("quantize", model, made, "--data", corpus / "train", "--activation-bits", 4)
+    steps = {"steps": 1, "batch_size": 2, "save_every": 1, "warmup_steps": 0, "learning_rate": 1e-9}
+    training = {**steps, "step_learning_rate": 1e-9}
+    shell.succeed("train", recipe(tmp_path, model, corpus, quantized=str(made), training=training))
+    start, trained = load_model(str(made)), load_model(str(tmp_path / "run/model"))
+    assert trained.config.quantization_config.activation_bits == 4
+    for name, module in start.named_modules():
+        if isinstance(module, QuantizedWeight):
+            assert torch.equal(trained.get_submodule(name).codes(), module.codes()), name
+
+
+def test_a_start_that_does_not_fit_is_refused(shell, tmp_path, model, corpus):
+    made, other = tmp_path / "made", tmp_path / "other"
+    shell.succeed("quantize", model, made, "--weights", "nearest", "--data", corpus / "train")
+    tokenizer = load_tokenizer(str(model))
+    save_model(tiny_model(vocab_size=len(tokenizer), hidden_size=64), tokenizer, other)
+    for changes, message in [
+        ({"quantized": str(made), "quantize": {"activation_bits": 8}}, "quantize is given, too"),
+        ({"quantized": str(made), "weights": "nearest"}, "weights is given, too"),
+        ({"quantized": str(model)}, "is not quantized; make one by squat quantize"),
+        ({"quantized": str(tmp_path / "no")}, "quantized"),
+    ]:
+        file = recipe(tmp_path, model, corpus, **changes)
+        assert message in shell.refuse("train", file)
+    (second := tmp_path / "second").mkdir()
+    file = recipe(second, other, corpus, quantized=str(made))
+    assert "has other weights than" in shell.refuse("train", file)

@@ -163,6 +163,11 @@ class TrainRecipe(_Section):
     teachers: list[ModelReference] | None = Field(None, description="default: the model itself")
     teacher_cache: KeptAnswers | None = None
     data: Data
+    quantized: ExistingPath | None = Field(
+        None,
+        description="where training starts: a folder that squat quantize made of the model; bits and all "
+        "else that quantize, weights and reconstruction would say are its own",
+    )
     quantize: SquatConfig = Field(default_factory=SquatConfig)
     weights: Literal["nearest", "descent"] = Field(
         "descent",
@@ -183,6 +188,17 @@ class TrainRecipe(_Section):
             )
         if self.teacher_cache and self.loss.gamma == 0:
             raise ValueError("teacher_cache: with loss.gamma 0 no teacher's logits are asked for")
+        return self
+
+    @validates_model(mode="after")
+    def _starts_in_one_place(self) -> TrainRecipe:
+        if self.quantized is not None:
+            for name in ("quantize", "weights", "reconstruction"):
+                if name in self.model_fields_set:
+                    raise ValueError(
+                        f"quantized: {name} is given, too, but {self.quantized} is quantized already; "
+                        "leave one of them out"
+                    )
         return self
 
     @field_validator("quantize", mode="before")

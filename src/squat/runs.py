@@ -131,8 +131,10 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
     tokenizer = load_tokenizer(recipe.model)
     teachers = [_teacher(name, tokenizer) for name in recipe.teachers or [recipe.model]]
     model = load_model(recipe.model)
+    start = None if recipe.quantized is None else load_model(recipe.quantized)
+    config = recipe.quantize if start is None else _config_of_start(start, model, recipe)
     check_tokenizer(tokenizer, model.config.vocab_size)
-    _say_what_to_expect(model, tokenizer, recipe.quantize, recipe.model)
+    _say_what_to_expect(model, tokenizer, config, recipe.model)
     set_seed(recipe.training.seed)
     tokens = _training_tokens(recipe.data, model, tokenizer, recipe.training.seed)
     args = _arguments(folder, recipe.training)
@@ -142,12 +144,14 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
         cache = TeacherCache(kept.folder, teachers, dataset, recipe.loss.temperature, kept.draws)
     resumed = _last_complete_checkpoint(folder / "checkpoints") is not None
     if resumed:  # the checkpoint has all that calibration would find
-        quantize(model, recipe.quantize, [])
+        quantize(model, config, [])
+    elif start is not None:
+        model = start
     else:
         count = DESCENT_SEQUENCES if recipe.weights == "descent" else CALIBRATION_SEQUENCES
         batches = _windows(dataset, count).split(BATCH)
         with progress("quantizing layers") as show:
-            quantize(model, recipe.quantize, batches, recipe.weights, show)
+            quantize(model, config, batches, recipe.weights, show)
         if recipe.reconstruction is not None:
             windows = _windows(dataset, recipe.reconstruction.sequences)
             with progress("training layers") as show:
@@ -181,6 +185,30 @@ def _say_what_to_expect(
         lines.append(f"the result cannot be exported: {error}")
     for line in lines:
         print(f"squat: warning: {line}", file=sys.stderr)
+
+
+def _config_of_start(
+    start: PreTrainedModel, model: PreTrainedModel, recipe: TrainRecipe
+) -> SquatConfig:
+    """How the quantized model is quantized that training starts from, if it can be one of the original's."""
+    config = getattr(start.config, "quantization_config", None)
+    if not isinstance(config, SquatConfig):
+        raise ConfigError(
+            f"quantized: {recipe.quantized} is not quantized; make one by squat quantize"
+        )
+    shapes = [
+        {
+            name: p.shape
+            for name, p in m.named_parameters()
+            if "quantizer" not in name and "squat" not in name
+        }
+        for m in (start, model)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"quantized: {recipe.quantized} has other weights than {recipe.model}; quantize that one"
+        )
+    return config
 
 
 def _teacher(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
