@@ -36,6 +36,9 @@ MaxMinutes = Annotated[
     typer.Option(help="Save a checkpoint and stop after so long, with exit status 3.", min=0),
 ]
 Model = Annotated[str, typer.Argument(help="A model's folder or Hub name, or a .gguf file.")]
+File = Annotated[str, typer.Argument(help="A .gguf file that squat export wrote.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.", min=0)]
+TopP = Annotated[float, typer.Option(min=0, max=1)]
 
 
 def main() -> None:
@@ -278,8 +281,8 @@ def generate(
         int | None,
         typer.Option(min=1, help="[default: 64, or what the model's context has room for]"),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     seed: int = 0,
 ) -> None:
     """Continue a text."""
@@ -288,6 +291,29 @@ def generate(
     for piece in continue_text(model, prompt, max_new_tokens, temperature, top_p, seed):
         print(piece, end="", flush=True)
     print()
+
+
+@app.command()
+def chat(
+    model: File,
+    system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of an answer.  [default: what the context has room for]"),
+    ] = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: int = 0,
+) -> None:
+    """Talk with a model: a line is a message; /reset, /save FILE, /quit."""
+    from squat.chat import Conversation, converse
+    from squat.engine import Engine
+
+    converse(
+        Conversation(
+            Engine(model), system, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+    )
 
 
 @app.command()
