@@ -135,14 +135,19 @@ def chat_tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
-def chat_file(path: Path, template: str | None = CHATML, seed: int = 0, **options: Any) -> Path:
-    """A model's file; everything about the model is random."""
+def chat_file(path: Path, template: str | None = CHATML, ends: bool = True, **options: Any) -> Path:
+    """A model's file; everything about the model is random. Without `ends` no token ends an answer."""
     options = {"context": 512, "activations": "8"} | options
-    model = random_model(seed, tokenizer_json=chat_tokenizer(), tied=False, **options)
+    model = random_model(tokenizer_json=chat_tokenizer(), tied=False, **options)
     tokens = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
     end = Tokenizer.from_str(model.tokenizer_json).token_to_id("<|im_end|>")
     write_gguf(
         path,
-        replace(model, chat_template=template, special_tokens=tokens, eos_token_ids=[end, 2]),
+        replace(
+            model,
+            chat_template=template,
+            special_tokens=tokens,
+            eos_token_ids=[end, 2] if ends else [],
+        ),
     )
     return path

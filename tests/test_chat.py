@@ -205,7 +205,7 @@ def test_bad_input_ends_before_the_first_message(chat, shell, file: Path, model,
 
 
 def test_ctrl_c_ends_the_answer_only(file: Path) -> None:
-    path = chat_file(file.parent / "long.gguf", context=60_000)
+    path = chat_file(file.parent / "long.gguf", ends=False, context=60_000)
     code = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

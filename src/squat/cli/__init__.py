@@ -317,6 +317,42 @@ def chat(
 
 
 @app.command()
+def serve(
+    model: File,
+    host: Annotated[
+        str, typer.Option(help="The address; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8080,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="What clients have to show.", envvar="SQUAT_API_KEY", show_default=False),
+    ] = None,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request.", min=1)] = 1_000_000,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Of an answer.  [default: what the context has room for]", min=1),
+    ] = None,
+    max_seconds: Annotated[
+        float, typer.Option(help="Of work on an answer, which then ends.", min=0)
+    ] = 600.0,
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that wait for the one being answered.", min=0)
+    ] = 16,
+) -> None:
+    """Answer requests over HTTP, as OpenAI's API does."""
+    from squat.errors import ServingError
+
+    try:
+        from squat.serving.app import Limits
+        from squat.serving.server import serve as run
+    except ImportError as error:
+        raise ServingError(
+            f"serve: {error.name} is not installed; install it with pip install 'squat[serve]'"
+        ) from None
+    run(model, host, port, api_key, Limits(max_body, max_tokens, max_seconds, max_waiting))
+
+
+@app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A quantized model's folder.")],
     out: Annotated[Path, typer.Argument(help="The .gguf file to write.")],
