@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 import uvicorn
@@ -184,6 +185,45 @@ def test_stop_strings_are_not_shown(url: str, engine: Engine, stream: bool) -> N
         assert reason == "stop"
 
 
+def test_log_probabilities_are_those_of_the_logits(url: str, engine: Engine) -> None:
+    client, messages = client_of(url), [user("Hello!")]
+    asked: Any = {"model": "tiny", "messages": messages, "max_tokens": 12, **OPTIONS}
+    answer = client.chat.completions.create(logprobs=True, top_logprobs=3, **asked)
+    assert answer.choices[0].logprobs is not None
+    content = answer.choices[0].logprobs.content
+    assert content is not None
+    generation = engine.chat(messages, 12, stream=True, logprobs=3, **OPTIONS)
+    text = "".join(generation)
+    assert answer.choices[0].message.content == text
+    assert b"".join(bytes(token.bytes or ()) for token in content).decode(errors="replace") == text
+
+    ids = engine.chat_tokens(messages)
+    logits = engine.logits(ids + [found.token for found in generation.logprobs]).astype(np.float64)
+    rows = logits[len(ids) - 1 : -1]
+    expected = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
+    for token, found, row in zip(content, generation.logprobs, expected, strict=True):
+        assert token.logprob == found.logprob == pytest.approx(row[found.token])
+        assert [other.logprob for other in token.top_logprobs] == pytest.approx(
+            np.sort(row)[:-4:-1]
+        )
+
+    chunks = list(
+        client.chat.completions.create(logprobs=True, top_logprobs=3, stream=True, **asked)
+    )
+    streamed = [part for c in chunks for part in (c.choices[0].logprobs.content or [])]
+    assert [part.model_dump() for part in streamed] == [part.model_dump() for part in content]
+
+    found = client.completions.create(
+        model="tiny", prompt=ids, max_tokens=12, logprobs=2, **OPTIONS
+    ).choices[0].logprobs  # fmt: skip
+    assert found is not None
+    assert found.token_logprobs == [token.logprob for token in content]
+    assert found.tokens == [token.token for token in content]
+    assert found.text_offset == [sum(map(len, found.tokens[:i])) for i in range(12)]
+    assert found.top_logprobs is not None
+    assert all(1 <= len(others) <= 2 for others in found.top_logprobs)
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl(url: str, engine: Engine) -> None:
     def curl(path: str, *options: str) -> str:
@@ -244,7 +284,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "stop: 5: ": ({"stop": 5}, "stop"),
     "stream: 'yes': ": ({"stream": "yes"}, "stream"),
     "n: 2 is not supported here; leave it out": ({"n": 2}, "n"),
-    "logprobs: True is not supported": ({"logprobs": True}, "logprobs"),
+    "logprobs: 3: ": ({"logprobs": 3}, "logprobs"),
+    "top_logprobs: 21: ": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    "top_logprobs needs logprobs; set it to true": ({"top_logprobs": 2}, ""),
     "tools: [{}] is not supported": ({"tools": [{}]}, "tools"),
     "response_format: {'type': 'json_object'} is not": (
         {"response_format": {"type": "json_object"}},
@@ -497,21 +539,26 @@ def test_what_is_in_the_way_of_serving(shell, file: Path, monkeypatch, tmp_path:
     )
 
 
-def test_the_command_serves_until_it_is_told_to_end(file: Path) -> None:
+def test_the_command_serves_until_it_is_told_to_end(long_file: Path) -> None:
     code = "from squat.cli import main; import sys; sys.argv = ['squat', *sys.argv[1:]]; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", str(file), "--port", "0", "--api-key", "k"],
+        [sys.executable, "-c", code, "serve", str(long_file), "--port", "0", "--api-key", "k"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
     )  # fmt: skip
     assert process.stdout is not None
     try:
         url, told = process.stdout.readline().split("/v1 ", 1)
-        assert told == "answers as tiny; Ctrl-C ends it\n"
-        answer = client_of(url, "k").completions.create(model="tiny", prompt="a", max_tokens=3)
+        assert told == "answers as long; Ctrl-C ends it\n"
+        client = client_of(url, "k")
+        answer = client.completions.create(model="long", prompt="a", max_tokens=3)
         assert answer.usage is not None
         with pytest.raises(openai.AuthenticationError):
             client_of(url, "x").models.list()
+        stream = iter(client.completions.create(model="long", stream=True, **LONG))
+        next(stream)
         process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="the server was told to end"):
+            list(stream)
         _, error = process.communicate(timeout=60)
     finally:
         with suppress(ProcessLookupError):

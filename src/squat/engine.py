@@ -135,6 +135,14 @@ class Engine:
         """
         return self._native.detokenize(_tokens(ids)).decode("utf-8", "replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, perhaps not whole characters; none of a control token.
+
+        Raises:
+            EngineError: an id out of range.
+        """
+        return self._native.piece(token)
+
     def logits(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Logits after each of the tokens, which start a new session: float32 [tokens, vocabulary].
 
@@ -247,6 +255,7 @@ class Engine:
         repetition_penalty: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        logprobs: int | None = None,
         stream: bool = False,
     ) -> str | Generation:
         """Continue a text; the result is the continuation only.
@@ -263,6 +272,7 @@ class Engine:
             repetition_penalty: above 1 discourages tokens that were there; 1: off.
             seed: equal seeds give equal texts.
             stop: strings that end the text where the first of them appears; it is left out.
+            logprobs: of how many most probable tokens a stream's `logprobs` tell, beside the chosen one's.
             stream: return an iterator of pieces of text, each as soon as it is known.
 
         Raises:
@@ -289,7 +299,9 @@ class Engine:
                 f"prompt: its {len(ids)} tokens exceed the context of {self.info.context}"
             )
         limit = self.info.context if max_new_tokens is None else max_new_tokens
-        pieces = Generation(self, ids, sampler, limit, StopStrings(stop))
+        if logprobs is not None and not 0 <= logprobs <= self.info.vocab_size:
+            raise EngineError(f"logprobs: {logprobs} is not from 0 to {self.info.vocab_size}")
+        pieces = Generation(self, ids, sampler, limit, StopStrings(stop), logprobs)
         return pieces if stream else "".join(pieces)
 
     @cached_property
@@ -406,6 +418,20 @@ class Sampling(TypedDict, total=False):
     repetition_penalty: float
     seed: int
     stop: Sequence[str]
+    logprobs: int | None
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """What the model thought of a token that was chosen, and of others in its place.
+
+    Natural logarithms of the probabilities before temperature and filters.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The most probable tokens, the first one first; of equal ones the lower id."""
 
 
 class Generation(Iterator[str]):
@@ -419,6 +445,7 @@ class Generation(Iterator[str]):
         prompt_tokens: of the prompt.
         reused_tokens: how many of them were not computed again.
         new_tokens: so far, without the one that ends a text.
+        logprobs: of the tokens so far, if they were asked for.
         finish_reason: "stop" after an end-of-sequence token or a stop string; "length" after the last token
             that there was room for; None before the end.
     """
@@ -430,8 +457,10 @@ class Generation(Iterator[str]):
         sampler: _native.Sampler,
         limit: int,
         stop: StopStrings,
+        top: int | None,
     ) -> None:
         self._engine, self._sampler, self._limit, self._stop = engine, sampler, limit, stop
+        self._top, self.logprobs = top, list[TokenLogprobs]()
         self.prompt_tokens, self.reused_tokens, self.new_tokens = len(prompt), 0, 0
         self.finish_reason: Literal["stop", "length"] | None = None
         self.steps = self._steps(prompt)
@@ -463,6 +492,8 @@ class Generation(Iterator[str]):
                 reason = "stop"
                 break
             self.new_tokens = count
+            if self._top is not None:
+                self.logprobs.append(_logprobs(logits, token, self._top))
             yield self._stop.push(text.push(token))
             if self._stop.found:
                 reason = "stop"
@@ -479,6 +510,13 @@ class Generation(Iterator[str]):
     def _check(self, turn: int) -> None:
         if turn != self._engine._turn:
             raise EngineError("stream: another call has used this engine in the meantime")
+
+
+def _logprobs(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    best = np.argsort(-values, kind="stable")[:top].tolist()
+    return TokenLogprobs(token, float(values[token]), tuple((i, float(values[i])) for i in best))
 
 
 def new_sampler(

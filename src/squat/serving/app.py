@@ -5,6 +5,7 @@ Whatever can be wrong with a request is found before its stream begins, and so i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import secrets
@@ -14,9 +15,8 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
-from anyio.to_thread import run_sync
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -72,6 +72,11 @@ class Service:
         self._engine, self._name, self._created = engine, name, created
         self._api_key, self._limits = api_key, limits
         self._line, self._metrics = Line(limits.waiting), Metrics()
+        self._closing = False
+
+    def close(self) -> None:
+        """End every answer that is being computed or waited for, with an error."""
+        self._closing = True
 
     def app(self) -> Starlette:
         """The application."""
@@ -174,16 +179,9 @@ class Service:
 
     async def _read(self, request: Request, kind: type[AnyBody]) -> AnyBody:
         """The body of a request, checked."""
-        content, limit = b"", self._limits.body
         try:
-            with anyio.fail_after(_READ_SECONDS):
-                async for chunk in request.stream():
-                    content += chunk
-                    if len(content) > limit:
-                        raise RequestError(
-                            413, f"the request has more than {limit} bytes; shorten it"
-                        )
-        except TimeoutError:
+            content = await asyncio.wait_for(self._content(request), _READ_SECONDS)
+        except asyncio.TimeoutError:
             raise RequestError(
                 408, f"the request has not arrived in {_READ_SECONDS:.0f} seconds; send it again"
             ) from None
@@ -195,6 +193,14 @@ class Service:
         self._check_model(body.model)
         return body
 
+    async def _content(self, request: Request) -> bytes:
+        content, limit = b"", self._limits.body
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > limit:
+                raise RequestError(413, f"the request has more than {limit} bytes; shorten it")
+        return content
+
     async def _answer(
         self, request: Request, body: Body, tokens: Callable[[], list[int]]
     ) -> Response:
@@ -203,11 +209,12 @@ class Service:
             raise RequestError(
                 400, f"max_tokens: {limit} is above this server's {most}", param="max_tokens"
             )
-        answer = Answer(isinstance(body, ChatBody), self._name)
         with ExitStack() as stack:
             place = self._join()
             stack.callback(place.leave)
             generation = await self._generation(tokens, most if limit is None else limit, body)
+            chat, logprobs = isinstance(body, ChatBody), body.top is not None
+            answer = Answer(self._engine, generation, chat, logprobs, self._name)
             if body.stream:
                 stack.pop_all()  # it is the stream that leaves
                 include_usage = body.stream_options.include_usage
@@ -215,14 +222,14 @@ class Service:
                 return _Stream(events, place)
             async with aclosing(self._pieces(request, place, generation)) as pieces:
                 text = "".join([piece async for piece in pieces])
-            return JSONResponse(answer.whole(text, generation))
+            return JSONResponse(answer.whole(text))
 
     async def _generation(
         self, tokens: Callable[[], list[int]], limit: int | None, body: Body
     ) -> Generation:
         """The answer before its first token; with whatever is wrong with prompt and options."""
         try:
-            ids = await run_sync(tokens)
+            ids = await run_in_threadpool(tokens)
             context = self._engine.info.context
             if len(ids) > context:
                 raise RequestError(
@@ -253,13 +260,16 @@ class Service:
 
         Raises:
             GoneError: there is no client any more.
+            RequestError: the server ends.
         """
         await place.reach(request.is_disconnected)
         begin = time.monotonic()
         try:
-            while (piece := await run_sync(next, generation.steps, None)) is not None:
+            while (piece := await run_in_threadpool(next, generation.steps, None)) is not None:
                 if piece:
                     yield piece
+                if self._closing:
+                    raise RequestError(503, "the server was told to end; ask again later")
                 if await request.is_disconnected():
                     raise GoneError
                 if time.monotonic() - begin > self._limits.seconds:
@@ -284,12 +294,12 @@ class Service:
                     yield event(answer.chunk(piece))
         except GoneError:
             return
-        except SquatError as error:
-            yield event(RequestError(500, str(error)).content)
+        except RequestError as error:
+            yield event(error.content)
             return
-        yield event(answer.last_chunk(generation))
+        yield event(answer.last_chunk())
         if include_usage:
-            yield event(answer.usage_chunk(generation))
+            yield event(answer.usage_chunk())
         yield DONE
 
 

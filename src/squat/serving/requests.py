@@ -40,7 +40,6 @@ _NEUTRAL: dict[str, list[Any]] = {
     "function_call": ["none", "auto"],
     "functions": [[]],
     "logit_bias": [{}],
-    "logprobs": [False],
     "modalities": [["text"]],
     "n": [1],
     "prediction": [],
@@ -50,7 +49,6 @@ _NEUTRAL: dict[str, list[Any]] = {
     "suffix": [""],
     "tool_choice": ["none", "auto"],
     "tools": [[]],
-    "top_logprobs": [0],
     "verbosity": [],
     "web_search_options": [],
 }
@@ -112,6 +110,11 @@ class Body(_Part):
         return self.max_tokens
 
     @property
+    def top(self) -> int | None:
+        """Of how many tokens beside the chosen one the log-probabilities are wanted; None: of none."""
+        return None
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """The options of `Engine.generate`."""
         return {
@@ -119,6 +122,7 @@ class Body(_Part):
             "top_p": self.top_p,
             "seed": self.seed % 2**64,
             "stop": self.stop,
+            "logprobs": self.top,
         }
 
 
@@ -127,6 +131,12 @@ class CompletionBody(Body):
 
     prompt: Annotated[str | list[int], PlainValidator(_prompt)]
     max_tokens: int | None = Field(16, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def top(self) -> int | None:
+        """Like `Body.top`."""
+        return self.logprobs
 
 
 class TextPart(_Part):
@@ -162,9 +172,13 @@ class ChatBody(Body):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
 
     @model_validator(mode="after")
-    def _one_limit(self) -> ChatBody:
+    def _fields_fit(self) -> ChatBody:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs; set it to true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError(
                 "max_tokens is the old name of max_completion_tokens; give one of them"
@@ -175,6 +189,11 @@ class ChatBody(Body):
     def new_tokens(self) -> int | None:
         """Like `Body.new_tokens`."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """Like `Body.top`."""
+        return self.top_logprobs if self.logprobs else None
 
     @property
     def conversation(self) -> list[Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -13,7 +14,7 @@ from squat.errors import ServingError
 from squat.serving.app import Limits, Service
 
 _END_SECONDS = 5
-"""How long answers may go on after Ctrl-C."""
+"""How long connections may stay open after Ctrl-C."""
 
 
 def serve(model: str, host: str, port: int, api_key: str | None, limits: Limits) -> None:
@@ -44,7 +45,20 @@ def serve(model: str, host: str, port: int, api_key: str | None, limits: Limits)
         print(
             f"http://{place}:{taken}/v1 answers as {Path(model).stem}; Ctrl-C ends it", flush=True
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, service).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Told to end, it does not wait for long answers."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """What Ctrl-C does."""
+        self._service.close()
+        super().handle_exit(sig, frame)
 
 
 def service_of(model: str, api_key: str | None, limits: Limits) -> Service:
