@@ -86,10 +86,14 @@ def http(file: Path) -> TestClient:
     return TestClient(service_of(str(file), None, limits).app(), raise_server_exceptions=False)
 
 
-def metric(url: str, name: str) -> float:
+def metrics(url: str) -> str:
     with urllib.request.urlopen(f"{url}/metrics") as answer:
-        text = answer.read().decode()
-    (value,) = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")]
+        return str(answer.read().decode())
+
+
+def metric(url: str, name: str) -> float:
+    lines = metrics(url).splitlines()
+    (value,) = [line.split()[-1] for line in lines if line.startswith(f"{name} ")]
     return float(value)
 
 
@@ -475,6 +479,23 @@ def test_whoever_finds_no_place_is_told_when_to_come_back(long_file: Path) -> No
         assert waiting.result(timeout=60).choices[0].text == expected
 
 
+def test_a_request_that_does_not_arrive(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squat.serving.app._READ_SECONDS", 0.1)
+    with running(file) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{"
+            )
+            assert client.recv(100_000).startswith(b"HTTP/1.1 408 ")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{"
+            )
+        label = '{path="/v1/completions",status="499"}'
+        until(lambda: f"squat_requests_total{label} 1" in metrics(url))
+
+
 def test_the_line_is_in_order_of_arrival() -> None:
     async def go() -> None:
         line, order = Line(3), []
@@ -529,6 +550,7 @@ def test_what_is_in_the_way_of_serving(shell, file: Path, monkeypatch, tmp_path:
         assert "cannot listen there" in shell.refuse("serve", file, "--host", host, "--port", 0)
     assert "none.gguf" in shell.refuse("serve", tmp_path / "none.gguf", "--port", 0)
     assert shell.run("serve", file, "--port", 70_000)[0] == 2
+    assert "--api-key: is empty" in shell.refuse("serve", file, "--port", 0, "--api-key", "")
     for name in list(sys.modules):
         if name.split(".")[0] in ("starlette", "uvicorn") or name.startswith("squat.serving"):
             monkeypatch.delitem(sys.modules, name)

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from squat.chat_template import Message
 from squat.data.files import writing
-from squat.engine import Engine, Sampling
+from squat.engine import Engine, GenerationOptions
 from squat.errors import ChatError, SquatError
 
 HELP = "/reset begins anew, /save FILE keeps the conversation as JSON, /quit or Ctrl-D ends it"
@@ -42,7 +42,7 @@ class Conversation:
         engine: Engine,
         system: str | None = None,
         max_new_tokens: int | None = None,
-        **options: Unpack[Sampling],
+        **options: Unpack[GenerationOptions],
     ) -> None:
         self._engine, self._max_new_tokens, self._options = engine, max_new_tokens, options
         self._beginning = [] if system is None else [{"role": "system", "content": system}]

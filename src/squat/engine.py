@@ -230,7 +230,7 @@ class Engine:
         max_new_tokens: int | None = ...,
         *,
         stream: Literal[False] = ...,
-        **options: Unpack[Sampling],
+        **options: Unpack[GenerationOptions],
     ) -> str: ...
 
     @overload
@@ -240,7 +240,7 @@ class Engine:
         max_new_tokens: int | None = ...,
         *,
         stream: Literal[True],
-        **options: Unpack[Sampling],
+        **options: Unpack[GenerationOptions],
     ) -> Generation: ...
 
     def generate(
@@ -343,7 +343,7 @@ class Engine:
         max_new_tokens: int | None = ...,
         *,
         stream: Literal[False] = ...,
-        **options: Unpack[Sampling],
+        **options: Unpack[GenerationOptions],
     ) -> str: ...
 
     @overload
@@ -353,7 +353,7 @@ class Engine:
         max_new_tokens: int | None = ...,
         *,
         stream: Literal[True],
-        **options: Unpack[Sampling],
+        **options: Unpack[GenerationOptions],
     ) -> Generation: ...
 
     def chat(
@@ -362,7 +362,7 @@ class Engine:
         max_new_tokens: int | None = None,
         *,
         stream: bool = False,
-        **options: Unpack[Sampling],
+        **options: Unpack[GenerationOptions],
     ) -> str | Generation:
         """The assistant's next message in a conversation.
 
@@ -408,7 +408,7 @@ class Engine:
         return logits
 
 
-class Sampling(TypedDict, total=False):
+class GenerationOptions(TypedDict, total=False):
     """Options of `Engine.generate` and `Engine.chat`, which the former explains."""
 
     temperature: float

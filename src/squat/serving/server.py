@@ -28,8 +28,10 @@ def serve(model: str, host: str, port: int, api_key: str | None, limits: Limits)
         limits: what they may ask for.
 
     Raises:
-        SquatError: the file cannot be loaded, or the address is not free.
+        SquatError: the file cannot be loaded, the key is empty, or the address is not free.
     """
+    if api_key == "":
+        raise ServingError("--api-key: is empty and would let everybody in; give one, or no option")
     with listen(host, port) as listener:
         service = service_of(model, api_key, limits)
         config = uvicorn.Config(
