@@ -44,6 +44,7 @@ def running(file: Path, api_key: str | None = None, **limits: Any) -> Iterator[s
     config = uvicorn.Config(service.app(), log_level="warning", lifespan="off", ws="none")
     server = uvicorn.Server(config)
     with listen("127.0.0.1", 0) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # who does not read is felt
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -398,6 +399,16 @@ def test_a_file_without_a_chat_template_completes_text(tmp_path: Path) -> None:
     assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 200
 
 
+def test_the_usual_number_of_tokens_is_below_the_limit(file: Path) -> None:
+    http = TestClient(service_of(str(file), None, Limits(tokens=5)).app())
+    for path, body in (
+        ("completions", {"prompt": "a"}),
+        ("chat/completions", {"messages": [user("a")]}),
+    ):
+        answer = http.post(f"/v1/{path}", json=body | {"temperature": 0}).json()
+        assert answer["usage"]["completion_tokens"] == 5
+
+
 def test_the_api_key(file: Path) -> None:
     http = TestClient(service_of(str(file), "secret", Limits()).app())
     for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}):
@@ -458,6 +469,23 @@ def test_an_answer_ends_when_its_client_hangs_up(long_file: Path, stream: bool) 
         until(lambda: metric(url, 'squat_tokens_total{kind="generated"}') > 0)
         assert metric(url, 'squat_tokens_total{kind="generated"}') < 50_000
         assert client_of(url).completions.create(model="long", prompt="a").choices[0].text
+
+
+def test_a_client_that_does_not_read_keeps_nobody_waiting(
+    long_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squat.serving.app._SEND_SECONDS", 0.2)
+    with running(long_file) as url, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = url.removeprefix("http://").split(":")
+        client.connect((host, int(port)))
+        body = json.dumps(LONG | {"stream": True})
+        client.sendall(
+            f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        until(lambda: metric(url, "squat_clients") == 1)
+        assert client_of(url).completions.create(model="long", prompt="a").choices[0].text
+        assert metric(url, 'squat_tokens_total{kind="generated"}') < 59_000
 
 
 def test_whoever_finds_no_place_is_told_when_to_come_back(long_file: Path) -> None:

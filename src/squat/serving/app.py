@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from squat.engine import Engine, Generation
 from squat.errors import SquatError
@@ -34,6 +34,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 _READ_SECONDS = 30.0
 """How long a client may take to send its request."""
+_SEND_SECONDS = 30.0
+"""How long a client may not read what it is sent: it keeps the engine from the others."""
 _GONE = 499
 """The status that stands for a client that has hung up, in the metrics."""
 
@@ -204,15 +206,11 @@ class Service:
     async def _answer(
         self, request: Request, body: Body, tokens: Callable[[], list[int]]
     ) -> Response:
-        limit, most = body.new_tokens, self._limits.tokens
-        if most is not None and limit is not None and limit > most:
-            raise RequestError(
-                400, f"max_tokens: {limit} is above this server's {most}", param="max_tokens"
-            )
+        limit = self._limit(body)
         with ExitStack() as stack:
             place = self._join()
             stack.callback(place.leave)
-            generation = await self._generation(tokens, most if limit is None else limit, body)
+            generation = await self._generation(tokens, limit, body)
             chat, logprobs = isinstance(body, ChatBody), body.top is not None
             answer = Answer(self._engine, generation, chat, logprobs, self._name)
             if body.stream:
@@ -223,6 +221,17 @@ class Service:
             async with aclosing(self._pieces(request, place, generation)) as pieces:
                 text = "".join([piece async for piece in pieces])
             return JSONResponse(answer.whole(text))
+
+    def _limit(self, body: Body) -> int | None:
+        """The most tokens of an answer; None: as many as there is room for."""
+        asked, most = body.new_tokens, self._limits.tokens
+        if asked is None:
+            return min((n for n in (body.usual_tokens, most) if n is not None), default=None)
+        if most is not None and asked > most:
+            raise RequestError(
+                400, f"max_tokens: {asked} is above this server's {most}", param="max_tokens"
+            )
+        return asked
 
     async def _generation(
         self, tokens: Callable[[], list[int]], limit: int | None, body: Body
@@ -313,9 +322,22 @@ class _Stream(StreamingResponse):
         self._events, self._place = events, place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
+        """Send them, as long as the client reads."""
+        stalled = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal stalled
+            try:
+                await asyncio.wait_for(send(message), _SEND_SECONDS)
+            except asyncio.TimeoutError:
+                stalled = True
+                raise
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
+        except Exception:
+            if not stalled:
+                raise
         finally:
             self._place.leave()
             await self._events.aclose()

@@ -7,7 +7,7 @@ every name that is not known. Fields about accounting are ignored. `null` is wha
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -95,6 +95,9 @@ class StreamOptions(_Part):
 class Body(_Part):
     """What both kinds of requests have."""
 
+    usual_tokens: ClassVar[int | None] = None
+    """The most tokens of an answer if nobody says; None: as many as there is room for."""
+
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
@@ -106,7 +109,7 @@ class Body(_Part):
 
     @property
     def new_tokens(self) -> int | None:
-        """The most tokens of the answer; None: as many as there is room for."""
+        """The most tokens of the answer, if the request says."""
         return self.max_tokens
 
     @property
@@ -129,8 +132,9 @@ class Body(_Part):
 class CompletionBody(Body):
     """Of /v1/completions."""
 
+    usual_tokens = 16
+
     prompt: Annotated[str | list[int], PlainValidator(_prompt)]
-    max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @property
