@@ -233,7 +233,11 @@ def test_ctrl_c_ends_the_answer_only(file: Path) -> None:
     assert (process.returncode, error) == (0, b"")
     messages = json.loads(kept.read_text())
     assert [message["role"] for message in messages] == ["user", "assistant"]
-    assert (said + rest).decode() == messages[1]["content"] + f"\n{kept}: 2 messages\n"
+    shown, end = (said + rest).decode(), f"\n{kept}: 2 messages\n"
+    assert shown.endswith(end)
+    # What was on its way to the terminal may be kept and not shown: a token.
+    assert messages[1]["content"].startswith(shown.removesuffix(end))
+    assert len(messages[1]["content"]) - len(shown.removesuffix(end)) < 8
 
 
 def test_talking_loads_neither_torch_nor_transformers(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ from chat_models import (
     system,
     user,
 )
+from engine_models import random_model
 from models import tiny_model
 from squat.chat_template import ChatTemplate
 from squat.checkpoints import load_tokenizer, save_model
 from squat.data.tokenizer import id_limit
+from squat.deploy.gguf import write_gguf
 from squat.engine import Engine
 from squat.errors import ChatError
 from squat.quantization import SquatConfig, quantize
@@ -165,6 +168,15 @@ def test_a_file_without_a_template_says_what_to_do(tmp_path: Path):
     with pytest.raises(ChatError, match=r"m\.gguf: has no chat template .* or use squat generate"):
         engine.chat([user("a")])
     assert engine.generate("a", 2) == engine.generate("a", 2)
+
+
+def test_special_tokens_that_are_none_are_said(tmp_path: Path):
+    model = replace(random_model(), chat_template=CHATML)
+    model.special_tokens = ["<s>"]  # type: ignore[assignment]
+    write_gguf(tmp_path / "m.gguf", model)
+    engine = Engine(tmp_path / "m.gguf", threads=1)
+    with pytest.raises(ChatError, match=r"key squat.tokenizer.special_tokens is no JSON object"):
+        engine.chat([user("a")])
 
 
 def test_an_assistant_may_be_shortened_by_its_template():

@@ -147,11 +147,12 @@ def _is_end(conversation: Conversation, line: str) -> bool:
 
 
 def _print_answer(conversation: Conversation, text: str) -> None:
-    with closing(conversation.answer(text)) as pieces:
-        try:
-            for piece in pieces:
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            print(flush=True)
+    try:
+        with closing(conversation.answer(text)) as pieces:
+            try:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            finally:
+                print(flush=True)
+    except KeyboardInterrupt:
+        pass
