@@ -1,6 +1,7 @@
 """The command line, end to end on small real input: train, resume, evaluate, generate, refuse."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from models import tiny_model
 from squat.checkpoints import load_model, load_tokenizer, save_model
+from squat.demo import next_command
 from squat.quantization import SquatConfig
 from squat.quantization.modules import QuantizedWeight
 from squat.runs import advice
@@ -277,9 +279,20 @@ def test_another_recipe_does_not_overwrite_a_run(shell, tmp_path, model, corpus)
     assert "another recipe" in message
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["generate"], ["demo"], ["info"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["eval"], ["generate"], ["chat"], ["serve"], ["demo"], ["info"]]
+)
 def test_help_helps(shell, command):
     assert "Usage" in shell.succeed(*command, "--help")
+
+
+def test_the_demo_ends_with_a_command_that_works(shell, tmp_path, model, corpus):
+    quantized, file = tmp_path / "quantized", tmp_path / "a file.gguf"
+    shell.succeed("quantize", model, quantized, "--data", corpus / "train", "--weights", "nearest")
+    shell.succeed("export", quantized, file)
+    command = [*shlex.split(next_command(file)), "--max-new-tokens", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("The boy near the tree")
 
 
 def test_the_installed_program_ends_without_a_traceback():

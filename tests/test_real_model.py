@@ -49,3 +49,14 @@ def test_it_stays_itself_and_the_engine_computes_the_same_bits(
         engine = Engine(str(file))
         assert "Paris" in engine.generate("The capital of France is", max_new_tokens=8)
         assert np.isfinite(engine.score(["The capital of France is Paris."])).all()
+        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert engine.chat_tokens(messages) == prompt
+        answer = engine.chat(messages, stream=True)
+        said = "".join(answer)
+        assert "Paris" in said
+        assert answer.finish_reason == "stop"
+        messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "Why?"}]
+        again = engine.chat(messages, 16, stream=True)
+        assert "".join(again) == Engine(str(file)).chat(messages, 16)
+        assert again.reused_tokens >= answer.prompt_tokens

@@ -124,12 +124,12 @@ def test_the_kinds_differ() -> None:
 def test_a_stream_is_the_text_of_all_tokens_character_by_character(
     kind: tuple[Engine, Tokenizer], text: str, cut: int
 ) -> None:
-    from squat.engine import _TextStream
+    from squat.text_stream import TextStream
 
     engine, tokenizer = kind
     ids = tokenizer.encode(text).ids
     prompt, answer = ids[:cut], ids[cut:]
-    stream = _TextStream(engine._native, prompt)
+    stream = TextStream(engine._native, prompt)
     pieces = [stream.push(token) for token in answer] + [stream.rest()]
     whole, before = engine.detokenize(ids), engine.detokenize(prompt)
     assert whole.endswith("".join(pieces))
@@ -138,14 +138,14 @@ def test_a_stream_is_the_text_of_all_tokens_character_by_character(
 
 
 def test_a_stream_of_bytes_comes_out_as_characters(tmp_path: Path) -> None:
-    from squat.engine import _TextStream
+    from squat.text_stream import TextStream
 
     text = "日本語の本 😀!"
     tokenizer = KINDS["llama-2"]()
     engine = engine_of(tmp_path, tokenizer.to_str())
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert len(ids) > 3 * 6  # bytes, most of them
-    stream = _TextStream(engine._native, [1])
+    stream = TextStream(engine._native, [1])
     pieces = [stream.push(token) for token in ids]
     assert [piece for piece in pieces if piece] == list(text)
     assert engine.detokenize(ids) == text

@@ -10,6 +10,9 @@ interrupted demo goes on where it stopped.
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +98,13 @@ def run_demo(folder: Path, console: Console) -> None:
     show(_speed_table(speeds))
     _save(folder, rows, speeds)
     print(f"Table, figure, models and the file: {folder}")
+    print(f"Next: {next_command(file)}")
+
+
+def next_command(file: Path) -> str:
+    """What to do with the demo's file, as it works in this shell: `squat` may not be on its path."""
+    squat = ["squat"] if shutil.which("squat") else [sys.executable, "-m", "squat"]
+    return shlex.join([*squat, "generate", str(file), "The boy near the tree"])
 
 
 def _speeds(

@@ -1,25 +1,31 @@
 """The engine from Python: a .gguf file, text in, text, scores and logits out.
 
 Everything is computed by the C++ engine, in integers, as the model was trained; text becomes tokens there,
-too, as it does in squat-run. This module adds streaming and typed errors. Neither torch nor transformers
-is imported.
+too, as it does in squat-run. This module adds streaming, conversations and typed errors. Neither torch nor
+transformers is imported.
+
+A session remembers the tokens of the last text: what a new prompt has in common with it from the beginning
+is not computed again. Logits depend on the tokens alone, and so nobody can tell, but by the time it takes.
 """
 
 from __future__ import annotations
 
-import codecs
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
+from typing_extensions import Unpack
 
 from squat import _native
-from squat.errors import EngineError
+from squat.chat_template import ChatTemplate, Message
+from squat.errors import ChatError, EngineError
+from squat.text_stream import StopStrings, TextStream
 from squat.unicode import broken_character
 
 _PREFILL = 512
@@ -71,12 +77,14 @@ class Engine:
         for name, value in (("threads", threads), ("context", context)):
             if not 0 <= value < 2**32:
                 raise EngineError(f"{name}: {value} is out of range; 0 chooses")
-        self._native = _native.Engine(os.fspath(path), threads, context)
+        self._path = os.fspath(path)
+        self._native = _native.Engine(self._path, threads, context)
         info = self._native.info()
         kernels = (line.split(": ", 1) for line in info.pop("kernels").splitlines())
         bos = info.pop("bos_token")
         self._info = EngineInfo(**info, kernels=dict(kernels), bos_token=None if bos < 0 else bos)
         self._turn = 0  # counts the calls that use the session
+        self._fed: list[int] = []  # the first tokens of the session, as far as they are known
 
     @property
     def info(self) -> EngineInfo:
@@ -127,6 +135,14 @@ class Engine:
         """
         return self._native.detokenize(_tokens(ids)).decode("utf-8", "replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, perhaps not whole characters; none of a control token.
+
+        Raises:
+            EngineError: an id out of range.
+        """
+        return self._native.piece(token)
+
     def logits(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Logits after each of the tokens, which start a new session: float32 [tokens, vocabulary].
 
@@ -166,6 +182,7 @@ class Engine:
         Raises:
             EngineError: an id out of range, or the context is full.
         """
+        self._turn += 1
         return np.asarray(self._native.eval(_tokens([token])))[0]
 
     def rewind(self, length: int) -> None:
@@ -175,6 +192,7 @@ class Engine:
             EngineError: the session has fewer.
         """
         self._turn += 1
+        del self._fed[length:]
         self._native.rewind(length)
 
     def score(self, texts: Sequence[str]) -> list[float]:
@@ -209,36 +227,26 @@ class Engine:
     def generate(
         self,
         prompt: str | Sequence[int],
-        max_new_tokens: int = ...,
+        max_new_tokens: int | None = ...,
         *,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        min_p: float = ...,
-        repetition_penalty: float = ...,
-        seed: int = ...,
         stream: Literal[False] = ...,
+        **options: Unpack[GenerationOptions],
     ) -> str: ...
 
     @overload
     def generate(
         self,
         prompt: str | Sequence[int],
-        max_new_tokens: int = ...,
+        max_new_tokens: int | None = ...,
         *,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        min_p: float = ...,
-        repetition_penalty: float = ...,
-        seed: int = ...,
         stream: Literal[True],
-    ) -> Iterator[str]: ...
+        **options: Unpack[GenerationOptions],
+    ) -> Generation: ...
 
     def generate(
         self,
         prompt: str | Sequence[int],
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = 64,
         *,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -246,27 +254,31 @@ class Engine:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
         stream: bool = False,
-    ) -> str | Iterator[str]:
+    ) -> str | Generation:
         """Continue a text; the result is the continuation only.
 
-        It ends with an end-of-sequence token, `max_new_tokens`, or a full context.
+        It ends with an end-of-sequence token, a stop string, `max_new_tokens`, or a full context.
 
         Args:
             prompt: the text to continue; or its token ids, which are then taken as they are.
-            max_new_tokens: the most tokens to generate.
+            max_new_tokens: the most tokens to generate; None: as many as the context has room for.
             temperature: 0 takes the most probable token; the filters below then say nothing.
             top_k: keep the k most probable tokens; 0: all.
             top_p: keep the fewest tokens whose probabilities reach it; 1: all.
             min_p: drop tokens less probable than min_p times the most probable one; 0: none.
             repetition_penalty: above 1 discourages tokens that were there; 1: off.
             seed: equal seeds give equal texts.
+            stop: strings that end the text where the first of them appears; it is left out.
+            logprobs: of how many most probable tokens a stream's `logprobs` tell, beside the chosen one's.
             stream: return an iterator of pieces of text, each as soon as it is known.
 
         Raises:
             EngineError: a setting out of range, or a prompt longer than the context.
         """
-        if max_new_tokens < 0:
+        if max_new_tokens is not None and max_new_tokens < 0:
             raise EngineError(f"max_new_tokens: {max_new_tokens} is negative")
         sampler = new_sampler(
             self.info.vocab_size,
@@ -286,36 +298,226 @@ class Engine:
             raise EngineError(
                 f"prompt: its {len(ids)} tokens exceed the context of {self.info.context}"
             )
-        pieces = self._pieces(ids, sampler, max_new_tokens)
+        limit = self.info.context if max_new_tokens is None else max_new_tokens
+        if logprobs is not None and not 0 <= logprobs <= self.info.vocab_size:
+            raise EngineError(f"logprobs: {logprobs} is not from 0 to {self.info.vocab_size}")
+        pieces = Generation(self, ids, sampler, limit, StopStrings(stop), logprobs)
         return pieces if stream else "".join(pieces)
 
-    def _begin(self) -> int:
-        """Start a new session; whoever used the one before can tell by the number."""
-        self.rewind(0)
-        return self._turn
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The checkpoint's chat template, which the file carries.
 
-    def _pieces(self, prompt: list[int], sampler: _native.Sampler, limit: int) -> Iterator[str]:
-        turn = self._begin()
-        tokens = _tokens(prompt)
-        sampler.accept(tokens)
-        last = (len(tokens) - 1) // _PREFILL * _PREFILL
-        for begin in range(0, last, _PREFILL):
-            self._native.append(tokens[begin : begin + _PREFILL])
-        logits = self._native.eval(tokens[last:])
-        text = _TextStream(self._native, prompt)
-        for count in range(1, limit + 1):
-            token = sampler.next(logits[0])
-            if token in self.info.eos_tokens:
+        Raises:
+            ChatError: the file has none, or one that is no Jinja program.
+        """
+        source = self._string("tokenizer.chat_template")
+        if source is None:
+            raise ChatError(
+                f"{self._path}: has no chat template (key tokenizer.chat_template); export it again from a "
+                "checkpoint with a chat_template.jinja, or use squat generate, which needs none"
+            )
+        key = "squat.tokenizer.special_tokens"
+        try:
+            names = dict(json.loads(self._string(key) or "{}"))
+        except (ValueError, TypeError):
+            raise ChatError(f"{self._path}: key {key} is no JSON object; export it again") from None
+        return ChatTemplate(source, names, self._path)
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the prompt for the assistant's next message.
+
+        Args:
+            messages: mappings with a `role` (system, user or assistant) and a `content`, in their order.
+
+        Raises:
+            ChatError: a file without a chat template, or messages that the template makes no prompt of.
+        """
+        text = self.chat_template.render(messages)
+        return self.tokenize(text)[len(self.tokenize("")) :]  # the template writes bos itself
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int | None = ...,
+        *,
+        stream: Literal[False] = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int | None = ...,
+        *,
+        stream: Literal[True],
+        **options: Unpack[GenerationOptions],
+    ) -> Generation: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int | None = None,
+        *,
+        stream: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> str | Generation:
+        """The assistant's next message in a conversation.
+
+        Args:
+            messages: like `chat_tokens`.
+            max_new_tokens: the most tokens; None: as many as the context has room for.
+            stream, options: like `generate`.
+
+        Raises:
+            ChatError: like `chat_tokens`.
+            EngineError: like `generate`.
+        """
+        ids = self.chat_tokens(messages)
+        pieces = self.generate(ids, max_new_tokens, stream=True, **options)
+        return pieces if stream else "".join(pieces)
+
+    def _string(self, key: str) -> str | None:
+        """What the file has for a key; None where it has nothing."""
+        try:
+            return self._native.string(key)
+        except EngineError:
+            return None
+
+    def _begin(self) -> None:
+        """Start a new session."""
+        self.rewind(0)
+
+    def _begin_with(self, prompt: list[int]) -> int:
+        """Rewind to what session and prompt have in common, the last token apart: its logits are needed."""
+        kept = 0
+        while kept < min(len(self._fed), len(prompt) - 1) and self._fed[kept] == prompt[kept]:
+            kept += 1
+        self.rewind(kept)
+        return kept
+
+    def _feed(self, ids: list[int], last: bool) -> NDArray[np.float32]:
+        """Continue the session; if `last`, logits after the last token: float32 [vocabulary]."""
+        if last:
+            logits = np.asarray(self._native.eval(_tokens(ids)))[0]
+        else:
+            self._native.append(_tokens(ids))
+            logits = np.empty(0, np.float32)
+        self._fed += ids  # after an error or Ctrl-C it may lack tokens, but never has too many
+        return logits
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Options of `Engine.generate` and `Engine.chat`, which the former explains."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: Sequence[str]
+    logprobs: int | None
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """What the model thought of a token that was chosen, and of others in its place.
+
+    Natural logarithms of the probabilities before temperature and filters.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The most probable tokens, the first one first; of equal ones the lower id."""
+
+
+class Generation(Iterator[str]):
+    """Pieces of text, each as soon as it is known, and what there is to say about them.
+
+    Nothing is computed before the first piece is asked for, and nothing after the last one was.
+
+    Attributes:
+        steps: the same in smaller steps, each at most a chunk of the prompt or one token; most pieces of text
+            may be empty. For who wants to look at the clock in between.
+        prompt_tokens: of the prompt.
+        reused_tokens: how many of them were not computed again.
+        new_tokens: so far, without the one that ends a text.
+        logprobs: of the tokens so far, if they were asked for.
+        finish_reason: "stop" after an end-of-sequence token or a stop string; "length" after the last token
+            that there was room for; None before the end.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: list[int],
+        sampler: _native.Sampler,
+        limit: int,
+        stop: StopStrings,
+        top: int | None,
+    ) -> None:
+        self._engine, self._sampler, self._limit, self._stop = engine, sampler, limit, stop
+        self._top, self.logprobs = top, list[TokenLogprobs]()
+        self.prompt_tokens, self.reused_tokens, self.new_tokens = len(prompt), 0, 0
+        self.finish_reason: Literal["stop", "length"] | None = None
+        self.steps = self._steps(prompt)
+
+    def __next__(self) -> str:
+        """The next piece that is not empty."""
+        for piece in self.steps:
+            if piece:
+                return piece
+        raise StopIteration
+
+    def _steps(self, prompt: list[int]) -> Iterator[str]:
+        engine, context = self._engine, self._engine.info.context
+        self.reused_tokens = engine._begin_with(prompt)
+        turn = engine._turn
+        self._sampler.accept(_tokens(prompt))
+        logits = np.empty(0, np.float32)
+        for begin in range(self.reused_tokens, len(prompt), _PREFILL):
+            if begin > self.reused_tokens:
+                yield ""
+                self._check(turn)
+            end = begin + _PREFILL
+            logits = engine._feed(prompt[begin:end], last=end >= len(prompt))
+        text = TextStream(engine._native, prompt)
+        reason: Literal["stop", "length"] = "length"
+        for count in range(1, self._limit + 1):
+            token = self._sampler.next(logits)
+            if token in engine.info.eos_tokens:
+                reason = "stop"
                 break
-            if piece := text.push(token):
-                yield piece
-            if count == limit or self._native.length() == self.info.context:
+            self.new_tokens = count
+            if self._top is not None:
+                self.logprobs.append(_logprobs(logits, token, self._top))
+            yield self._stop.push(text.push(token))
+            if self._stop.found:
+                reason = "stop"
                 break
-            if turn != self._turn:
-                raise EngineError("stream: another call has used this engine in the meantime")
-            logits = self._native.eval(_tokens([token]))
-        if piece := text.rest():
-            yield piece
+            if count == self._limit or len(prompt) + count > context:
+                break
+            self._check(turn)
+            logits = engine._feed([token], last=True)
+        if not self._stop.found:
+            rest = self._stop.push(text.rest())
+            yield rest + self._stop.rest()
+        self.finish_reason = "stop" if self._stop.found else reason
+
+    def _check(self, turn: int) -> None:
+        if turn != self._engine._turn:
+            raise EngineError("stream: another call has used this engine in the meantime")
+
+
+def _logprobs(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    best = np.argsort(-values, kind="stable")[:top].tolist()
+    return TokenLogprobs(token, float(values[token]), tuple((i, float(values[i])) for i in best))
 
 
 def new_sampler(
@@ -348,27 +550,3 @@ def _tokens(ids: ArrayLike) -> NDArray[np.int32]:
     if array.size and not -(2**31) <= wide.min() <= wide.max() < 2**31:
         raise EngineError(f"ids: {wide.min()} to {wide.max()} are out of range")
     return wide.astype(np.int32)
-
-
-class _TextStream:
-    """Text of tokens as they come, never cutting a character in two: together, the text of all of them.
-
-    A character may need several tokens; what is no UTF-8 becomes U+FFFD.
-    """
-
-    def __init__(self, engine: _native.Engine, prompt: list[int]) -> None:
-        self._engine = engine
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._decoder.decode(engine.detokenize(_tokens(prompt)))  # it may end inside of a character
-        self._begins = not any(map(engine.piece, prompt))  # a text, which may lose a space
-
-    def push(self, token: int) -> str:
-        """The new text after one more token; "" while a character is incomplete."""
-        piece = self._engine.piece(token)
-        if piece and self._begins:
-            piece, self._begins = self._engine.detokenize(_tokens([token])), False
-        return self._decoder.decode(piece)
-
-    def rest(self) -> str:
-        """What has not been returned: U+FFFD if a character has no end."""
-        return self._decoder.decode(b"", final=True)

@@ -25,6 +25,14 @@ class EngineError(SquatError):
     """The C++ engine refused a file, an input or a setting."""
 
 
+class ChatError(SquatError):
+    """A conversation that a model's chat template makes no prompt of, or a file without a template."""
+
+
+class ServingError(SquatError):
+    """A server that cannot begin to serve."""
+
+
 class UnfinishedError(SquatError):
     """Training stopped as it was asked to, with a checkpoint; running it again goes on."""
 

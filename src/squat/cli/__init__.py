@@ -36,6 +36,9 @@ MaxMinutes = Annotated[
     typer.Option(help="Save a checkpoint and stop after so long, with exit status 3.", min=0),
 ]
 Model = Annotated[str, typer.Argument(help="A model's folder or Hub name, or a .gguf file.")]
+File = Annotated[str, typer.Argument(help="A .gguf file that squat export wrote.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.", min=0)]
+TopP = Annotated[float, typer.Option(min=0, max=1)]
 
 
 def main() -> None:
@@ -278,8 +281,8 @@ def generate(
         int | None,
         typer.Option(min=1, help="[default: 64, or what the model's context has room for]"),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     seed: int = 0,
 ) -> None:
     """Continue a text."""
@@ -288,6 +291,65 @@ def generate(
     for piece in continue_text(model, prompt, max_new_tokens, temperature, top_p, seed):
         print(piece, end="", flush=True)
     print()
+
+
+@app.command()
+def chat(
+    model: File,
+    system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of an answer.  [default: what the context has room for]"),
+    ] = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: int = 0,
+) -> None:
+    """Talk with a model: a line is a message; /reset, /save FILE, /quit."""
+    from squat.chat import Conversation, converse
+    from squat.engine import Engine
+
+    converse(
+        Conversation(
+            Engine(model), system, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+    )
+
+
+@app.command()
+def serve(
+    model: File,
+    host: Annotated[
+        str, typer.Option(help="The address; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8080,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="What clients have to show.", envvar="SQUAT_API_KEY", show_default=False),
+    ] = None,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request.", min=1)] = 1_000_000,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Of an answer.  [default: what the context has room for]", min=1),
+    ] = None,
+    max_seconds: Annotated[
+        float, typer.Option(help="Of work on an answer, which then ends.", min=0)
+    ] = 600.0,
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that wait for the one being answered.", min=0)
+    ] = 16,
+) -> None:
+    """Answer requests over HTTP, as OpenAI's API does."""
+    from squat.errors import ServingError
+
+    try:
+        from squat.serving.app import Limits
+        from squat.serving.server import serve as run
+    except ImportError as error:
+        raise ServingError(
+            f"serve: {error.name} is not installed; install it with pip install 'squat[serve]'"
+        ) from None
+    run(model, host, port, api_key, Limits(max_body, max_tokens, max_seconds, max_waiting))
 
 
 @app.command()

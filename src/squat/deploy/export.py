@@ -109,7 +109,15 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         bos_token_id=tokenizer.bos_token_id,
         eos_token_ids=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
+        chat_template=_chat_template(tokenizer),
+        special_tokens={name: str(text) for name, text in tokenizer.special_tokens_map.items()},
     )
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """A checkpoint's template for plain conversations; beside it there may be others, by name."""
+    found: str | dict[str, str] | None = tokenizer.chat_template
+    return found.get("default") if isinstance(found, dict) else found
 
 
 def _check_deployable(name: str, shape: Any, config: SquatConfig, row: Architecture) -> None:

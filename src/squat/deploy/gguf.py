@@ -6,6 +6,7 @@ they are, without quantizing anything again. Nothing here needs torch.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -207,6 +208,8 @@ class GgufModel:
         tokenizer_json: the text of tokenizer.json.
         bos_token_id: given also if the tokenizer puts nothing in front of a text.
         eos_token_ids: any of them ends an answer; the first one is for readers that know one only.
+        chat_template: the Jinja program that makes a prompt of a conversation.
+        special_tokens: by name, the texts of the tokens that it may write.
     """
 
     architecture: str
@@ -230,6 +233,8 @@ class GgufModel:
     bos_token_id: int | None = None
     eos_token_ids: Sequence[int] = ()
     pad_token_id: int | None = None
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -654,6 +659,9 @@ def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel) -> None:
             writer, "squat.tokenizer.added_token_flags", list(map(int, tokenizer.flags.values()))
         )
     writer.add_string("tokenizer.huggingface.json", model.tokenizer_json)
+    if model.chat_template is not None:
+        writer.add_chat_template(model.chat_template)
+        writer.add_string("squat.tokenizer.special_tokens", json.dumps(model.special_tokens))
 
 
 def _rope_heads(model: GgufModel, name: str) -> int | None:

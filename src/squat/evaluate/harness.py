@@ -134,12 +134,7 @@ class _File:
         return float(chosen.sum()), greedy
 
     def generate(self, ids: list[int], length: int, stop: list[str], sampling: Any) -> str:
-        text = ""
-        for piece in self.engine.generate(ids, length, stream=True, **sampling):
-            text += piece
-            if any(term in text for term in stop):
-                break
-        return text
+        return self.engine.generate(ids, length, stop=stop, **sampling)
 
 
 @register_model("squat")

@@ -1,0 +1,159 @@
+"""What answers look like: OpenAI's JSON objects, whole, in chunks of a stream, and for what went wrong."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from squat.engine import Engine, Generation
+
+
+class RequestError(Exception):
+    """A request that gets an error for an answer.
+
+    Args:
+        status: of HTTP.
+        message: what is wrong and how to put it right.
+        param: the field that it is about.
+        code: OpenAI's word for it, if there is one.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param or None, code, headers
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+class Answer:
+    """The answer to one request.
+
+    Args:
+        engine: tells the text of tokens.
+        generation: what is answered, as far as it is known.
+        chat: whether it is a message of a conversation, or the continuation of a text.
+        logprobs: whether log-probabilities are wanted.
+        model: the name of the model.
+    """
+
+    def __init__(
+        self, engine: Engine, generation: Generation, chat: bool, logprobs: bool, model: str
+    ) -> None:
+        self._engine, self._generation = engine, generation
+        self._chat, self._logprobs, self._model = chat, logprobs, model
+        self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._told, self._offset = 0, 0  # tokens, and characters of them, in the chunks so far
+
+    def whole(self, text: str) -> dict[str, Any]:
+        """All at once."""
+        said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        choice = self._choice(said if self._chat else {"text": text}, self._reason)
+        kind = "chat.completion" if self._chat else "text_completion"
+        return self._object(kind, [choice]) | {"usage": self._usage()}
+
+    def first_chunk(self) -> dict[str, Any] | None:
+        """What a stream begins with: who speaks."""
+        return self._chunk({"role": "assistant", "content": ""}, "", None) if self._chat else None
+
+    def chunk(self, text: str) -> dict[str, Any]:
+        """A piece of the text."""
+        return self._chunk({"content": text}, text, None)
+
+    def last_chunk(self) -> dict[str, Any]:
+        """Why there is no more text."""
+        return self._chunk({}, "", self._reason)
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """How many tokens there were."""
+        return self._object(self._chunk_kind, []) | {"usage": self._usage()}
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self._chat else "text_completion"
+
+    @property
+    def _reason(self) -> str:
+        """Where the time was up before the end, too, there was no room for more."""
+        return self._generation.finish_reason or "length"
+
+    def _chunk(self, delta: dict[str, str], text: str, reason: str | None) -> dict[str, Any]:
+        said = {"delta": delta} if self._chat else {"text": text}
+        return self._object(self._chunk_kind, [self._choice(said, reason)])
+
+    def _choice(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        logprobs = self._new_logprobs() if self._logprobs else None
+        return {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
+
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        generation = self._generation
+        return {
+            "prompt_tokens": generation.prompt_tokens,
+            "completion_tokens": generation.new_tokens,
+            "total_tokens": generation.prompt_tokens + generation.new_tokens,
+            "prompt_tokens_details": {"cached_tokens": generation.reused_tokens},
+        }
+
+    def _new_logprobs(self) -> dict[str, Any]:
+        """Of the tokens since the last chunk, in the form of the one interface or the other."""
+        new = self._generation.logprobs[self._told :]
+        self._told += len(new)
+        if self._chat:
+            content = [
+                self._entry(found.token, found.logprob)
+                | {"top_logprobs": [self._entry(*other) for other in found.top]}
+                for found in new
+            ]
+            return {"content": content, "refusal": None}
+        offsets = []
+        for found in new:
+            offsets.append(self._offset)
+            self._offset += len(self._text(found.token))
+        return {
+            "tokens": [self._text(found.token) for found in new],
+            "token_logprobs": [found.logprob for found in new],
+            "top_logprobs": [{self._text(i): value for i, value in found.top} for found in new],
+            "text_offset": offsets,
+        }
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        content = list(self._engine.token_bytes(token))
+        return {"token": self._text(token), "logprob": logprob, "bytes": content}
+
+    def _text(self, token: int) -> str:
+        """What is a part of a character only is U+FFFD."""
+        return self._engine.token_bytes(token).decode("utf-8", "replace")
+
+
+def event(content: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+DONE = "data: [DONE]\n\n"
+"""The event that ends a stream."""

@@ -1,0 +1,362 @@
+"""The routes: a request is checked, gets a place in line, and then its answer, whole or in a stream.
+
+Whatever can be wrong with a request is found before its stream begins, and so its status says it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from squat.engine import Engine, Generation
+from squat.errors import SquatError
+from squat.serving.answers import DONE, Answer, RequestError, event
+from squat.serving.line import FullError, GoneError, Line, Place
+from squat.serving.metrics import Metrics
+from squat.serving.requests import AnyBody, Body, ChatBody, CompletionBody, read
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+_READ_SECONDS = 30.0
+"""How long a client may take to send its request."""
+_SEND_SECONDS = 30.0
+"""How long a client may not read what it is sent: it keeps the engine from the others."""
+_GONE = 499
+"""The status that stands for a client that has hung up, in the metrics."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may ask for.
+
+    Args:
+        body: bytes of a request.
+        tokens: of an answer; None: what the context has room for.
+        seconds: that the engine works on an answer, which then ends.
+        waiting: clients that wait for the one who is served.
+    """
+
+    body: int = 1_000_000
+    tokens: int | None = None
+    seconds: float = 600.0
+    waiting: int = 16
+
+
+class Service:
+    """One engine, and all who want something from it.
+
+    Args:
+        engine: used by nobody else.
+        name: of the model, as clients have to call it.
+        created: when the model's file was written, in seconds since 1970.
+        api_key: what clients have to show, if anything.
+        limits: what they may ask for.
+    """
+
+    def __init__(
+        self, engine: Engine, name: str, created: int, api_key: str | None, limits: Limits
+    ) -> None:
+        self._engine, self._name, self._created = engine, name, created
+        self._api_key, self._limits = api_key, limits
+        self._line, self._metrics = Line(limits.waiting), Metrics()
+        self._closing = False
+
+    def close(self) -> None:
+        """End every answer that is being computed or waited for, with an error."""
+        self._closing = True
+
+    def app(self) -> Starlette:
+        """The application."""
+        routes: list[tuple[str, str, Handler, bool]] = [
+            ("GET", "/health", self._health, False),
+            ("GET", "/metrics", self._show_metrics, True),
+            ("GET", "/v1/models", self._models, True),
+            ("GET", "/v1/models/{model:path}", self._model, True),
+            ("POST", "/v1/completions", self._complete, True),
+            ("POST", "/v1/chat/completions", self._chat, True),
+        ]
+        return Starlette(
+            routes=[
+                Route(path, self._guarded(path, handler, needs_key), methods=[method])
+                for method, path, handler, needs_key in routes
+            ],
+            exception_handlers={HTTPException: _no_route, Exception: _broken},
+        )
+
+    def _guarded(self, path: str, handler: Handler, needs_key: bool) -> Handler:
+        """A handler whose clients have shown their key, whose errors are answers, and which is counted."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                if needs_key:
+                    self._check_key(request)
+                response = await handler(request)
+            except RequestError as error:
+                response = _error(error)
+            except (GoneError, ClientDisconnect):
+                response = Response(status_code=_GONE)
+            self._metrics.count_request(path, response.status_code)
+            return response
+
+        return guarded
+
+    def _check_key(self, request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        key = self._api_key
+        if key is not None and not secrets.compare_digest(given.encode(), key.encode()):
+            raise RequestError(
+                401,
+                "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _show_metrics(self, request: Request) -> Response:
+        text = self._metrics.text(len(self._line))
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._description()]})
+
+    async def _model(self, request: Request) -> Response:
+        self._check_model(request.path_params["model"])
+        return JSONResponse(self._description())
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "id": self._name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "squat",
+        }
+
+    def _check_model(self, name: str | None) -> None:
+        if name not in (None, self._name):
+            raise RequestError(
+                404,
+                f"the model {name!r:.60} does not exist; this server has {self._name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def _complete(self, request: Request) -> Response:
+        body = await self._read(request, CompletionBody)
+        prompt = body.prompt
+        return await self._answer(request, body, lambda: self._prompt_tokens(prompt))
+
+    def _prompt_tokens(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._engine.tokenize(prompt)
+        size = self._engine.info.vocab_size
+        if (largest := max(prompt, default=0)) >= size:
+            raise RequestError(
+                400,
+                f"prompt: token {largest} is outside the model's vocabulary of {size}",
+                param="prompt",
+            )
+        return prompt
+
+    async def _chat(self, request: Request) -> Response:
+        body = await self._read(request, ChatBody)
+        messages = body.conversation
+        return await self._answer(request, body, lambda: self._engine.chat_tokens(messages))
+
+    async def _read(self, request: Request, kind: type[AnyBody]) -> AnyBody:
+        """The body of a request, checked."""
+        try:
+            content = await asyncio.wait_for(self._content(request), _READ_SECONDS)
+        except asyncio.TimeoutError:
+            raise RequestError(
+                408, f"the request has not arrived in {_READ_SECONDS:.0f} seconds; send it again"
+            ) from None
+        try:
+            parsed = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(400, f"the body is no JSON: {error}") from None
+        body = read(kind, parsed)
+        self._check_model(body.model)
+        return body
+
+    async def _content(self, request: Request) -> bytes:
+        content, limit = b"", self._limits.body
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > limit:
+                raise RequestError(413, f"the request has more than {limit} bytes; shorten it")
+        return content
+
+    async def _answer(
+        self, request: Request, body: Body, tokens: Callable[[], list[int]]
+    ) -> Response:
+        limit = self._limit(body)
+        with ExitStack() as stack:
+            place = self._join()
+            stack.callback(place.leave)
+            generation = await self._generation(tokens, limit, body)
+            chat, logprobs = isinstance(body, ChatBody), body.top is not None
+            answer = Answer(self._engine, generation, chat, logprobs, self._name)
+            if body.stream:
+                stack.pop_all()  # it is the stream that leaves
+                include_usage = body.stream_options.include_usage
+                events = self._events(request, place, generation, answer, include_usage)
+                return _Stream(events, place)
+            async with aclosing(self._pieces(request, place, generation)) as pieces:
+                text = "".join([piece async for piece in pieces])
+            return JSONResponse(answer.whole(text))
+
+    def _limit(self, body: Body) -> int | None:
+        """The most tokens of an answer; None: as many as there is room for."""
+        asked, most = body.new_tokens, self._limits.tokens
+        if asked is None:
+            return min((n for n in (body.usual_tokens, most) if n is not None), default=None)
+        if most is not None and asked > most:
+            raise RequestError(
+                400, f"max_tokens: {asked} is above this server's {most}", param="max_tokens"
+            )
+        return asked
+
+    async def _generation(
+        self, tokens: Callable[[], list[int]], limit: int | None, body: Body
+    ) -> Generation:
+        """The answer before its first token; with whatever is wrong with prompt and options."""
+        try:
+            ids = await run_in_threadpool(tokens)
+            context = self._engine.info.context
+            if len(ids) > context:
+                raise RequestError(
+                    400,
+                    f"the prompt has {len(ids)} tokens, and the model's context is {context}; shorten it",
+                    param="messages" if isinstance(body, ChatBody) else "prompt",
+                    code="context_length_exceeded",
+                )
+            return self._engine.generate(ids, limit, stream=True, **body.sampling)
+        except SquatError as error:
+            raise RequestError(400, str(error)) from None
+
+    def _join(self) -> Place:
+        try:
+            return self._line.join()
+        except FullError:
+            seconds = max(1, math.ceil(self._metrics.seconds_an_answer))
+            raise RequestError(
+                503,
+                f"{len(self._line)} requests are being answered or wait; try again in {seconds} s",
+                headers={"Retry-After": str(seconds)},
+            ) from None
+
+    async def _pieces(
+        self, request: Request, place: Place, generation: Generation
+    ) -> AsyncGenerator[str, None]:
+        """The pieces of an answer, once it is its turn, as long as there is a client and time.
+
+        Raises:
+            GoneError: there is no client any more.
+            RequestError: the server ends.
+        """
+        await place.reach(request.is_disconnected)
+        begin = time.monotonic()
+        try:
+            while (piece := await run_in_threadpool(next, generation.steps, None)) is not None:
+                if piece:
+                    yield piece
+                if self._closing:
+                    raise RequestError(503, "the server was told to end; ask again later")
+                if await request.is_disconnected():
+                    raise GoneError
+                if time.monotonic() - begin > self._limits.seconds:
+                    return
+        finally:
+            self._metrics.count_answer(generation, time.monotonic() - begin)
+
+    async def _events(
+        self,
+        request: Request,
+        place: Place,
+        generation: Generation,
+        answer: Answer,
+        include_usage: bool,
+    ) -> AsyncGenerator[str, None]:
+        """The events of a stream."""
+        if first := answer.first_chunk():
+            yield event(first)
+        try:
+            async with aclosing(self._pieces(request, place, generation)) as pieces:
+                async for piece in pieces:
+                    yield event(answer.chunk(piece))
+        except GoneError:
+            return
+        except RequestError as error:
+            yield event(error.content)
+            return
+        yield event(answer.last_chunk())
+        if include_usage:
+            yield event(answer.usage_chunk())
+        yield DONE
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events, after which the place is free, however they end."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[str, None], place: Place) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-store"})
+        self._events, self._place = events, place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them, as long as the client reads."""
+        stalled = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal stalled
+            try:
+                await asyncio.wait_for(send(message), _SEND_SECONDS)
+            except asyncio.TimeoutError:
+                stalled = True
+                raise
+
+        try:
+            await super().__call__(scope, receive, send_in_time)
+        except Exception:
+            if not stalled:
+                raise
+        finally:
+            self._place.leave()
+            await self._events.aclose()
+
+
+def _error(error: RequestError) -> Response:
+    """In ASCII: it may quote what is no text."""
+    text = json.dumps(error.content)
+    return Response(text, error.status, error.headers, media_type="application/json")
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = (
+        f"{request.method} {request.url.path}: {error.detail}; docs/serving.md lists what there is"
+    )
+    return _error(RequestError(error.status_code, message, headers=error.headers))
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """A bug: the server's log has it."""
+    return _error(RequestError(500, "the server has made a mistake; its log says more"))

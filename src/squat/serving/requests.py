@@ -1,0 +1,240 @@
+"""What a request may ask for: OpenAI's fields, as far as they can be honoured.
+
+A field that would change the answer and is not supported is refused unless it says what happens anyway; so is
+every name that is not known. Fields about accounting are ignored. `null` is what a field is without a value.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from squat.chat_template import Message
+from squat.serving.answers import RequestError
+
+_IGNORED = {
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+}
+_NEUTRAL: dict[str, list[Any]] = {
+    "audio": [],
+    "best_of": [1],
+    "echo": [False],
+    "frequency_penalty": [0],
+    "function_call": ["none", "auto"],
+    "functions": [[]],
+    "logit_bias": [{}],
+    "modalities": [["text"]],
+    "n": [1],
+    "prediction": [],
+    "presence_penalty": [0],
+    "reasoning_effort": [],
+    "response_format": [{"type": "text"}],
+    "suffix": [""],
+    "tool_choice": ["none", "auto"],
+    "tools": [[]],
+    "verbosity": [],
+    "web_search_options": [],
+}
+"""Fields that are not supported, and the values that ask for nothing."""
+
+
+def _prompt(value: Any) -> str | list[int]:
+    match value:
+        case str(text) | [str(text)]:
+            return text
+        case [*ids] if all(type(i) is int and i >= 0 for i in ids):
+            return ids
+    raise ValueError("give one text, or the token ids of one")
+
+
+def _strings(value: Any) -> Any:
+    """One string is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def _parts(value: Any) -> Any:
+    """A text is a list of one part."""
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nothing(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: given for name, given in value.items() if given is not None}
+
+
+class StreamOptions(_Part):
+    """What a stream has beside the text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # it would be padding, and there is none
+
+
+class Body(_Part):
+    """What both kinds of requests have."""
+
+    usual_tokens: ClassVar[int | None] = None
+    """The most tokens of an answer if nobody says; None: as many as there is room for."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = Field(default_factory=lambda: secrets.randbits(63), ge=-(2**63), lt=2**63)
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_strings)] = []
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    @property
+    def new_tokens(self) -> int | None:
+        """The most tokens of the answer, if the request says."""
+        return self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """Of how many tokens beside the chosen one the log-probabilities are wanted; None: of none."""
+        return None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The options of `Engine.generate`."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed % 2**64,
+            "stop": self.stop,
+            "logprobs": self.top,
+        }
+
+
+class CompletionBody(Body):
+    """Of /v1/completions."""
+
+    usual_tokens = 16
+
+    prompt: Annotated[str | list[int], PlainValidator(_prompt)]
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def top(self) -> int | None:
+        """Like `Body.top`."""
+        return self.logprobs
+
+
+class TextPart(_Part):
+    """A part of a message's content; others than text are not supported."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Part):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[TextPart], BeforeValidator(_parts)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_nothing(cls, value: Any) -> Any:
+        """Clients give back what they were given, with lists of tool calls and annotations."""
+        if not isinstance(value, dict):
+            return value
+        return {n: v for n, v in value.items() if n == "content" or v not in ([], "")}
+
+    @property
+    def message(self) -> Message:
+        """As a chat template wants it; a developer is what was called the system before."""
+        text = "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatBody(Body):
+    """Of /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> ChatBody:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs; set it to true")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError(
+                "max_tokens is the old name of max_completion_tokens; give one of them"
+            )
+        return self
+
+    @property
+    def new_tokens(self) -> int | None:
+        """Like `Body.new_tokens`."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """Like `Body.top`."""
+        return self.top_logprobs if self.logprobs else None
+
+    @property
+    def conversation(self) -> list[Message]:
+        """The messages as a chat template wants them."""
+        return [message.message for message in self.messages]
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def read(kind: type[AnyBody], content: Any) -> AnyBody:
+    """A request from its JSON.
+
+    Raises:
+        RequestError: it is no object, or the first field that is wrong.
+    """
+    if not isinstance(content, dict):
+        raise RequestError(400, 'the body is no JSON object; send one, as in {"model": ...}')
+    for name, value in content.items():
+        unwanted = name in _NEUTRAL and value is not None
+        if unwanted and not any(value == v for v in _NEUTRAL[name]):
+            raise RequestError(
+                400, f"{name}: {value!r:.60} is not supported here; leave it out", param=name
+            )
+    known = {n: v for n, v in content.items() if n not in _NEUTRAL and n not in _IGNORED}
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        raise _refusal(error.errors()[0]) from None
+
+
+def _refusal(error: ErrorDetails) -> RequestError:
+    """One of pydantic's errors as an answer."""
+    where = ".".join(map(str, error["loc"]))
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "is unknown here; leave it out"
+    elif where and error["type"] != "missing":
+        message = f"{error['input']!r:.60}: {message}"
+    return RequestError(400, f"{where}: {message}" if where else message, param=where)
