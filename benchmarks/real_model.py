@@ -13,8 +13,8 @@ another program (whose weights are read, and computed with in float), or llama.c
 `llama-cpp` lets llama.cpp quantize a .gguf file, with every tensor of one kind, as --pure does, where it has
 one.
 
-`speed` measures a prefill of 128 tokens and decoding of 128 more. Every file has its turn in every round, in a
-process of its own, bound to as many CPUs as it has threads; ratios are medians of those within a round, to
+`speed` measures a prefill of 128 tokens and decoding of 128 more. Every file has its turn in every round, in
+a process of its own, bound to as many CPUs as it has threads; ratios are medians of those within a round, to
 the last file. llama.cpp is built with all optimisations into build/peers when it is first needed.
 """
 
