@@ -310,7 +310,9 @@ def test_training_goes_on_from_what_quantize_made(shell, tmp_path, model, corpus
     shell.succeed("quantize", model, made, "--data", corpus / "train", "--activation-bits", 4)
     steps = {"steps": 1, "batch_size": 2, "save_every": 1, "warmup_steps": 0, "learning_rate": 1e-9}
     training = {**steps, "step_learning_rate": 1e-9}
-    shell.succeed("train", recipe(tmp_path, model, corpus, quantized=str(made), training=training))
+    file = recipe(tmp_path, model, corpus, quantized=str(made), training=training)
+    shell.succeed("train", file)
+    shell.succeed("train", file)  # the same run, which is done
     start, trained = load_model(str(made)), load_model(str(tmp_path / "run/model"))
     assert trained.config.quantization_config.activation_bits == 4
     for name, module in start.named_modules():

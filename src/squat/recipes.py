@@ -190,15 +190,18 @@ class TrainRecipe(_Section):
             raise ValueError("teacher_cache: with loss.gamma 0 no teacher's logits are asked for")
         return self
 
+    @property
+    def unsaid(self) -> set[str]:
+        """The fields that mean nothing here, as a quantized model has its own."""
+        return set() if self.quantized is None else {"quantize", "weights", "reconstruction"}
+
     @validates_model(mode="after")
     def _starts_in_one_place(self) -> TrainRecipe:
-        if self.quantized is not None:
-            for name in ("quantize", "weights", "reconstruction"):
-                if name in self.model_fields_set:
-                    raise ValueError(
-                        f"quantized: {name} is given, too, but {self.quantized} is quantized already; "
-                        "leave one of them out"
-                    )
+        for name in sorted(self.unsaid & self.model_fields_set):
+            raise ValueError(
+                f"quantized: {name} is given, too, but {self.quantized} is quantized already; leave one "
+                "of them out"
+            )
         return self
 
     @field_validator("quantize", mode="before")

@@ -372,7 +372,8 @@ def _is_done(folder: Path, recipe: PretrainRecipe | TrainRecipe) -> bool:
     file = folder / "recipe.json"
     if not file.exists():
         with writing(file) as out:
-            out.write(recipe.model_dump_json(indent=2).encode())
+            unsaid = recipe.unsaid if isinstance(recipe, TrainRecipe) else set()
+            out.write(recipe.model_dump_json(indent=2, exclude=unsaid).encode())
     elif not is_run_of(folder, recipe):
         raise ConfigError(
             f"output: {folder} holds a run of another recipe ({file}); choose another output, or "
