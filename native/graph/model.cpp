@@ -69,7 +69,8 @@ class Loader {
     }
     if (version_ == 1 || !file_.has(kFeatureList)) return;
     for (const std::string_view name : file_.string_array(kFeatureList)) {
-      if (name != kExponents && name != kHadamard && name != kLevels && name != kGraph) {
+      const auto known = {kExponents, kHadamard, kLevels, kGraph, kTokenizer};
+      if (std::find(known.begin(), known.end(), name) == known.end()) {
         fail("key '" + std::string(kFeatureList) + "' names '" + std::string(name.substr(0, 64)) +
              "', which this engine does not know; use the engine that belongs to the exporter");
       }
@@ -526,6 +527,7 @@ class Loader {
   static constexpr const char* kHadamard = "hadamard";
   static constexpr const char* kLevels = "levels";
   static constexpr const char* kGraph = "graph";
+  static constexpr const char* kTokenizer = "tokenizer";  // its keys, which text/ reads
 
   const Gguf& file_;
   const Keys keys_;

@@ -308,6 +308,11 @@ void test_features() {
   expect_refusal("unknown feature",
                  with([](G& f) { f.string_array("squat.features", {"hadamard", "sparsity"}); }),
                  {"'squat.features' names 'sparsity'", "does not know"});
+  CHECK(refusal(with([](G& f) {
+                  f.string_array("squat.features",
+                                 {"token_exponents", "hadamard", "levels", "graph", "tokenizer"});
+                }).bytes())
+            .empty());
   expect_refusal("feature type", with([](G& f) { f.string("squat.features", "levels"); }),
                  {"'squat.features' has type string"});
   for (const auto& [feature, key] : std::vector<std::pair<std::string, std::string>>{

@@ -21,7 +21,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import IQ4_NL
 from numpy.typing import NDArray
 
-from squat.deploy.tokenizer import ggml_tokenizer
+from squat.deploy.tokenizer import GgmlTokenizer, ggml_tokenizer
 from squat.errors import CheckpointError
 
 FORMAT_VERSION = 2
@@ -583,7 +583,7 @@ def _add_uint32s(writer: gguf.GGUFWriter, key: str, values: Sequence[int]) -> No
     writer.add_key_value(key, [int(value) for value in values], array, uint32)
 
 
-def _features(model: GgufModel) -> list[str]:
+def _features(model: GgufModel, tokenizer: GgmlTokenizer) -> list[str]:
     """What a reader must know to compute with a model."""
     sites = model.sites.values()
     present = {
@@ -591,13 +591,12 @@ def _features(model: GgufModel) -> list[str]:
         "token_exponents": any(site.has_exponents for site in sites),
         "hadamard": any(site.hadamard is not None for site in sites),
         "levels": any(site.levels4 is not None for site in sites),
+        "tokenizer": tokenizer.beyond_ggml or len(model.eos_token_ids) > 1,
     }
     return [name for name, needed in present.items() if needed]
 
 
 def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
-    writer.add_uint32("squat.format_version", FORMAT_VERSION)
-    writer.add_array("squat.features", _features(model))  # without any: no key
     for name in SITES:
         site = model.sites[name]
         writer.add_string(f"squat.{name}.bits", site.bits)
@@ -619,8 +618,7 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
         writer.add_array("squat.threshold", _floats(model.thresholds))
 
 
-def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel) -> None:
-    tokenizer = ggml_tokenizer(model.tokenizer_json, model.vocab_size)
+def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel, tokenizer: GgmlTokenizer) -> None:
     bos = model.bos_token_id if tokenizer.bos is None else tokenizer.bos
     writer.add_tokenizer_model(tokenizer.model)
     writer.add_tokenizer_pre(tokenizer.pre)
@@ -704,15 +702,18 @@ def write_gguf(path: str | os.PathLike[str], model: GgufModel) -> None:
     """
     path = Path(path)
     _check(model)
+    tokenizer = ggml_tokenizer(model.tokenizer_json, model.vocab_size)
     temporary: str | None = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(descriptor)
         writer = gguf.GGUFWriter(temporary, model.architecture)
+        writer.add_uint32("squat.format_version", FORMAT_VERSION)
+        writer.add_array("squat.features", _features(model, tokenizer))  # without any: no key
         _write_hyperparameters(writer, model)
         _write_sites(writer, model)
         _write_graph(writer, model)
-        _write_tokenizer(writer, model)
+        _write_tokenizer(writer, model, tokenizer)
         _write_tensors(writer, model)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
