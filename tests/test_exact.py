@@ -1,5 +1,7 @@
 """Joint 4: the float steps are PyTorch's to a last bit, and the engine's logits are the same bits."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,44 @@ def test_so_it_does_of_every_architecture(name, tokenizer, tmp_path):
     parity = compare(model, tokenizer, str(file), some_ids(3, 60).tolist())
     assert parity.holds
     assert (parity.differing, parity.largest) == (0, 0.0)
+
+
+def _shape(hidden, ffn, heads, kv_heads, head_dim):
+    sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_attention_heads": heads}
+    return {**sizes, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+
+
+ODD_SHAPES = {
+    # Nothing is a multiple of 32, some are of nothing but 2; heads of a size of their own.
+    "qwen3": [_shape(44, 58, 3, 1, 10), _shape(35, 67, 6, 3, 22), _shape(96, 112, 3, 3, 80)],
+    "smollm3": [_shape(30, 50, 5, 1, 6), _shape(132, 70, 3, 1, 44)],
+    "gemma3_text": [_shape(39, 53, 3, 1, 14), _shape(70, 98, 7, 7, 18), _shape(66, 40, 2, 1, 96)],
+    "granite": [_shape(54, 51, 3, 3, 18), _shape(210, 55, 7, 1, 30)],
+    "olmo2": [_shape(42, 59, 7, 1, 6), _shape(108, 75, 9, 3, 12)],
+    "gpt_neox": [_shape(42, 61, 3, 3, 14), _shape(240, 66, 3, 3, 80)],
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    ("name", "shape"), [(name, shape) for name, shapes in ODD_SHAPES.items() for shape in shapes]
+)
+def test_so_it_does_of_sizes_of_no_kind(name, shape, tied, tokenizer, tmp_path):
+    if name == "gpt_neox":  # an even number of a head's elements is rotated
+        shape = {**shape, "rotary_pct": 0.43}
+    model = tiny_model(name, vocab_size=len(tokenizer), tie_word_embeddings=tied, **shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    for bits in ("4:8", 4):
+        quantized = quantize(
+            deepcopy(model), SquatConfig(activation_bits=bits), calibration=[some_ids(8, 32)]
+        ).eval()
+        file = tmp_path / "model.gguf"
+        export(quantized, tokenizer, "tiny", file)
+        parity = compare(quantized, tokenizer, str(file), some_ids(2, 40).tolist())
+        assert (parity.differing, parity.largest) == (0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])
