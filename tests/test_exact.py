@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+)
 
 from models import ARCHITECTURES, PUBLISHED, TINY, real_data, real_model, some_ids, tiny_model
 from squat.data import train_tokenizer
@@ -171,6 +177,43 @@ def test_so_it_does_of_sizes_of_no_kind(name, shape, tied, tokenizer, tmp_path):
         export(quantized, tokenizer, "tiny", file)
         parity = compare(quantized, tokenizer, str(file), some_ids(2, 40).tolist())
         assert (parity.differing, parity.largest) == (0, 0.0)
+
+
+def _attend_to_nothing(module, query, *_, **__):
+    return torch.zeros_like(query).transpose(1, 2), None
+
+
+AttentionInterface.register("nothing", _attend_to_nothing)
+AttentionMaskInterface.register("nothing", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_more_than_65536_tokens(bits, tokenizer, tmp_path):
+    """In a model of one layer, keys and values need no attention: PyTorch attends once, at the end."""
+    model = tiny_model(
+        vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=90000
+    )
+    with torch.no_grad():  # so sharp that single tokens get a probability
+        model.model.layers[0].self_attn.q_proj.weight.mul_(15)
+    quantize(model, SquatConfig(activation_bits=bits), calibration=[some_ids(8, 32)]).eval()
+    file = tmp_path / "model.gguf"
+    export(model, tokenizer, "tiny", file)
+    ids, size = some_ids(1, 70000), 8192
+    model.config._attn_implementation, cache = "nothing", DynamicCache()
+    with torch.no_grad():
+        for begin in range(0, 69997, size):
+            end = min(begin + size, 69997)
+            model(ids[:, begin:end], past_key_values=cache, logits_to_keep=1)
+        model.config._attn_implementation = "squat"
+        expected = model(ids[:, 69997:], past_key_values=cache).logits[0]
+    engine = Engine(file)
+    got = [engine.prefill(ids[0, :69998].tolist())]
+    got += [engine.decode(token) for token in ids[0, 69998:].tolist()]
+    assert np.array_equal(got, expected)
+    engine.rewind(69998)
+    assert np.array_equal(engine.decode(int(ids[0, 69998])), expected[1])
+    ids[0, :4000] = some_ids(1, 4000, seed=1)
+    assert not np.array_equal(engine.prefill(ids[0, :69998].tolist()), got[0])
 
 
 @pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])

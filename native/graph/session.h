@@ -29,7 +29,7 @@ namespace squat {
 class Session {
  public:
   // The longest context that a session can have, whatever the model says.
-  static constexpr int kMaxContext = kernels::kMaxInner;
+  static constexpr int kMaxContext = kernels::kMaxTokens;
 
   // The references must outlive the session; 1 <= context <= kMaxContext.
   Session(const Model& model, const kernels::Choice& choice, ThreadPool& threads, int context);

@@ -23,8 +23,8 @@
 // and where it is added to something that plus the result, each operation rounded on its own,
 // whatever M, N, the chunk size or the number of threads.
 //
-// Sizes are trusted (M, N >= 0, 1 <= K <= kMaxInner): check what comes from a file before it gets
-// here. Codes must fit their width: -8..7 or -128..127.
+// Sizes are trusted (M, N >= 0, 1 <= K <= kMaxInner, for values kMaxTokens): check what comes from
+// a file before it gets here. Codes must fit their width: -8..7 or -128..127.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +41,13 @@ namespace squat::kernels {
 // The largest inner dimension. One operand may be held with an offset that makes it unsigned, so
 // that a partial sum reaches K * 255 * 128, which at 65536 is just below 2^31.
 inline constexpr int kMaxInner = 65536;
+
+// The most tokens of a pool. The inner dimension of a product with values is their number, and its
+// partial sums may wrap around, modulo 2^32: every kernel adds so, and the result is right, since
+// it is small. A probability p has the code rint(p / step), 0 below half a step, which is at most
+// 2 p / step; so the codes of a row add up to at most 2 / step = 2^15 (docs/format.md, "Numbers"),
+// and the result is at most 2^22, however many tokens there are.
+inline constexpr int kMaxTokens = 131072;
 
 // Alignment that every buffer should have; anything less is correct, and slower.
 inline constexpr size_t kAlignment = 64;
@@ -198,7 +205,8 @@ struct ActivationRows {
 };
 
 // M rows of unsigned probabilities for one ValuePool: `inner` is the pool's count, and a token that
-// a row must not see (or that is not yet there for it) has probability 0.
+// a row must not see (or that is not yet there for it) has probability 0. For more than kMaxInner
+// tokens a row's codes add up to less than 2^24.
 struct ProbabilityRows {
   const uint8_t* codes = nullptr;
   size_t stride = 0;

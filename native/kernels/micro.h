@@ -75,12 +75,16 @@ struct Place {
 };
 
 // One row of results from its sums `acc`, which are corrected by `offset` for the offset of the
-// weights; probabilities are held as code - 128, which the sums of the columns correct.
+// weights; probabilities are held as code - 128, which the sums of the columns correct. Modulo 2^32
+// (kMaxTokens).
 SQUAT_INLINE void write_exact(int32_t* __restrict to, const int32_t* __restrict acc, int32_t offset,
                               const int32_t* column_sums, int count) {
-  for (int i = 0; i < count; ++i) to[i] = acc[i] - offset;
+  const auto bits = [](int32_t x) { return static_cast<uint32_t>(x); };
+  for (int i = 0; i < count; ++i) to[i] = static_cast<int32_t>(bits(acc[i]) - bits(offset));
   if (column_sums == nullptr) return;
-  for (int i = 0; i < count; ++i) to[i] += 128 * column_sums[i];
+  for (int i = 0; i < count; ++i) {
+    to[i] = static_cast<int32_t>(bits(to[i]) + 128 * bits(column_sums[i]));
+  }
 }
 
 SQUAT_INLINE void write_scaled(float* __restrict to, const int32_t* __restrict acc, int32_t offset,

@@ -392,6 +392,49 @@ void test_attention(const Choice& choice) {
   }
 }
 
+// As many values as a pool may hold: partial sums wrap around, results do not.
+void test_longest_values(const Choice& choice) {
+  constexpr int kHeadDim = 5, kRows = 4;
+  constexpr int kMostCodes = 1 << 15;  // of a row together
+  for (const WeightForm form : kWeightForms) {
+    for (const Fill of_values : {Fill::kLow, Fill::kHigh, Fill::kRandom}) {
+      Buffer<int8_t> values(size_t(kMaxTokens) * kHeadDim);
+      fill(values.data(), values.size(), bits_of(form), of_values);
+      const Table table(form);
+      Buffer<uint8_t> data(ValuePool::bytes(choice, form, kHeadDim, kMaxTokens));
+      ValuePool pool =
+          ValuePool::empty(choice, form, kHeadDim, kMaxTokens, data.data(), table.data());
+      pool.append(values.data(), kMaxTokens);
+      // A quarter of each code at one end of the text, nothing, everything for a few tokens, and a
+      // little for many.
+      Buffer<uint8_t> probabilities(size_t(kRows) * kMaxTokens);
+      for (int i = 0; i < kMostCodes / 4; ++i) probabilities[kMaxTokens - 1 - i] = 4;
+      for (int i = 0; i < kMostCodes / 255; ++i) {
+        probabilities[2 * size_t(kMaxTokens) + pick(0, kMaxTokens - 1)] = 255;
+      }
+      for (int i = 0; i < kMostCodes; ++i) {
+        probabilities[3 * size_t(kMaxTokens) + pick(0, kMaxTokens - 1)] = 1;
+      }
+      const ProbabilityRows rows{probabilities.data(), size_t(kMaxTokens), kRows, kMaxTokens};
+      Buffer<uint8_t> scratch(prepared_bytes(choice, kRows, kMaxTokens));
+      Buffer<int32_t> out(size_t(kRows) * kHeadDim);
+      weighted_values(prepare(choice, form, rows, scratch.data()), pool, out.data(), kHeadDim);
+      const std::vector<int8_t> of_tokens = table.values(values);
+      bool ok = true;
+      for (int i = 0; i < kRows; ++i) {
+        for (int c = 0; c < kHeadDim; ++c) {
+          int64_t sum = 0;
+          for (size_t t = 0; t < kMaxTokens; ++t) {
+            sum += probabilities[size_t(i) * kMaxTokens + t] * of_tokens[t * kHeadDim + size_t(c)];
+          }
+          ok = ok && out[size_t(i) * kHeadDim + c] == sum;
+        }
+      }
+      if (!CHECK(ok)) std::fprintf(stderr, "  %s, %s\n", choice.isa->name, name_of(form));
+    }
+  }
+}
+
 // The rule of docs/format.md, written out once more.
 int quantize_plainly(float x, float step, int low, int high) {
   const float inverse = 1.0f / step;
@@ -486,6 +529,7 @@ int main() {
     if (!CHECK(choose(isa.name, &choice, &error))) continue;
     test_mixed(choice);
     test_attention(choice);
+    test_longest_values(choice);
     test_quantize(choice);
   }
   return test::report("test_kernels");

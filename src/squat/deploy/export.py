@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.architectures import Architecture, architecture_of
 from squat.architectures.architecture import Rows
-from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
+from squat.deploy.gguf import MAX_CONTEXT, CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.deploy.tokenizer import ggml_tokenizer
 from squat.errors import CheckpointError
 from squat.exact import ExactRMSNorm
@@ -25,7 +25,7 @@ from squat.quantization.levels import LEVELS
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import ThresholdPolicy
-from squat.special_tokens import end_tokens
+from squat.special_tokens import disagreements, end_tokens
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -63,6 +63,18 @@ def check_exportable(
     _check_deployable(name, shape, config, row)
     ggml_tokenizer(tokenizer_json(tokenizer), shape.vocab_size)
     return row
+
+
+def remarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """What a user of the exported file should know, in a sentence each."""
+    context = model.config.get_text_config().max_position_embeddings
+    found = disagreements(model, tokenizer)
+    if context > MAX_CONTEXT:
+        found.append(
+            f"max_position_embeddings is {context}, but the engine holds {MAX_CONTEXT} tokens; it refuses "
+            "longer texts"
+        )
+    return found
 
 
 def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> GgufModel:
