@@ -216,6 +216,34 @@ def test_more_than_65536_tokens(bits, tokenizer, tmp_path):
     assert not np.array_equal(engine.prefill(ids[0, :69998].tolist()), got[0])
 
 
+@pytest.mark.parametrize("bits", ["4:8", 4, 8])
+@pytest.mark.parametrize(
+    ("name", "windows"),
+    [
+        ("mistral-window", {"sliding_window": 7}),
+        ("mistral-window", {"sliding_window": 1}),
+        ("qwen2-window", {"sliding_window": 70}),
+        ("gemma3_text", {"sliding_window": 20, "head_dim": 10}),
+    ],
+)
+def test_so_it_does_where_a_cache_holds_no_more_than_a_window(
+    name, windows, bits, tokenizer, tmp_path
+):
+    shape = {"max_position_embeddings": 20_000, **windows}
+    model = tiny_model(name, vocab_size=len(tokenizer), **shape)
+    config = SquatConfig(activation_bits=bits)
+    quantize(model, config, calibration=[some_ids(8, 32)]).eval()
+    file = tmp_path / "model.gguf"
+    export(model, tokenizer, "tiny", file)
+    parity = compare(model, tokenizer, str(file), some_ids(1, 700).tolist())
+    assert (parity.differing, parity.largest, parity.chunked) == (0, 0.0, True)
+    # Window by window: two of three layers, or all.
+    model.config.sliding_window = 20_000
+    export(model, tokenizer, "tiny", tmp_path / "whole.gguf")
+    small, whole = (Engine(f).info.cache_bytes for f in (file, tmp_path / "whole.gguf"))
+    assert small < whole * (0.1 if name == "mistral-window" else 0.75)
+
+
 @pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])
 @pytest.mark.parametrize(
     "config",

@@ -6,8 +6,12 @@
 //
 // A token has 8 or 4 bits (docs/format.md, "Sites and token widths"). Each layer's attention keeps
 // two pools of keys and two of values for each head, one for each width, in the order of the text;
-// `TokenWidths` remembers which pool a token is in. The keys of layer l have the widths that layer
+// `widths_` remembers which pool a token is in. The keys of layer l have the widths that layer
 // l-1 decided, the values those of layer l itself.
+//
+// The pools of a layer with a window hold no more than they need: where a chunk would not fit any
+// more, the oldest tokens are dropped, all but the window and kTakenBack tokens before it, and
+// the others move to the front. So there is room for about two windows, and dropping is rare.
 //
 // All memory is taken when the session is made: evaluating allocates nothing.
 #pragma once
@@ -45,23 +49,22 @@ class Session {
   // 1 .. n-1. Throws like eval().
   double score(const int32_t* tokens, size_t n);
 
-  // Forgets all but the first `length` tokens. Throws Error if there are fewer.
+  // Forgets all but the first `length` tokens. Throws Error, before anything has changed, if there
+  // are fewer, or if a layer no longer holds what the next token would see. The last kTakenBack
+  // tokens can always be taken back, and so can all.
   void rewind(size_t length);
+  static constexpr int kTakenBack = 128;
 
   // Since the session was made: how many tokens each layer has made wide, and how many there were.
   const std::vector<uint64_t>& wide_counts() const { return wide_counts_; }
   uint64_t token_count() const { return token_count_; }
+  // What keys, values and widths of a full context take.
+  size_t cache_bytes() const { return cache_bytes_; }
 
   Profile& profile() { return profile_; }
   const Profile& profile() const { return profile_; }
 
  private:
-  // The widths that a layer decided on, and how many of them are 8.
-  struct TokenWidths {
-    uint8_t* bits;  // [context]
-    int wide;
-  };
-
   struct HeadPools {
     kernels::KeyPool key8, key4;
     kernels::ValuePool value8, value4;
@@ -113,10 +116,13 @@ class Session {
     int position;
     int count;
     int wanted;
+    int first;                // position of the oldest token that the layer's pools hold
     const uint8_t* previous;  // the tokens' widths by the previous layer; null: 8 bits
     uint8_t* current;         // the tokens' widths by this layer; null if no site is 4:8
 
-    int keys() const { return position + count; }
+    // Tokens before the chunk that the pools hold, and with the chunk.
+    int past() const { return position - first; }
+    int keys() const { return past() + count; }
   };
 
   // A row for each token of a chunk, as the input of a product.
@@ -143,6 +149,13 @@ class Session {
   void check_tokens(const int32_t* tokens, size_t n, int length) const;
 
   void forward(const int32_t* tokens, int count, int wanted);
+  // Drops a layer's oldest tokens if `count` more would not fit.
+  void make_room(int layer, int count);
+  // How many of a layer's tokens from position `begin` to `end` are wide at k and at v.
+  struct WideCounts {
+    int keys, values;
+  };
+  WideCounts count_wide(int layer, int begin, int end) const;
   void embed(const int32_t* tokens, const Chunk& chunk);
   // The angles of a position.
   static void turn(const Rotation& rotation, int position, const Angles& row);
@@ -243,19 +256,22 @@ class Session {
   ThreadPool& threads_;
   const FloatOps& ops_;
   const int context_;
+  const int longest_;     // the most tokens that a layer holds
   const int chunk_;       // the most tokens in flight
   const int score_rows_;  // rows of logits that score() computes at a time
 
   Memory memory_;
+  size_t cache_bytes_ = 0;
   int length_ = 0;
   std::vector<uint64_t> wide_counts_;
   uint64_t token_count_ = 0;
   Profile profile_;
 
-  std::vector<TokenWidths> widths_;  // by layer; empty if no site is 4:8
-  std::vector<Angles> angles_;       // by rotation, of the chunk in flight
-  std::vector<HeadPools> pools_;     // [layer][key head]
-  std::vector<Scratch> scratch_;     // by thread
+  std::vector<uint8_t*> widths_;  // by layer, of all tokens: [context]; empty if no site is 4:8
+  std::vector<int> first_;        // by layer, position of the oldest token in the pools
+  std::vector<Angles> angles_;    // by rotation, of the chunk in flight
+  std::vector<HeadPools> pools_;  // [layer][key head]
+  std::vector<Scratch> scratch_;  // by thread
 
   // Of the chunk in flight; row i belongs to its token i.
   float* residual_;

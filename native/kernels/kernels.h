@@ -165,6 +165,7 @@ struct KeyPool {
   // `tokens` times head_dim codes, one after the other; the caller knows the capacity.
   void append(const int8_t* codes, int tokens = 1);
   void truncate(int count) { matrix.rows = count; }  // keeps the first `count` tokens
+  void drop(int tokens);                             // forgets the first `tokens`
 };
 
 // The values of one head and one width, in order of position: token t is column t. Panels have room
@@ -186,6 +187,7 @@ struct ValuePool {
   int32_t* sums() const;
   void append(const int8_t* codes, int tokens = 1);
   void truncate(int count);
+  void drop(int tokens, int8_t* buffer);  // with room for head_dim codes
 
  private:
   size_t panel_bytes() const;  // of a panel's used bytes

@@ -315,9 +315,9 @@ void test_attention(const Choice& choice) {
     const WeightForm form = kWeightForms[round / 8 % 3];
     const int bits = bits_of(form);
     const Table key_table(form), value_table(form);
-    const int tokens = round < 24 ? round : pick(1, 200), m = pick(1, 20);
-    const int capacity = tokens + pick(1, 60);
-    Buffer<int8_t> keys(size_t(tokens) * head_dim), values(size_t(tokens) * head_dim);
+    const int appended = round < 24 ? round : pick(1, 200), m = pick(1, 20);
+    const int capacity = appended + pick(1, 60);
+    Buffer<int8_t> keys(size_t(appended) * head_dim), values(size_t(appended) * head_dim);
     fill(keys.data(), keys.size(), bits, any_fill());
     fill(values.data(), values.size(), bits, any_fill());
 
@@ -326,19 +326,27 @@ void test_attention(const Choice& choice) {
     KeyPool key_pool = KeyPool::empty(choice, form, head_dim, key_data.data(), key_table.data());
     ValuePool value_pool =
         ValuePool::empty(choice, form, head_dim, capacity, value_data.data(), value_table.data());
-    int rewinds = round % 3;
-    for (int t = 0; t < tokens;) {
+    int rewinds = round % 3, first = 0;  // the oldest token that is held
+    for (int t = 0; t < appended;) {
       if (rewinds > 0 && t > 0 && pick(0, 9) == 0) {  // some tokens are taken back, then come again
         --rewinds;
-        t = pick(0, t);
-        key_pool.truncate(t);
-        value_pool.truncate(t);
+        t = pick(first, t);
+        key_pool.truncate(t - first);
+        value_pool.truncate(t - first);
       }
-      const int count = std::min(pick(1, 40), tokens - t);
+      if (round % 2 == 0 && pick(0, 9) == 0) {  // the oldest are dropped
+        Buffer<int8_t> buffer(head_dim);
+        const int dropped = pick(0, t - first);
+        key_pool.drop(dropped);
+        value_pool.drop(dropped, buffer.data());
+        first += dropped;
+      }
+      const int count = std::min(pick(1, 40), appended - t);
       key_pool.append(keys.data() + size_t(t) * head_dim, count);
       value_pool.append(values.data() + size_t(t) * head_dim, count);
       t += count;
     }
+    const int tokens = appended - first;
     CHECK(key_pool.count() == tokens && value_pool.count() == tokens);
     CHECK(key_pool.form() == form && value_pool.form() == form);
     if (tokens == 0) continue;
@@ -358,10 +366,12 @@ void test_attention(const Choice& choice) {
     Buffer<uint8_t> query_scratch(prepared_bytes(choice, m, head_dim));
     Buffer<int32_t> score(size_t(m) * tokens);
     scores(prepare(choice, form, rows, query_scratch.data()), key_pool, score.data(), tokens);
+    const size_t begin = size_t(first) * head_dim;
     const std::vector<int8_t> key_values = key_table.values(keys);
-    CHECK(same(score.data(), tokens,
-               plain_product(queries.data(), head_dim, key_values.data(), m, tokens, head_dim), m,
-               tokens));
+    CHECK(same(
+        score.data(), tokens,
+        plain_product(queries.data(), head_dim, key_values.data() + begin, m, tokens, head_dim), m,
+        tokens));
 
     // Causal rows: row i sees a prefix of the tokens and has zeros behind it.
     Buffer<uint8_t> probabilities(size_t(m) * tokens);
@@ -378,7 +388,7 @@ void test_attention(const Choice& choice) {
     std::vector<int8_t> transposed(size_t(head_dim) * tokens);
     for (int t = 0; t < tokens; ++t) {
       for (int c = 0; c < head_dim; ++c) {
-        transposed[size_t(c) * tokens + t] = of_tokens[size_t(t) * head_dim + c];
+        transposed[size_t(c) * tokens + t] = of_tokens[begin + size_t(t) * head_dim + c];
       }
     }
     const ProbabilityRows probability_rows{probabilities.data(), size_t(tokens), m, tokens};
