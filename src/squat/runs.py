@@ -169,10 +169,12 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
 def _say_what_to_expect(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: SquatConfig, name: str
 ) -> None:
-    """A line for each thing that export would say, before hours of training are spent.
+    """A line for each thing that export would say, before hours of training are spent; from one process.
 
     What cannot be exported can be trained and measured all the same.
     """
+    if not replicas.is_first():
+        return
     lines = remarks(model, tokenizer)
     try:
         check_exportable(model, tokenizer, config, name)
