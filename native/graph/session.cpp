@@ -17,14 +17,13 @@ constexpr int kChunk = 128;
 // over what it holds have the same order whatever was dropped.
 constexpr int kFirst = 64;
 
-// Tokens before the next one that a layer with a window keeps when it drops the others.
-int kept(int window) { return window - 1 + Session::kTakenBack; }
+// Tokens before the next one that a layer keeps when it drops the others.
+int kept(int reach) { return reach - 1 + Session::kTakenBack; }
 
 // Tokens that a layer has room for.
 int capacity(const Model& model, int layer, int context) {
-  const int window = model.graph.window[static_cast<size_t>(layer)];
-  if (window == 0) return context;
-  return std::min(context, kept(window) + kFirst + std::max(window, kChunk));
+  const int reach = model.graph.reach(layer);
+  return reach == 0 ? context : std::min(context, kept(reach) + kFirst + std::max(reach, kChunk));
 }
 
 // The most tokens that any layer has room for.
@@ -59,6 +58,7 @@ Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& 
       first_(static_cast<size_t>(model.n_layer)),
       angles_(model.graph.rotations.size()),
       pools_(static_cast<size_t>(model.n_layer) * static_cast<size_t>(model.n_head_kv)),
+      mixed_(static_cast<size_t>(model.n_layer)),
       scratch_(static_cast<size_t>(threads.size())) {
   memory_ = Memory(lay_out(Arena()));
   lay_out(Arena(memory_));
@@ -75,13 +75,18 @@ size_t Session::lay_out(Arena arena) {
   residual_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
   codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(widest));
   steps_ = arena.take<float>(chunk);
-  qkv_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_qkv()));
+  size_t made = 0, attended = 0;  // elements of a token, of whatever kind its layer is
+  for (int l = 0; l < m.n_layer; l++) {
+    made = std::max(made, static_cast<size_t>(made_by(l)));
+    attended = std::max(attended, static_cast<size_t>(attended_by(l)));
+  }
+  qkv_ = arena.take<float>(chunk * made);
   query_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_q()));
   key_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
   value_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
   query_exponents_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head));
   key_exponents_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head_kv));
-  attention_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_q()));
+  attention_ = arena.take<float>(chunk * attended);
   mlp_ = arena.take<float>(chunk * 2 * static_cast<size_t>(m.n_ff));
   const size_t angles = chunk * static_cast<size_t>(m.graph.rotated());
   for (Angles& a : angles_) a = {arena.take<float>(angles), arena.take<float>(angles)};
@@ -129,15 +134,22 @@ size_t Session::lay_out(Arena arena) {
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / m.n_head_kv;
     room = capacity(m, layer, context_);
-    const bool narrow_keys = k.bits == Site::Bits::k4 || (k.by_token() && layer > 0);
+    pools_[i].key_exponents = nullptr;
+    if (!m.graph.attends(layer)) continue;
+    const bool narrow_keys =
+        k.bits == Site::Bits::k4 || (k.by_token() && layer > m.graph.first_attention());
     pools_[i].key8 = key_pool(Form::w8, k.bits != Site::Bits::k4);
     pools_[i].key4 = key_pool(k.narrow_form(), narrow_keys, k.level_table(layer));
     pools_[i].value8 = value_pool(Form::w8, v.bits != Site::Bits::k4);
     pools_[i].value4 = value_pool(v.narrow_form(), v.bits != Site::Bits::k8, v.level_table(layer));
-    pools_[i].key_exponents = nullptr;
     if (k.token_exponents()) {
       pools_[i].key_exponents = arena.take<uint8_t>(static_cast<size_t>(keys_padded(room)));
     }
+  }
+  for (int l = 0; l < m.n_layer; l++) {
+    const int rows = m.graph.attends(l) ? 0 : m.graph.reach(l) - 1 + capacity(m, l, context_);
+    mixed_[static_cast<size_t>(l)] =
+        arena.take<float>(static_cast<size_t>(rows) * static_cast<size_t>(m.n_embd));
   }
   cache_bytes_ = arena.used() - before;
   return arena.used();
@@ -217,19 +229,20 @@ void Session::rewind(size_t length) {
   int least = 0;
   for (int l = 0; l < model_.n_layer; l++) {
     const int first = first_[static_cast<size_t>(l)];
-    if (first > 0) least = std::max(least, first + model_.graph.window[static_cast<size_t>(l)] - 1);
+    if (first > 0) least = std::max(least, first + model_.graph.reach(l) - 1);
   }
   if (left > 0 && left < least) {
     throw Error(SQUAT_ERROR_ARGUMENT,
                 "length: " + std::to_string(length) + " of " + std::to_string(length_) +
-                    " tokens is too far back for a layer that sees a window of the text and holds "
-                    "no more; rewind to " +
+                    " tokens is too far back for a layer that looks at a few tokens and holds no "
+                    "more; rewind to " +
                     std::to_string(least) + " or more, or to 0 and evaluate the text again");
   }
   length_ = left;
   if (left == 0) std::fill(first_.begin(), first_.end(), 0);
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / model_.n_head_kv;
+    if (!model_.graph.attends(layer)) continue;
     const int first = first_[static_cast<size_t>(layer)], held = left - first;
     const WideCounts wide = count_wide(layer, first, left);
     pools_[i].key8.truncate(wide.keys);
@@ -253,8 +266,16 @@ Session::WideCounts Session::count_wide(int layer, int begin, int end) const {
 void Session::make_room(int layer, int count) {
   int& first = first_[static_cast<size_t>(layer)];
   if (length_ + count - first <= capacity(model_, layer, context_)) return;
-  const int window = model_.graph.window[static_cast<size_t>(layer)];
-  const int dropped = (length_ - kept(window)) / kFirst * kFirst - first;
+  const int reach = model_.graph.reach(layer);
+  const int dropped = (length_ - kept(reach)) / kFirst * kFirst - first;
+  const size_t left = static_cast<size_t>(length_ - first - dropped);
+  if (!model_.graph.attends(layer)) {
+    const size_t size = static_cast<size_t>(model_.n_embd);
+    float* rows = mixed_[static_cast<size_t>(layer)] + static_cast<size_t>(reach - 1) * size;
+    std::memmove(rows, rows + static_cast<size_t>(dropped) * size, left * size * sizeof(float));
+    first += dropped;
+    return;
+  }
   const WideCounts wide = count_wide(layer, first, first + dropped);
   for (int h = 0; h < model_.n_head_kv; h++) {
     HeadPools& pools = pools_[static_cast<size_t>(layer * model_.n_head_kv + h)];
@@ -265,8 +286,7 @@ void Session::make_room(int layer, int count) {
       if (values > 0) (is_wide ? pools.value8 : pools.value4).drop(values, codes_);
     }
     if (pools.key_exponents != nullptr) {
-      std::memmove(pools.key_exponents, pools.key_exponents + dropped,
-                   static_cast<size_t>(length_ - first - dropped));
+      std::memmove(pools.key_exponents, pools.key_exponents + dropped, left);
     }
   }
   first += dropped;
@@ -422,18 +442,20 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     const auto ask = [&](int part, int parts) { read_ahead(l, part, parts); };
     const kernels::Aside aside = kernels::Aside::of(ask);
     multiply(Step::kQkv, attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,
-             static_cast<size_t>(m.n_embd_qkv()), Add::kNo,
-             reads_ahead(chunk, l) ? &aside : nullptr);
+             static_cast<size_t>(made_by(l)), Add::kNo, reads_ahead(chunk, l) ? &aside : nullptr);
     // After the last attention, only the tokens whose logits are wanted go on.
     const int from = l + 1 < m.n_layer ? 0 : wanted;
     chunk.wanted = from;
-    attend(chunk, l);
-    const int rows = count - from;
+    if (m.graph.attends(l)) {
+      attend(chunk, l);
+    } else {
+      convolve(chunk, l);
+    }
+    const int rows = count - from, attended = attended_by(l);
 
-    const size_t n_q = static_cast<size_t>(m.n_embd_q());
-    const Input attn_out =
-        quantize_rows(Step::kAttnOut, m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
-                      [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
+    const Input attn_out = quantize_rows(
+        Step::kAttnOut, m.sites.attn_out, l, chunk.current, from, rows, attended,
+        [&](int i, float*) { return attention_ + static_cast<ptrdiff_t>(i) * attended; });
     float* const branch = branch_ + static_cast<size_t>(from) * n_embd;
     if (m.graph.parallel) {
       multiply(Step::kOutput, attn_out, &layer.attn_out, 1, branch, n_embd);
@@ -466,6 +488,41 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
   }
   length_ += count;
   token_count_ += static_cast<uint64_t>(count);
+}
+
+// Tokens keep the width that they had. Everything else is elementwise in float32, in the order of
+// docs/format.md, "Graph".
+void Session::convolve(const Chunk& chunk, int layer) {
+  const Profile::Timer timer(profile_, Step::kConvolution);
+  for (int i = 0; chunk.current != nullptr && i < chunk.count; i++) {
+    chunk.current[i] = is_wide(chunk.previous, i) ? 8 : 4;
+    wide_counts_[static_cast<size_t>(layer)] += chunk.current[i] == 8;
+  }
+  const size_t n = static_cast<size_t>(model_.n_embd);
+  const size_t taps = static_cast<size_t>(model_.graph.reach(layer));
+  const float* weights = model_.layers[static_cast<size_t>(layer)].convolution.data();
+  // Before the row of a token are those of the tokens before it, and zeros before the text.
+  float* const rows =
+      mixed_[static_cast<size_t>(layer)] + (taps - 1 + static_cast<size_t>(chunk.past())) * n;
+  threads_.parallel_for(chunk.count, [&](int begin, int end, int) {
+    for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); i++) {
+      const float *before = qkv_ + i * 3 * n, *x = before + 2 * n;
+      for (size_t k = 0; k < n; k++) rows[i * n + k] = before[k] * x[k];
+    }
+  });
+  threads_.parallel_for(chunk.count - chunk.wanted, [&](int begin, int end, int) {
+    for (int t = chunk.wanted + begin; t < chunk.wanted + end; t++) {
+      const size_t i = static_cast<size_t>(t);
+      const float* behind = qkv_ + i * 3 * n + n;
+      const float* oldest = rows + i * n - (taps - 1) * n;
+      float* out = attention_ + i * n;
+      for (size_t k = 0; k < n; k++) out[k] = weights[k] * oldest[k];
+      for (size_t tap = 1; tap < taps; tap++) {
+        for (size_t k = 0; k < n; k++) out[k] += weights[tap * n + k] * oldest[tap * n + k];
+      }
+      for (size_t k = 0; k < n; k++) out[k] *= behind[k];
+    }
+  });
 }
 
 void Session::turn(const Rotation& rotation, int position, const Angles& row) {

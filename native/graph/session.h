@@ -9,7 +9,9 @@
 // `widths_` remembers which pool a token is in. The keys of layer l have the widths that layer
 // l-1 decided, the values those of layer l itself.
 //
-// The pools of a layer with a window hold no more than they need: where a chunk would not fit any
+// A layer with a convolution keeps what it mixes of each token, in float32.
+//
+// A layer that looks at a few tokens holds no more than it needs: where a chunk would not fit any
 // more, the oldest tokens are dropped, all but the window and kTakenBack tokens before it, and
 // the others move to the front. So there is room for about two windows, and dropping is rare.
 //
@@ -160,6 +162,7 @@ class Session {
   // The angles of a position.
   static void turn(const Rotation& rotation, int position, const Angles& row);
   void attend(const Chunk& chunk, int layer);
+  void convolve(const Chunk& chunk, int layer);
   // Quantizes the vectors of the tokens from `from` on.
   void quantize_vectors(const Chunk& chunk, int layer, const Vectors& vectors, int from);
   // Which of all vectors is the first one of a token at a key head, and where its codes begin.
@@ -230,6 +233,13 @@ class Session {
   // What attention or MLP make, from their last product on, for the tokens from `from` on.
   void add_to_residual(Step step, const Input& input, const Weights& weights, const Norm& after,
                        int from);
+  // What a layer's first product makes of a token, and what its second one reads, in elements.
+  int made_by(int layer) const {
+    return model_.graph.attends(layer) ? model_.n_embd_qkv() : 3 * model_.n_embd;
+  }
+  int attended_by(int layer) const {
+    return model_.graph.attends(layer) ? model_.n_embd_q() : model_.n_embd;
+  }
   // Whether anything is done to it before it is added.
   bool needs_branch() const {
     const Graph& graph = model_.graph;
@@ -270,20 +280,22 @@ class Session {
   std::vector<uint8_t*> widths_;  // by layer, of all tokens: [context]; empty if no site is 4:8
   std::vector<int> first_;        // by layer, position of the oldest token in the pools
   std::vector<Angles> angles_;    // by rotation, of the chunk in flight
-  std::vector<HeadPools> pools_;  // [layer][key head]
+  std::vector<HeadPools> pools_;  // [layer][key head]; empty where there is no attention
+  // By layer with a convolution: zeros, one row less than it mixes, then [tokens held][n_embd].
+  std::vector<float*> mixed_;
   std::vector<Scratch> scratch_;  // by thread
 
   // Of the chunk in flight; row i belongs to its token i.
   float* residual_;
   int8_t* codes_;        // the quantized input of the next product,
   float* steps_;         // and its step
-  float* qkv_;           // [token][q heads, k heads, v heads][head_dim]
+  float* qkv_;           // [token][q heads, k heads, v heads][head_dim]; or what is convolved
   int8_t* query_codes_;  // [key head][token][q head of the group][head_dim]
   int8_t* key_codes_;    // [key head][token][head_dim]
   int8_t* value_codes_;
   uint8_t* query_exponents_;  // [key head][token][q head of the group]
   uint8_t* key_exponents_;    // [key head][token]
-  float* attention_;          // [token][q heads][head_dim]
+  float* attention_;          // [token][q heads][head_dim], or a convolution's result
   float* mlp_;                // [token][gate, up]; gpt2: [token][up]
   float* branch_;       // [token][n_embd]: what is added to the residual, if anything is done to it
   uint8_t* probs_;      // [key head][token][q head of the group][keys]

@@ -101,9 +101,9 @@ SQUAT_API squat_status squat_eval(squat_engine* engine, const int32_t* tokens, s
 SQUAT_API size_t squat_length(const squat_engine* engine);
 
 /* Forgets all tokens but the first `length`; 0 empties the session. The last 128 tokens can always
- * be taken back. Where a layer sees a window of the text and more tokens than fit twice that are
- * there, it may no longer hold what the next token would see: then it is SQUAT_ERROR_ARGUMENT,
- * nothing has changed, and the way back is 0 and an evaluation of the text. */
+ * be taken back. A layer that looks at a few tokens only, by a window or a convolution, may no
+ * longer hold what the next token would see if it is more: then it is SQUAT_ERROR_ARGUMENT, nothing
+ * has changed, and the way back is 0 and an evaluation of the text. */
 SQUAT_API squat_status squat_rewind(squat_engine* engine, size_t length);
 
 /* Empties the session, evaluates n >= 1 tokens and stores the sum over tokens 1 .. n-1 of the

@@ -265,7 +265,7 @@ void test_rewinding_windows() {
         engine.session().rewind(kept);
       } catch (const squat::Error& error) {
         CHECK(kept > 0 && kept + squat::Session::kTakenBack < kTokens);
-        CHECK(std::strstr(error.what(), "is too far back for a layer that sees a window") !=
+        CHECK(std::strstr(error.what(), "is too far back for a layer that looks at a few") !=
               nullptr);
         CHECK(engine.session().length() == kTokens);
         refused++;

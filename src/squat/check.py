@@ -81,7 +81,7 @@ def _weights(model: PreTrainedModel) -> tuple[int, int]:
     layers = sum(
         stored_rows(layer.get_submodule(name)).numel()
         for layer in model.get_submodule(row.layers).children()
-        for name in row.weights
+        for name in row.of(layer).weights
     )
     outer = {
         id(weight): weight.numel()
