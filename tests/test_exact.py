@@ -22,7 +22,7 @@ from squat.data import train_tokenizer
 from squat.deploy.export import describe, export
 from squat.deploy.parity import compare
 from squat.engine import Engine
-from squat.errors import CheckpointError
+from squat.errors import CheckpointError, EngineError
 from squat.exact import (
     exponential,
     gelu,
@@ -153,6 +153,7 @@ ODD_SHAPES = {
     "gemma3_text": [_shape(39, 53, 3, 1, 14), _shape(70, 98, 7, 7, 18), _shape(66, 40, 2, 1, 96)],
     "granite": [_shape(54, 51, 3, 3, 18), _shape(210, 55, 7, 1, 30)],
     "olmo2": [_shape(42, 59, 7, 1, 6), _shape(108, 75, 9, 3, 12)],
+    "lfm2": [_shape(42, 70, 3, 1, 14), _shape(110, 81, 5, 5, 22), _shape(160, 60, 2, 1, 80)],
     "gpt_neox": [_shape(42, 61, 3, 3, 14), _shape(240, 66, 3, 3, 80)],
 }
 
@@ -177,6 +178,56 @@ def test_so_it_does_of_sizes_of_no_kind(name, shape, tied, tokenizer, tmp_path):
         export(quantized, tokenizer, "tiny", file)
         parity = compare(quantized, tokenizer, str(file), some_ids(2, 40).tolist())
         assert (parity.differing, parity.largest) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "bits"), [("caca", "4:8"), ("caca", 4), ("caca", 8), ("ccac", "4:8"), ("aacc", "4:8")]
+)
+def test_convolutions_beside_attention(kinds, bits, tokenizer, tmp_path):
+    """Wherever they stand, over many times what they hold, in chunks, with the widths of before."""
+    names = {"c": "conv", "a": "full_attention"}
+    shape = {"num_hidden_layers": 4, "layer_types": [names[kind] for kind in kinds]}
+    model = tiny_model(
+        "lfm2", vocab_size=len(tokenizer), max_position_embeddings=1000, conv_L_cache=4, **shape
+    )
+    config = SquatConfig(activation_bits=bits)
+    quantize(model, config, calibration=[some_ids(8, 32)]).eval()
+    file = tmp_path / "model.gguf"
+    export(model, tokenizer, "tiny", file)
+    ids = some_ids(1, 700)
+    parity = compare(model, tokenizer, str(file), ids.tolist())
+    assert (parity.differing, parity.largest, parity.chunked) == (0, 0.0, True)
+    engine = Engine(file)
+    shares = []
+    with torch.no_grad():
+        expected = model(ids).logits[0]
+        if bits == "4:8":
+            shares = model.token_state.realised_share().tolist()
+    engine.prefill(ids[0].tolist())
+    if shares:
+        first = kinds.index("a")
+        assert engine.wide_share == pytest.approx([1.0] * first + shares)
+        assert 0.1 < shares[-1] < 0.9
+    engine.rewind(572)
+    assert np.array_equal(engine.decode(int(ids[0, 572])), expected[572])
+    engine.prefill(ids[0].tolist())
+    with pytest.raises(EngineError, match=r"length: 300 of 700 tokens is too far back .* to 0"):
+        engine.rewind(300)
+    engine.rewind(0)
+    assert np.array_equal(engine.prefill(ids[0, :9].tolist()), expected[8])
+    assert np.array_equal(engine.decode(int(ids[0, 9])), expected[9])
+
+
+def test_padding_is_not_convolved():
+    model = tiny_model("lfm2")
+    quantize(model, calibration=[some_ids(8, 32)]).eval()
+    ids = some_ids(2, 20)
+    padded = torch.cat([torch.zeros(2, 6, dtype=ids.dtype), ids], dim=1)
+    seen = torch.cat([torch.zeros(2, 6, dtype=ids.dtype), torch.ones_like(ids)], dim=1)
+    with torch.no_grad():
+        alone = model(ids, position_ids=torch.arange(6, 26)[None]).logits
+        behind = model(padded, attention_mask=seen, position_ids=torch.arange(26)[None]).logits
+    assert torch.equal(behind[:, 6:], alone)
 
 
 def _attend_to_nothing(module, query, *_, **__):
@@ -297,6 +348,8 @@ def test_what_cannot_be_deployed_is_refused(config, message, tokenizer, tmp_path
         ("llama", {"hidden_act": "relu"}, "hidden_act is 'relu'.*'silu'"),
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'.*'gelu_new'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("lfm2", {"conv_bias": True}, "conv_bias is True"),
+        ("lfm2", {"layer_types": ["conv"] * 3}, "layer_types: no layer has attention"),
     ],
 )
 def test_a_graph_that_the_engine_has_not_is_refused(name, overrides, message, tokenizer, tmp_path):

@@ -48,6 +48,9 @@ class Reader {
     graph_.taps.assign(static_cast<size_t>(layers_), 0);
     if (file_.has(name("convolutions"))) {
       graph_.taps = keys_.bounded_array(name("convolutions"), layers_, kMaxTaps);
+      if (graph_.first_attention() == layers_) {
+        keys_.fail("key '" + name("convolutions") + "' leaves no layer with attention");
+      }
     }
     if (graph_.parallel && graph_.residual_scale != 1) {
       keys_.fail("key '" + name("residual_scale") + "' is " +

@@ -33,7 +33,7 @@ struct Graph {
   float embedding_scale = 1, attention_scale = 1, residual_scale = 1, logit_divisor = 1;
 
   bool attends(int layer) const { return taps[static_cast<size_t>(layer)] == 0; }
-  // The first layer with attention, or the number of layers.
+  // The first layer with attention; there is one.
   int first_attention() const {
     return static_cast<int>(std::find(taps.begin(), taps.end(), 0) - taps.begin());
   }

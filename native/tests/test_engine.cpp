@@ -100,6 +100,9 @@ std::vector<ModelOptions> variants() {
       all.push_back(o);
       o.described = true;
       all.push_back(o);
+      if (gpt2) continue;
+      o.convolutions = true;
+      all.push_back(o);
     }
   }
   return all;

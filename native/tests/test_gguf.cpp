@@ -18,6 +18,7 @@ using squat::Engine;
 using squat::Error;
 using squat::Gguf;
 using squat::test::GgufBuilder;
+using squat::test::hadamard_blocks;
 using squat::test::ModelOptions;
 using squat::test::tiny_model;
 
@@ -576,6 +577,33 @@ void test_graph() {
   expect_refusal("parallel norm",
                  with(gpt2, [](G& f) { f.floats("blk.0.post_ffw_norm.weight", {1}); }),
                  {"post_ffw_norm"});
+  // Convolutions.
+  ModelOptions convolutions = llama;
+  convolutions.convolutions = true;
+  CHECK(refusal(tiny_model(convolutions).bytes()).empty());
+  const auto not_convolved = [&](const char* what, auto&& change, const std::string& part) {
+    expect_refusal(what, with(convolutions, change), {part});
+  };
+  const std::string taps = "squat.graph.convolutions", heads = "llama.attention.head_count_kv";
+  not_convolved(
+      "taps", [&](G& f) { f.u32_array(taps, {3, 0, 65}); }, "element '2' is 65, not from 0 to 64");
+  not_convolved("taps", [&](G& f) { f.u32_array(taps, {3, 0}); }, "has 2 elements, expected 3");
+  not_convolved(
+      "taps", [&](G& f) { f.u32_array(taps, {4, 0, 3}); },
+      "'blk.0.shortconv.conv.weight' has type F32 and shape 3 x 64, expected F32 and 4 x 64");
+  not_convolved(
+      "attention", [&](G& f) { f.u32_array(taps, {3, 3, 3}); }, "leaves no layer with attention");
+  not_convolved("no taps", [&](G& f) { f.erase(taps); }, "'" + heads + "' has type array");
+  not_convolved(
+      "heads", [&](G& f) { f.u32_array(heads, {1, 2, 0}); }, "element 0 is 1, expected 2");
+  not_convolved("heads", [&](G& f) { f.u32(heads, 2); }, "'" + heads + "' has type u32");
+  for (const char* part : {"in_proj", "out_proj", "conv"}) {
+    const std::string name = std::string("blk.2.shortconv.") + part;
+    const std::string end = part[0] == 'i' && hadamard_blocks(3, 64)[2] > 1 ? "_hadamard" : "";
+    not_convolved(
+        "tensor", [&](G& f) { f.tensor(name + end + ".weight").name = "x"; },
+        "'" + name + end + ".weight' is missing");
+  }
   // One of the norms has to be there.
   const auto renamed = [](G& f) { f.tensor("blk.2.attn_norm.weight").name = "other"; };
   CHECK(refusal(with(llama, renamed).bytes()).empty());

@@ -141,6 +141,12 @@ def _check_deployable(name: str, shape: Any, config: SquatConfig, row: Architect
             f"{name}: method {config.method!r} has unsigned activations, which the engine has not; "
             f"it is there to compare with; train with {config.method.removesuffix('-one-sided')}"
         )
+    convolutions = row.graph(shape).convolutions
+    if convolutions is not None and all(convolutions):
+        raise CheckpointError(
+            f"{name}: layer_types: no layer has attention, of which the engine needs one; take a model that "
+            "has"
+        )
     for field, values in row.only.items():
         if (value := getattr(shape, field)) not in values:
             raise CheckpointError(
