@@ -173,8 +173,8 @@ class Engine:
     def rewind(self, length: int) -> None:
         """Forget all tokens of the session but the first `length`.
 
-        The last 128 tokens can always be taken back, and so can all. Layers that see a window of the text
-        hold little more than that: beyond, evaluate the text again.
+        The last 128 tokens can always be taken back, and so can all. Layers that look at a few tokens only,
+        by a window or a convolution, hold little more than those: beyond, evaluate the text again.
 
         Raises:
             EngineError: the session has fewer, or a layer no longer holds what the next token would see.
