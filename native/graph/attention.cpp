@@ -282,8 +282,8 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       input.rows = rows;
       input.inner = pool.count();
       if (both) input.codes = scratch.probs[bits == 4];
-      kernels::weighted_values(kernels::prepare(choice_, pool.form(), input, scratch.prepared),
-                               pool, scratch.sums[bits == 4], head_dim);
+      kernels::weighted_values(choice_, input, pool, scratch.prepared, scratch.sums[bits == 4],
+                               head_dim);
     }
     for (int row = 0; row < rows; row++) {
       const size_t offset = static_cast<size_t>(row) * head_dim;

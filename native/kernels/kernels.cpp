@@ -777,12 +777,6 @@ Prepared prepare(const Choice& choice, WeightForm weights, const ActivationRows&
   return prepare_rows(choice, weights, source, buffer, threads);
 }
 
-Prepared prepare(const Choice& choice, WeightForm weights, const ProbabilityRows& rows,
-                 void* buffer, ThreadPool* threads) {
-  const Source<uint8_t> source{rows.codes, rows.stride, rows.rows, rows.inner, nullptr, nullptr};
-  return prepare_rows(choice, weights, source, buffer, threads);
-}
-
 // ---------------------------------------------------------------------------------------------
 // Products
 
@@ -853,9 +847,22 @@ void scores(const Prepared& queries, const KeyPool& keys, int32_t* out, size_t s
              panel_count(keys.matrix));
 }
 
-void weighted_values(const Prepared& rows, const ValuePool& values, int32_t* out, size_t stride) {
-  run_groups(rows, values.matrix, values.sums(), Output::exact(out, stride), 0,
-             panel_count(values.matrix));
+void weighted_values(const Choice& choice, const ProbabilityRows& rows, const ValuePool& values,
+                     void* buffer, int32_t* out, size_t stride) {
+  const Kernel& layout = *values.matrix.layout;
+  Output output = Output::exact(out, stride);
+  const int32_t* column_sums = values.sums();  // of all pieces
+  for (int begin = 0; begin < rows.inner; begin += kMaxInner) {
+    PackedMatrix piece = values.matrix;
+    piece.inner = std::min(kMaxInner, rows.inner - begin);
+    piece.data += size_t(stored_groups(layout, begin)) * group_bytes(layout);
+    const Source<uint8_t> source{rows.codes + begin, rows.stride, rows.rows,
+                                 piece.inner,        nullptr,     nullptr};
+    run_groups(prepare_rows(choice, values.form(), source, buffer, nullptr), piece, column_sums,
+               output, 0, panel_count(piece));
+    column_sums = nullptr;
+    output.add = true;
+  }
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -1,5 +1,4 @@
 // The portable reference: plain loops, the definition of what every other kernel must return.
-// Sums are unsigned where they may wrap around (kMaxTokens), which signed ones must not.
 #include <cmath>
 
 #include "micro.h"
@@ -11,11 +10,11 @@ struct A8W8 {
   static constexpr int kM = 1, kN = 1, kZero = 0;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
-    uint32_t sum = 0;
+    int32_t sum = 0;
     for (int k = 0; k < call.group_count; ++k) {
-      sum += static_cast<uint32_t>(static_cast<int8_t>(a[k]) * static_cast<int8_t>(w[k]));
+      sum += static_cast<int8_t>(a[k]) * static_cast<int8_t>(w[k]);
     }
-    *acc = static_cast<int32_t>(sum);
+    *acc = sum;
   }
 };
 
@@ -32,13 +31,12 @@ struct A8Nibbles {
   static constexpr int kM = 1, kN = 1, kZero = 0;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, int32_t* acc) {
-    uint32_t sum = 0;
+    int32_t sum = 0;
     for (int pair = 0; pair < call.group_count; ++pair) {
-      const int low = static_cast<int8_t>(a[2 * pair]) * Number::of(call, w[pair] & 15);
-      const int high = static_cast<int8_t>(a[2 * pair + 1]) * Number::of(call, w[pair] >> 4);
-      sum += static_cast<uint32_t>(low) + static_cast<uint32_t>(high);
+      sum += static_cast<int8_t>(a[2 * pair]) * Number::of(call, w[pair] & 15);
+      sum += static_cast<int8_t>(a[2 * pair + 1]) * Number::of(call, w[pair] >> 4);
     }
-    *acc = static_cast<int32_t>(sum);
+    *acc = sum;
   }
 };
 

@@ -394,15 +394,14 @@ void test_attention(const Choice& choice) {
     const ProbabilityRows probability_rows{probabilities.data(), size_t(tokens), m, tokens};
     Buffer<uint8_t> scratch(prepared_bytes(choice, m, tokens));
     Buffer<int32_t> out(size_t(m) * head_dim);
-    weighted_values(prepare(choice, form, probability_rows, scratch.data()), value_pool, out.data(),
-                    head_dim);
+    weighted_values(choice, probability_rows, value_pool, scratch.data(), out.data(), head_dim);
     CHECK(same(out.data(), head_dim,
                plain_product(probabilities.data(), tokens, transposed.data(), m, head_dim, tokens),
                m, head_dim));
   }
 }
 
-// As many values as a pool may hold: partial sums wrap around, results do not.
+// As many values as a pool may hold: sums wrap around on the way, results do not.
 void test_longest_values(const Choice& choice) {
   constexpr int kHeadDim = 5, kRows = 4;
   constexpr int kMostCodes = 1 << 15;  // of a row together
@@ -428,7 +427,7 @@ void test_longest_values(const Choice& choice) {
       const ProbabilityRows rows{probabilities.data(), size_t(kMaxTokens), kRows, kMaxTokens};
       Buffer<uint8_t> scratch(prepared_bytes(choice, kRows, kMaxTokens));
       Buffer<int32_t> out(size_t(kRows) * kHeadDim);
-      weighted_values(prepare(choice, form, rows, scratch.data()), pool, out.data(), kHeadDim);
+      weighted_values(choice, rows, pool, scratch.data(), out.data(), kHeadDim);
       const std::vector<int8_t> of_tokens = table.values(values);
       bool ok = true;
       for (int i = 0; i < kRows; ++i) {
