@@ -25,7 +25,7 @@ Type = gguf.GGMLQuantizationType
 Keys = dict[str, Any]
 Tensors = dict[str, NDArray[Any]]
 
-HALVES = ("qwen2", "qwen3", "gemma3_text", "olmo2", "gpt_neox")
+HALVES = ("qwen2", "qwen3", "gemma3_text", "olmo2", "lfm2", "gpt_neox")
 """Whose rows of q and k llama.cpp leaves as they are."""
 _ROPE = {"factor": "factor", "original_max_position_embeddings": "original_context_length"}
 
@@ -54,11 +54,14 @@ def keys_of(model: PreTrainedModel, tokenizer: str | None = None, pre: str = "gp
             "attention.head_count_kv": config.num_key_value_heads,
             "attention.key_length": head_dim,
             "attention.value_length": head_dim,
-            "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+            "attention.layer_norm_rms_epsilon": getattr(config, row.epsilon),
             "rope.dimension_count": head_dim,
             "rope.freq_base": float(rope["rope_theta"]),
             "vocab_size": config.vocab_size,
         }
+        if name == "lfm2":
+            kinds = [kind == "full_attention" for kind in config.layer_types]
+            shape["attention.head_count_kv"] = [config.num_key_value_heads * kind for kind in kinds]
         kind = rope["rope_type"]
         if kind in ("linear", "yarn"):
             shape["rope.scaling.type"] = kind
@@ -70,7 +73,7 @@ def keys_of(model: PreTrainedModel, tokenizer: str | None = None, pre: str = "gp
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.n_inner if name == "gpt2" else config.intermediate_size,
+        "feed_forward_length": tensors_of(model)["blk.0.ffn_down.weight"].shape[1],
         "attention.head_count": config.num_attention_heads,
     }
     text = tokenizer or byte_level_tokenizer(config.vocab_size, prefix=False)
@@ -119,9 +122,9 @@ def tensors_of(model: PreTrainedModel) -> Tensors:
     places = dict(row.model_names)
     if config.tie_word_embeddings:
         del places["lm_head"]
-    for layer in range(config.num_hidden_layers):
-        for path, place in row.layer_names.items():
-            places[f"{row.layers}.{layer}.{path}"] = f"blk.{layer}.{place}"
+    for index, layer in enumerate(model.get_submodule(row.layers).children()):
+        for path, place in row.of(layer).layer_names.items():
+            places[f"{row.layers}.{index}.{path}"] = f"blk.{index}.{place}"
     tensors = {}
     for path, place in places.items():
         module = modules[path]
@@ -134,6 +137,8 @@ def tensors_of(model: PreTrainedModel) -> Tensors:
                 heads = config.num_attention_heads
                 heads = heads if place.endswith("q") else config.num_key_value_heads
                 values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+            if path.endswith("conv.conv"):
+                values = values.squeeze(1)
             if path.endswith("query_key_value"):
                 heads = (config.num_attention_heads, 3, -1)
                 values = values.unflatten(0, heads).transpose(0, 1).flatten(0, 2)

@@ -49,6 +49,19 @@ ARCHITECTURES = {
         "tie_word_embeddings": True,
     },
     "olmo2": {"num_key_value_heads": 2},
+    "lfm2": {
+        "num_key_value_heads": 2,
+        "intermediate_size": 72,
+        "block_multiple_of": 8,
+        "layer_types": ["conv", "full_attention", "conv"],
+    },
+    "lfm2-untied": {
+        "num_key_value_heads": 1,
+        "block_auto_adjust_ff_dim": False,
+        "tie_word_embeddings": False,
+        "conv_L_cache": 5,
+        "layer_types": ["full_attention", "conv", "full_attention"],
+    },
     "gpt_neox": {"rotary_pct": 0.5},
     "gpt_neox-sequential": {"use_parallel_residual": False, "hidden_act": "gelu_new"},
 }

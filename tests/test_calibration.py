@@ -76,7 +76,7 @@ def weights_only(**settings):
     return SquatConfig(embedding_bits=FLOAT, activation_bits=FLOAT, site_bits=free, **settings)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, "lfm2"])
 @pytest.mark.parametrize("weight_steps", ["row", "tensor"])
 def test_descent_keeps_more_of_a_model_than_rounding_to_nearest(name, weight_steps):
     # The text that the model writes itself; random tokens have no structure that weights could use.

@@ -1,8 +1,14 @@
 """`squat check`: what is said of a model before any work."""
 
+import pytest
+from gguf import GGUFReader
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from models import some_ids
 from squat.checkpoints import load_model, load_tokenizer, save_model
+from squat.engine import Engine
+from squat.errors import EngineError
+from squat.quantization import quantize
 
 
 def said(shell, folder):
@@ -16,6 +22,31 @@ def test_a_model_that_goes_the_whole_way(shell, model):
     assert "exports, and runs in the engine yes" in text
     assert "8-bit embedding and head about 0 MB" in text
     assert "tokens a second" in text
+
+
+def test_a_context_that_is_longer_than_the_engines(shell, model, tmp_path):
+    longer = load_model(str(model))
+    longer.config.max_position_embeddings = 200_000
+    tokenizer = load_tokenizer(str(model))
+    save_model(longer, tokenizer, tmp_path / "longer")
+    says = "max_position_embeddings is 200000, but the engine holds 131072 tokens"
+    assert f"beware {says}" in said(shell, tmp_path / "longer")
+    quantize(longer, calibration=[some_ids(4, 16)])
+    save_model(longer, tokenizer, tmp_path / "quantized")
+    status, _, warnings = shell.run("export", tmp_path / "quantized", tmp_path / "m.gguf")
+    assert status == 0
+    assert f"squat: warning: {says}" in warnings
+    assert GGUFReader(tmp_path / "m.gguf").fields["llama.context_length"].contents() == 200_000
+    engine = Engine(tmp_path / "m.gguf", threads=1)
+    assert engine.info.context == 131072
+    with pytest.raises(EngineError, match=r"131073 after the 0 .* 131072, the most that a session"):
+        engine.prefill([5] * 131073)
+    with pytest.raises(EngineError, match=r"context: 131073 is more than the 131072 .* can hold"):
+        Engine(tmp_path / "m.gguf", context=131073)
+    with pytest.raises(
+        EngineError, match=r"of 9; shorten .* or load with a context of up to 131072"
+    ):
+        Engine(tmp_path / "m.gguf", context=9).prefill([5] * 10)
 
 
 def test_an_architecture_that_is_not_known(shell, model, tmp_path):

@@ -1,5 +1,7 @@
 """Joint 4: the float steps are PyTorch's to a last bit, and the engine's logits are the same bits."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,20 @@ import torch.nn.functional as F
 from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+)
 
 from models import ARCHITECTURES, PUBLISHED, TINY, real_data, real_model, some_ids, tiny_model
 from squat.data import train_tokenizer
 from squat.deploy.export import describe, export
 from squat.deploy.parity import compare
 from squat.engine import Engine
-from squat.errors import CheckpointError
+from squat.errors import CheckpointError, EngineError
 from squat.exact import (
     exponential,
     gelu,
@@ -133,6 +141,160 @@ def test_so_it_does_of_every_architecture(name, tokenizer, tmp_path):
     assert (parity.differing, parity.largest) == (0, 0.0)
 
 
+def _shape(hidden, ffn, heads, kv_heads, head_dim):
+    sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_attention_heads": heads}
+    return {**sizes, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+
+
+ODD_SHAPES = {
+    # Nothing is a multiple of 32, some are of nothing but 2; heads of a size of their own.
+    "qwen3": [_shape(44, 58, 3, 1, 10), _shape(35, 67, 6, 3, 22), _shape(96, 112, 3, 3, 80)],
+    "smollm3": [_shape(30, 50, 5, 1, 6), _shape(132, 70, 3, 1, 44)],
+    "gemma3_text": [_shape(39, 53, 3, 1, 14), _shape(70, 98, 7, 7, 18), _shape(66, 40, 2, 1, 96)],
+    "granite": [_shape(54, 51, 3, 3, 18), _shape(210, 55, 7, 1, 30)],
+    "olmo2": [_shape(42, 59, 7, 1, 6), _shape(108, 75, 9, 3, 12)],
+    "lfm2": [_shape(42, 70, 3, 1, 14), _shape(110, 81, 5, 5, 22), _shape(160, 60, 2, 1, 80)],
+    "gpt_neox": [_shape(42, 61, 3, 3, 14), _shape(240, 66, 3, 3, 80)],
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    ("name", "shape"), [(name, shape) for name, shapes in ODD_SHAPES.items() for shape in shapes]
+)
+def test_so_it_does_of_sizes_of_no_kind(name, shape, tied, tokenizer, tmp_path):
+    if name == "gpt_neox":  # an even number of a head's elements is rotated
+        shape = {**shape, "rotary_pct": 0.43}
+    model = tiny_model(name, vocab_size=len(tokenizer), tie_word_embeddings=tied, **shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    for bits in ("4:8", 4):
+        quantized = quantize(
+            deepcopy(model), SquatConfig(activation_bits=bits), calibration=[some_ids(8, 32)]
+        ).eval()
+        file = tmp_path / "model.gguf"
+        export(quantized, tokenizer, "tiny", file)
+        parity = compare(quantized, tokenizer, str(file), some_ids(2, 40).tolist())
+        assert (parity.differing, parity.largest) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "bits"), [("caca", "4:8"), ("caca", 4), ("caca", 8), ("ccac", "4:8"), ("aacc", "4:8")]
+)
+def test_convolutions_beside_attention(kinds, bits, tokenizer, tmp_path):
+    """Wherever they stand, over many times what they hold, in chunks, with the widths of before."""
+    names = {"c": "conv", "a": "full_attention"}
+    shape = {"num_hidden_layers": 4, "layer_types": [names[kind] for kind in kinds]}
+    model = tiny_model(
+        "lfm2", vocab_size=len(tokenizer), max_position_embeddings=1000, conv_L_cache=4, **shape
+    )
+    config = SquatConfig(activation_bits=bits)
+    quantize(model, config, calibration=[some_ids(8, 32)]).eval()
+    file = tmp_path / "model.gguf"
+    export(model, tokenizer, "tiny", file)
+    ids = some_ids(1, 700)
+    parity = compare(model, tokenizer, str(file), ids.tolist())
+    assert (parity.differing, parity.largest, parity.chunked) == (0, 0.0, True)
+    engine = Engine(file)
+    shares = []
+    with torch.no_grad():
+        expected = model(ids).logits[0]
+        if bits == "4:8":
+            shares = model.token_state.realised_share().tolist()
+    engine.prefill(ids[0].tolist())
+    if shares:
+        first = kinds.index("a")
+        assert engine.wide_share == pytest.approx([1.0] * first + shares)
+        assert 0.1 < shares[-1] < 0.9
+    engine.rewind(572)
+    assert np.array_equal(engine.decode(int(ids[0, 572])), expected[572])
+    engine.prefill(ids[0].tolist())
+    with pytest.raises(EngineError, match=r"length: 300 of 700 tokens is too far back .* to 0"):
+        engine.rewind(300)
+    engine.rewind(0)
+    assert np.array_equal(engine.prefill(ids[0, :9].tolist()), expected[8])
+    assert np.array_equal(engine.decode(int(ids[0, 9])), expected[9])
+
+
+def test_padding_is_not_convolved():
+    model = tiny_model("lfm2")
+    quantize(model, calibration=[some_ids(8, 32)]).eval()
+    ids = some_ids(2, 20)
+    padded = torch.cat([torch.zeros(2, 6, dtype=ids.dtype), ids], dim=1)
+    seen = torch.cat([torch.zeros(2, 6, dtype=ids.dtype), torch.ones_like(ids)], dim=1)
+    with torch.no_grad():
+        alone = model(ids, position_ids=torch.arange(6, 26)[None]).logits
+        behind = model(padded, attention_mask=seen, position_ids=torch.arange(26)[None]).logits
+    assert torch.equal(behind[:, 6:], alone)
+
+
+def _attend_to_nothing(module, query, *_, **__):
+    return torch.zeros_like(query).transpose(1, 2), None
+
+
+AttentionInterface.register("nothing", _attend_to_nothing)
+AttentionMaskInterface.register("nothing", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_more_than_65536_tokens(bits, tokenizer, tmp_path):
+    """In a model of one layer, keys and values need no attention: PyTorch attends once, at the end."""
+    model = tiny_model(
+        vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=90000
+    )
+    with torch.no_grad():  # so sharp that single tokens get a probability
+        model.model.layers[0].self_attn.q_proj.weight.mul_(15)
+    quantize(model, SquatConfig(activation_bits=bits), calibration=[some_ids(8, 32)]).eval()
+    file = tmp_path / "model.gguf"
+    export(model, tokenizer, "tiny", file)
+    ids, size = some_ids(1, 70000), 8192
+    model.config._attn_implementation, cache = "nothing", DynamicCache()
+    with torch.no_grad():
+        for begin in range(0, 69997, size):
+            end = min(begin + size, 69997)
+            model(ids[:, begin:end], past_key_values=cache, logits_to_keep=1)
+        model.config._attn_implementation = "squat"
+        expected = model(ids[:, 69997:], past_key_values=cache).logits[0]
+    engine = Engine(file)
+    got = [engine.prefill(ids[0, :69998].tolist())]
+    got += [engine.decode(token) for token in ids[0, 69998:].tolist()]
+    assert np.array_equal(got, expected)
+    engine.rewind(69998)
+    assert np.array_equal(engine.decode(int(ids[0, 69998])), expected[1])
+    ids[0, :4000] = some_ids(1, 4000, seed=1)
+    assert not np.array_equal(engine.prefill(ids[0, :69998].tolist()), got[0])
+
+
+@pytest.mark.parametrize("bits", ["4:8", 4, 8])
+@pytest.mark.parametrize(
+    ("name", "windows"),
+    [
+        ("mistral-window", {"sliding_window": 7}),
+        ("mistral-window", {"sliding_window": 1}),
+        ("qwen2-window", {"sliding_window": 70}),
+        ("gemma3_text", {"sliding_window": 20, "head_dim": 10}),
+    ],
+)
+def test_so_it_does_where_a_cache_holds_no_more_than_a_window(
+    name, windows, bits, tokenizer, tmp_path
+):
+    shape = {"max_position_embeddings": 20_000, **windows}
+    model = tiny_model(name, vocab_size=len(tokenizer), **shape)
+    config = SquatConfig(activation_bits=bits)
+    quantize(model, config, calibration=[some_ids(8, 32)]).eval()
+    file = tmp_path / "model.gguf"
+    export(model, tokenizer, "tiny", file)
+    parity = compare(model, tokenizer, str(file), some_ids(1, 700).tolist())
+    assert (parity.differing, parity.largest, parity.chunked) == (0, 0.0, True)
+    # Window by window: two of three layers, or all.
+    model.config.sliding_window = 20_000
+    export(model, tokenizer, "tiny", tmp_path / "whole.gguf")
+    small, whole = (Engine(f).info.cache_bytes for f in (file, tmp_path / "whole.gguf"))
+    assert small < whole * (0.1 if name == "mistral-window" else 0.75)
+
+
 @pytest.mark.parametrize("name", ["babylm-6m", "stories260k"])
 @pytest.mark.parametrize(
     "config",
@@ -186,6 +348,8 @@ def test_what_cannot_be_deployed_is_refused(config, message, tokenizer, tmp_path
         ("llama", {"hidden_act": "relu"}, "hidden_act is 'relu'.*'silu'"),
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'.*'gelu_new'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("lfm2", {"conv_bias": True}, "conv_bias is True"),
+        ("lfm2", {"layer_types": ["conv"] * 3}, "layer_types: no layer has attention"),
     ],
 )
 def test_a_graph_that_the_engine_has_not_is_refused(name, overrides, message, tokenizer, tmp_path):

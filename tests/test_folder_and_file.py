@@ -1,6 +1,9 @@
 """A stranger's checkpoint and its .gguf file read, score and end a text alike, whatever its configs say."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -221,22 +224,16 @@ def word_level(tmp_path):
     return folder_of(tmp_path / "m", tokenizer, LLAMA_2, quantized=False)
 
 
-def test_what_cannot_be_exported_is_said_before_the_work(tmp_path, shell, corpus, word_level):
-    refused = "a WordLevel model cannot be expressed"
-    status, _, said = shell.run(
-        "quantize", word_level, tmp_path / "q", "--data", corpus / "train", "--weights", "nearest"
-    )
-    assert status == 0
-    assert f"warning: the result cannot be exported: tokenizer.json: {refused}" in said
-    assert refused in shell.refuse("export", tmp_path / "q", tmp_path / "q.gguf")
+def short_run(folder, model, corpus):
+    """The recipe of one step of training."""
     content = {
-        "output": str(tmp_path / "run"),
-        "model": str(word_level),
+        "output": str(folder / "run"),
+        "model": str(model),
         "weights": "nearest",
         "data": {
             "train": str(corpus / "train"),
             "sequence_length": 16,
-            "cache": str(tmp_path / "c"),
+            "cache": str(folder / "c"),
         },
         "training": {
             "steps": 1,
@@ -246,7 +243,32 @@ def test_what_cannot_be_exported_is_said_before_the_work(tmp_path, shell, corpus
             "warmup_steps": 0,
         },
     }
-    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
-    status, _, said = shell.run("train", tmp_path / "recipe.yaml")
+    (folder / "recipe.yaml").write_text(json.dumps(content))
+    return folder / "recipe.yaml"
+
+
+def test_what_cannot_be_exported_is_said_before_the_work(tmp_path, shell, corpus, word_level):
+    refused = "a WordLevel model cannot be expressed"
+    status, _, said = shell.run(
+        "quantize", word_level, tmp_path / "q", "--data", corpus / "train", "--weights", "nearest"
+    )
+    assert status == 0
+    assert f"warning: the result cannot be exported: tokenizer.json: {refused}" in said
+    assert refused in shell.refuse("export", tmp_path / "q", tmp_path / "q.gguf")
+    status, _, said = shell.run("train", short_run(tmp_path, word_level, corpus))
     assert status == 0, said
     assert refused in said
+
+
+@pytest.mark.slow
+def test_several_processes_say_it_once(tmp_path, corpus, word_level):
+    recipe = short_run(tmp_path, word_level, corpus)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "squat", "train", recipe],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("squat: warning: the result cannot be exported") == 1

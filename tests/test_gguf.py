@@ -34,6 +34,7 @@ from squat.deploy.gguf import (
     write_gguf,
 )
 from squat.errors import CheckpointError
+from tokenizer_kinds import byte_level_bpe
 
 
 def assert_same_codes(model: GgufModel, path: Path) -> None:
@@ -256,7 +257,7 @@ def test_steps_are_the_normal_positive_numbers_of_fp16(values: list[float]) -> N
 
 
 def test_metadata(tmp_path: Path) -> None:
-    model = random_model(biases=True)
+    model = random_model(biases=True, tokenizer_json=byte_level_bpe().to_str())
     write_gguf(tmp_path / "m.gguf", model)
     fields = {k: f.contents() for k, f in GGUFReader(tmp_path / "m.gguf").fields.items()}
     assert fields["squat.format_version"] == 2
@@ -273,15 +274,25 @@ def test_metadata(tmp_path: Path) -> None:
     assert fields["tokenizer.ggml.eos_token_id"] == 2
 
 
+def features(path: Path) -> list[str]:
+    field = GGUFReader(path).fields.get("squat.features")
+    return [] if field is None else list(field.contents())
+
+
 def test_features_are_named(tmp_path: Path) -> None:
     everything = {"margins": (0, 2), "hadamard": ("k", "mlp_mid", "head_in"), "levels": True}
     feature = {"margins": "token_exponents", "hadamard": "hadamard", "levels": "levels"}
+    plain = byte_level_bpe().to_str()
     for options in (everything, *({name: value} for name, value in everything.items())):
-        model = random_model(**options)  # type: ignore[arg-type]
+        model = random_model(tokenizer_json=plain, **options)  # type: ignore[arg-type]
         write_gguf(tmp_path / "m.gguf", model)
-        reader = GGUFReader(tmp_path / "m.gguf")
-        fields = {k: f.contents() for k, f in reader.fields.items()}
-        assert fields["squat.features"] == [feature[name] for name in options]
+        assert features(tmp_path / "m.gguf") == [feature[name] for name in options]
+    for options in ({}, {"tokenizer_json": plain}):
+        for ends in ([2], [2, 1]):
+            model = replace(random_model(**options), eos_token_ids=ends)  # type: ignore[arg-type]
+            write_gguf(tmp_path / "m.gguf", model)
+            expected = [] if options and ends == [2] else ["tokenizer"]
+            assert features(tmp_path / "m.gguf") == expected
     write_gguf(tmp_path / "m.gguf", model := random_model(**everything))  # type: ignore[arg-type]
     reader = GGUFReader(tmp_path / "m.gguf")
     fields = {k: f.contents() for k, f in reader.fields.items()}

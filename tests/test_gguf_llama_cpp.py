@@ -110,6 +110,7 @@ ARCHITECTURES = {
     "gemma3_text": {"num_hidden_layers": 6, "layer_types": None, "query_pre_attn_scalar": 16},
     "granite": {},
     "olmo2": {},
+    "lfm2": {},
     "gpt_neox": {"hidden_act": "gelu_new"},
     "gpt_neox-sequential": {"hidden_act": "gelu_new"},
 }

@@ -88,6 +88,8 @@ LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
         ("gemma3_text", {"layer_types": None, "query_pre_attn_scalar": 16}),
         ("granite", {}),
         ("olmo2", {}),
+        ("lfm2", {}),
+        ("lfm2-untied", {}),
         ("gpt_neox", {}),
         ("gpt_neox", {"use_parallel_residual": False}),
     ],
@@ -107,6 +109,17 @@ def test_the_imported_model_is_the_source(tmp_path, name, overrides):
     assert tied == source.config.tie_word_embeddings
     ids = (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id)
     assert ids == (1, 2, None)
+
+
+def test_layers_that_differ_beyond_a_convolution_are_refused(tmp_path):
+    source = model_of("lfm2")
+    for counts in ([0, 2, 1], [0, 2], [0, 0, 0]):
+        keys = keys_of(source) | {"lfm2.attention.head_count_kv": counts}
+        file = write(tmp_path / "m.gguf", keys, tensors_of(source))
+        with pytest.raises(
+            CheckpointError, match=re.escape(f"head_count_kv is {counts}, expected")
+        ):
+            load_model(str(file))
 
 
 def test_llama3_scaling_of_rope_is_recognized(tmp_path):

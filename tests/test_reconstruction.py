@@ -14,7 +14,7 @@ def quantized(name="llama", **config):
     return quantize(tiny_model(name), SquatConfig(**config), [some_ids(8, 32)])
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, "lfm2"])
 @pytest.mark.parametrize("bits", [8, "4:8"])
 def test_every_layer_comes_nearer_to_the_original(name, bits):
     model = quantized(name, activation_bits=bits, hadamard=())

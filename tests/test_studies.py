@@ -74,12 +74,13 @@ def test_only_what_is_named_is_quantized():
         assert torch.allclose(alone, expected(ids).logits, atol=1e-5)
 
 
-def test_effects_are_what_they_say():
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_effects_are_what_they_say(name):
     windows = some_ids(6, 20)
-    model = quantize(tiny_model(), SquatConfig(activation_bits=3))
+    model = quantize(tiny_model(name), SquatConfig(activation_bits=3))
     full, effects = sensitivity(model, windows, batch_size=4)
     with torch.no_grad():
-        reference = tiny_model()(windows, labels=windows)
+        reference = tiny_model(name)(windows, labels=windows)
         quantized = model(windows, labels=windows)
     everything = effects[0]
     assert full == pytest.approx(reference.loss.item(), abs=1e-5)
@@ -91,6 +92,10 @@ def test_effects_are_what_they_say():
     assert everything.kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
     assert all(effect.kl > 0 for effect in effects)
     assert everything.kl > max(e.kl for e in effects if e.kind == "site")
+    mixers = {"llama": "self_attn", "lfm2": "conv"}
+    parts = {group.name: group.members for group in groups_of(model)}
+    assert any(f".{mixers[name]}." in member for member in parts["attention"])
+    assert not any(f".{mixers[name]}." in member for member in parts["MLP"])
 
 
 # --- Observation ---------------------------------------------------------------------------------

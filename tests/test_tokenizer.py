@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -193,6 +194,30 @@ def test_unicode_tables_are_what_their_script_writes() -> None:
 
 
 # --- What stands in the file
+
+
+PLAIN = ("gpt-2", "smollm", "llama-2", "llama-3", "olmo-2", "holes", "few bytes", "few byte tokens")
+"""The kinds that a reader of the `tokenizer.ggml.*` keys knows as they are."""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_names_the_keys_that_an_older_reader_would_ignore(name: str, tmp_path: Path) -> None:
+    engine = engine_of(tmp_path, KINDS[name]().to_str())
+    features = GGUFReader(tmp_path / "model.gguf").fields.get("squat.features")
+    assert (None if features is None else features.contents()) == (
+        None if name in PLAIN else ["tokenizer"]
+    )
+    ignored = (tmp_path / "model.gguf").read_bytes()
+    (tmp_path / "older.gguf").write_bytes(ignored.replace(b"squat.tokenizer.", b"other.tokenizer."))
+    if name.startswith("unigram"):  # of a model that older readers do not know
+        with pytest.raises(EngineError, match=r"squat\.tokenizer\.scores"):
+            Engine(tmp_path / "older.gguf").tokenize("a")
+        return
+    older = Engine(tmp_path / "older.gguf", threads=1)
+    texts = [*SENTENCES.values(), *(f"{s}{text} " for s in SNIPPETS for text in ("", "x A", s))]
+    same = [older.tokenize(text) == engine.tokenize(text) for text in texts]
+    # What Gemma's flags say, that the merges do not know an added token, changes nothing there.
+    assert all(same) == (name in (*PLAIN, "gemma"))
 
 
 def test_keys_of_the_papers_tokenizer() -> None:

@@ -39,8 +39,9 @@ int thread_count(uint32_t threads) {
 int context_length(const Model& model, uint32_t context) {
   const int most = std::min(model.n_context, Session::kMaxContext);
   if (context > static_cast<uint32_t>(most)) {
+    const char* who = most == Session::kMaxContext ? "a session can hold" : "the model can see";
     throw Error(SQUAT_ERROR_ARGUMENT, "context: " + std::to_string(context) + " is more than the " +
-                                          std::to_string(most) + " tokens that the model can see");
+                                          std::to_string(most) + " tokens that " + who);
   }
   return context == 0 ? most : static_cast<int>(context);
 }

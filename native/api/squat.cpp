@@ -89,6 +89,7 @@ squat_status squat_get_info(const squat_engine* engine, squat_info* info) {
     info->n_threads = static_cast<uint32_t>(e.threads());
     info->file_bytes = e.file_bytes();
     info->weight_bytes = model.weight_bytes;
+    info->cache_bytes = e.session().cache_bytes();
     info->bos_token = e.bos_token();
     info->eos_token = e.eos_tokens().empty() ? -1 : e.eos_tokens()[0];
     info->eos_tokens = e.eos_tokens().data();

@@ -33,7 +33,7 @@ const char kHelp[] =
     "      --min-p X              drop tokens below X times the most probable (default 0: none)\n"
     "      --repetition-penalty X above 1 discourages tokens that were there (default 1)\n"
     "      --seed N               equal seeds give equal text (default 0)\n"
-    "      --stats                print times and kernels to standard error\n"
+    "      --stats                print memory, times and kernels to standard error\n"
     "  -h, --help                 print this\n"
     "\n"
     "SQUAT_ISA pins the instruction set. Text goes to standard output as it comes, everything "
@@ -202,12 +202,14 @@ int main(int argc, char** argv) {
         progress.tokens > 0 ? std::chrono::duration<double>(progress.first - begin).count() : total;
     std::fprintf(stderr,
                  "model    %s, %u layers, hidden %u, %.1f MB file, %.1f MB packed weights\n"
+                 "cache    %.1f MB with all %u tokens of the context\n"
                  "load     %.1f ms\n"
                  "prefill  %zu tokens, %.1f ms, %.0f tokens/s\n",
                  info.architecture, info.n_layer, info.n_embd,
                  static_cast<double>(info.file_bytes) / 1e6,
-                 static_cast<double>(info.weight_bytes) / 1e6, load_seconds * 1e3, tokens.size(),
-                 prefill * 1e3, static_cast<double>(tokens.size()) / prefill);
+                 static_cast<double>(info.weight_bytes) / 1e6,
+                 static_cast<double>(info.cache_bytes) / 1e6, info.n_context, load_seconds * 1e3,
+                 tokens.size(), prefill * 1e3, static_cast<double>(tokens.size()) / prefill);
     if (progress.tokens > 1) {
       std::fprintf(stderr, "decode   %zu tokens, %.2f ms/token, %.0f tokens/s\n",
                    progress.tokens - 1,

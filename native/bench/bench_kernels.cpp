@@ -156,8 +156,7 @@ double attention_microseconds(const Choice& choice, WeightForm form, int head_di
   std::vector<int32_t> score(kTokens), out(head_dim);
   return 1e6 * best_seconds([&](int) {
            scores(prepare(choice, form, query, scratch.data()), keys, score.data(), kTokens);
-           weighted_values(prepare(choice, form, probabilities, scratch.data()), values, out.data(),
-                           head_dim);
+           weighted_values(choice, probabilities, values, scratch.data(), out.data(), head_dim);
          });
 }
 

@@ -1,6 +1,7 @@
 // What stands in a file, checked as it is read; an Error names the key or tensor and its value.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -51,16 +52,26 @@ class Keys {
     return numbers;
   }
 
-  // A vector of `count` float32 numbers.
+  // A vector of `count` float32 numbers,
   std::vector<float> floats(const std::string& name, uint64_t count) const {
+    return floats(name, std::vector<uint64_t>{count});
+  }
+  // or a matrix of them, of which a row has ne[0].
+  std::vector<float> floats(const std::string& name, const std::vector<uint64_t>& ne) const {
     const GgufTensor* tensor = file_.find_tensor(name);
     if (tensor == nullptr) fail("tensor '" + name + "' is missing");
-    if (tensor->type != TensorType::kF32 || tensor->rank != 1 || tensor->ne[0] != count) {
-      fail("tensor '" + name + "' has type " + tensor_type_name(tensor->type) + ", rank " +
-           std::to_string(tensor->rank) + " and " + std::to_string(tensor->ne[0]) +
-           " elements a row, expected F32, rank 1 and " + std::to_string(count));
+    const auto shape = [](const uint64_t* sizes, size_t rank) {
+      std::string text;
+      for (size_t i = 0; i < rank; i++) text += (i > 0 ? " x " : "") + std::to_string(sizes[i]);
+      return text;
+    };
+    const size_t rank = static_cast<size_t>(tensor->rank);
+    if (tensor->type != TensorType::kF32 || rank != ne.size() ||
+        !std::equal(ne.begin(), ne.end(), tensor->ne)) {
+      fail("tensor '" + name + "' has type " + tensor_type_name(tensor->type) + " and shape " +
+           shape(tensor->ne, rank) + ", expected F32 and " + shape(ne.data(), ne.size()));
     }
-    std::vector<float> values(count);
+    std::vector<float> values(tensor->size / sizeof(float));
     std::memcpy(values.data(), tensor->data, tensor->size);
     return values;
   }

@@ -42,7 +42,7 @@ void Session::for_runs(const uint8_t* widths, int begin, int end, Body&& body) {
 void Session::attend(const Chunk& chunk, int layer) {
   const Model& m = model_;
   // A token sees on average this many keys.
-  const int64_t pairs = int64_t{chunk.count} * (2 * chunk.position + chunk.count + 1) / 2;
+  const int64_t pairs = int64_t{chunk.count} * (2 * chunk.past() + chunk.count + 1) / 2;
   const int64_t macs = pairs * m.n_embd_q();
   const int64_t bytes = int64_t{chunk.keys()} * m.n_embd_kv();
   const int keys_at = m.n_embd_q(), values_at = keys_at + m.n_embd_kv();
@@ -144,7 +144,7 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       (wide ? pools.key8 : pools.key4).append(key_codes_ + codes_at(chunk, 1, head, from), count);
     });
     if (pools.key_exponents != nullptr) {
-      std::memcpy(pools.key_exponents + chunk.position + begin,
+      std::memcpy(pools.key_exponents + chunk.past() + begin,
                   key_exponents_ + vector_of(chunk, 1, head, begin),
                   static_cast<size_t>(end - begin));
     }
@@ -157,7 +157,7 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     }
     queries.codes = query_codes_ + codes_at(chunk, group, head, from);
     queries.rows = rows;
-    const int keys = chunk.position + end, stride = keys_padded(keys);
+    const int keys = chunk.past() + end, stride = keys_padded(keys);
     for (const int bits : {8, 4}) {
       const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
       if (pool.count() == 0) continue;
@@ -169,18 +169,19 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       attention_row(chunk, layer, token, head * group + row % group, row, stride, pools, scratch);
       // What later tokens of the block have put into the pools is not seen.
       uint8_t* probs = probs_row(chunk, token, head * group + row % group);
-      const int visible = chunk.position + token + 1;
+      const int visible = chunk.past() + token + 1;
       std::memset(probs + visible, 0, static_cast<size_t>(keys - visible));
     }
   }
 }
 
-// One query row: products with the pools to probabilities, in the order of positions.
+// One query row: products with the pools to probabilities, in the order of positions. Here a key is
+// a place among those that the layer holds.
 void Session::attention_row(const Chunk& chunk, int layer, int token, int query_head, int row,
                             int stride, const HeadPools& pools, Scratch& scratch) {
   const Model& m = model_;
   const Site &q = m.sites.q, &k = m.sites.k;
-  const int visible = chunk.position + token + 1;
+  const int visible = chunk.past() + token + 1;
   const float scaling = m.graph.attention_scale;
   const int window = m.graph.window[static_cast<size_t>(layer)];
   const int first = window == 0 ? 0 : std::max(0, visible - window);
@@ -199,8 +200,8 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   } else if (pools.key8.count() == 0) {
     ops_.scale_scores(narrow, step4, scaling, visible, scores);
   } else {
-    ops_.merge_scores(widths_[static_cast<size_t>(layer - 1)].bits, wide, step8, narrow, step4,
-                      scaling, visible, scores);
+    ops_.merge_scores(widths_[static_cast<size_t>(layer - 1)] + chunk.first, wide, step8, narrow,
+                      step4, scaling, visible, scores);
   }
   if (pools.key_exponents != nullptr) {
     ops_.multiply_powers(pools.key_exponents, visible, scores);
@@ -233,14 +234,11 @@ float Session::importance(int layer, int token, int position) const {
 void Session::decide_widths(const Chunk& chunk, int layer) {
   if (widths_.empty()) return;
   const float threshold = model_.thresholds[static_cast<size_t>(layer)];
-  int wide = 0;
   for (int i = 0; i < chunk.count; i++) {
     const bool important = importance(layer, i, chunk.position + i) >= threshold;
     chunk.current[i] = important ? 8 : 4;
-    wide += important;
+    wide_counts_[static_cast<size_t>(layer)] += important;
   }
-  widths_[static_cast<size_t>(layer)].wide += wide;
-  wide_counts_[static_cast<size_t>(layer)] += static_cast<uint64_t>(wide);
 }
 
 // Appends a head's values, and multiplies them with its probabilities.
@@ -268,10 +266,10 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     const uint8_t* probs = probs_row(chunk, from, head * group);
     const bool both = pools.value8.count() > 0 && pools.value4.count() > 0;
     if (both) {
-      const uint8_t* widths = widths_[static_cast<size_t>(layer)].bits;
+      const uint8_t* widths = widths_[static_cast<size_t>(layer)] + chunk.first;
       for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
         const size_t offset = row * stride;
-        ops_.split_codes(widths, probs + offset, chunk.position + end, scratch.probs[0] + offset,
+        ops_.split_codes(widths, probs + offset, chunk.past() + end, scratch.probs[0] + offset,
                          scratch.probs[1] + offset);
       }
     }
@@ -284,8 +282,8 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       input.rows = rows;
       input.inner = pool.count();
       if (both) input.codes = scratch.probs[bits == 4];
-      kernels::weighted_values(kernels::prepare(choice_, pool.form(), input, scratch.prepared),
-                               pool, scratch.sums[bits == 4], head_dim);
+      kernels::weighted_values(choice_, input, pool, scratch.prepared, scratch.sums[bits == 4],
+                               head_dim);
     }
     for (int row = 0; row < rows; row++) {
       const size_t offset = static_cast<size_t>(row) * head_dim;

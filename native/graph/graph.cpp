@@ -12,11 +12,12 @@ namespace squat {
 namespace {
 
 constexpr uint32_t kMaxContext = 1u << 20;
+constexpr uint32_t kMaxTaps = 64;
 constexpr const char* kPrefix = "squat.graph.";
 constexpr const char* kKnown[] = {
     "norm",           "activation",    "pairs",           "rotation",
     "second_base",    "windows",       "embedding_scale", "attention_scale",
-    "residual_scale", "logit_divisor", "parallel"};
+    "residual_scale", "logit_divisor", "parallel",        "convolutions"};
 
 class Reader {
  public:
@@ -43,6 +44,13 @@ class Reader {
     graph_.window.assign(static_cast<size_t>(layers_), 0);
     if (file_.has(name("windows"))) {
       graph_.window = keys_.bounded_array(name("windows"), layers_, kMaxContext);
+    }
+    graph_.taps.assign(static_cast<size_t>(layers_), 0);
+    if (file_.has(name("convolutions"))) {
+      graph_.taps = keys_.bounded_array(name("convolutions"), layers_, kMaxTaps);
+      if (graph_.first_attention() == layers_) {
+        keys_.fail("key '" + name("convolutions") + "' leaves no layer with attention");
+      }
     }
     if (graph_.parallel && graph_.residual_scale != 1) {
       keys_.fail("key '" + name("residual_scale") + "' is " +

@@ -3,6 +3,7 @@
 // and whether the MLP has a gate, the tensors themselves say.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -26,8 +27,21 @@ struct Graph {
   std::vector<Rotation> rotations;
   std::vector<int> rotation;  // by layer, which of them; -1: none
   std::vector<int> window;    // by layer, how many tokens a token sees, itself among them; 0: all
+  // By layer, 0: attention; otherwise a short convolution in its place, and how many tokens it
+  // mixes.
+  std::vector<int> taps;
   float embedding_scale = 1, attention_scale = 1, residual_scale = 1, logit_divisor = 1;
 
+  bool attends(int layer) const { return taps[static_cast<size_t>(layer)] == 0; }
+  // The first layer with attention; there is one.
+  int first_attention() const {
+    return static_cast<int>(std::find(taps.begin(), taps.end(), 0) - taps.begin());
+  }
+  // How many tokens a layer looks at, the token itself among them; 0: all.
+  int reach(int layer) const {
+    const size_t l = static_cast<size_t>(layer);
+    return taps[l] > 0 ? taps[l] : window[l];
+  }
   // Elements of a head that are rotated.
   int rotated() const {
     return rotations.empty() ? 0 : 2 * static_cast<int>(rotations[0].frequencies.size());

@@ -69,7 +69,8 @@ class Loader {
     }
     if (version_ == 1 || !file_.has(kFeatureList)) return;
     for (const std::string_view name : file_.string_array(kFeatureList)) {
-      if (name != kExponents && name != kHadamard && name != kLevels && name != kGraph) {
+      const auto known = {kExponents, kHadamard, kLevels, kGraph, kTokenizer};
+      if (std::find(known.begin(), known.end(), name) == known.end()) {
         fail("key '" + std::string(kFeatureList) + "' names '" + std::string(name.substr(0, 64)) +
              "', which this engine does not know; use the engine that belongs to the exporter");
       }
@@ -95,10 +96,7 @@ class Loader {
         keys_.bounded(key("block_count"), 1,
                       static_cast<uint32_t>(std::min<size_t>(file_.tensors().size(), 1u << 16)));
     m.n_head = keys_.bounded(key("attention.head_count"), 1, static_cast<uint32_t>(m.n_embd));
-    m.n_head_kv =
-        file_.has(key("attention.head_count_kv"))
-            ? keys_.bounded(key("attention.head_count_kv"), 1, static_cast<uint32_t>(m.n_head))
-            : m.n_head;
+    m.n_head_kv = read_key_heads();
     if (m.n_head % m.n_head_kv != 0) {
       fail("key '" + key("attention.head_count_kv") + "' is " + std::to_string(m.n_head_kv) +
            ", which does not divide the " + std::to_string(m.n_head) + " query heads");
@@ -130,6 +128,24 @@ class Loader {
     m.n_vocab = static_cast<int>(embedding->ne[1]);
   }
 
+  // One number, or where some layers have no attention one for each: the same, or there 0.
+  int read_key_heads() const {
+    const std::string name = key("attention.head_count_kv");
+    const uint32_t most = static_cast<uint32_t>(model_.n_head);
+    if (!file_.has(name)) return model_.n_head;
+    if (!file_.has("squat.graph.convolutions")) return keys_.bounded(name, 1, most);
+    const std::vector<int> by_layer = keys_.bounded_array(name, model_.n_layer, most);
+    const int heads = std::max(1, *std::max_element(by_layer.begin(), by_layer.end()));
+    for (size_t i = 0; i < by_layer.size(); i++) {
+      if (by_layer[i] != 0 && by_layer[i] != heads) {
+        fail("key '" + name + "' element " + std::to_string(i) + " is " +
+             std::to_string(by_layer[i]) + ", expected " + std::to_string(heads) +
+             " as elsewhere, or 0");
+      }
+    }
+    return heads;
+  }
+
   // Whether its input is transformed or not; null if it is missing.
   const GgufTensor* find_matrix(const std::string& name) const {
     for (const int block : {1, 2}) {
@@ -142,14 +158,18 @@ class Loader {
     return nullptr;
   }
 
-  std::vector<float> steps(const std::string& name, int count, int first_used) const {
+  // By layer, whether a site has tokens of a width.
+  using Used = std::vector<bool>;
+
+  std::vector<float> steps(const std::string& name, const Used& used) const {
+    const size_t count = used.size();
     std::vector<float> values = file_.f32_array(name);
-    if (values.size() != static_cast<size_t>(count)) {
+    if (values.size() != count) {
       fail("key '" + name + "' has " + std::to_string(values.size()) + " elements, expected " +
            std::to_string(count));
     }
-    for (size_t i = static_cast<size_t>(first_used); i < values.size(); i++) {
-      if (!is_step(values[i])) {
+    for (size_t i = 0; i < count; i++) {
+      if (used[i] && !is_step(values[i])) {
         fail("key '" + name + "' element " + std::to_string(i) + " is " +
              std::to_string(values[i]) + ", which is not an fp16 number of at least 2^-14");
       }
@@ -200,8 +220,8 @@ class Loader {
     return {blocks.begin(), blocks.end()};
   }
 
-  // Sixteen a layer; zeros in the layers before `first_used`, where no token has 4 bits.
-  std::vector<Levels> read_levels(const std::string& name, size_t first_used) const {
+  // Sixteen a layer; zeros where no token has 4 bits.
+  std::vector<Levels> read_levels(const std::string& name, const Used& used) const {
     const std::vector<int32_t> values = file_.i32_array(name);
     const size_t layers = static_cast<size_t>(model_.n_layer);
     if (values.size() != 16 * layers) {
@@ -213,7 +233,7 @@ class Loader {
       for (size_t i = 16 * layer; i < 16 * (layer + 1); i++) {
         const std::string what =
             "key '" + name + "' element " + std::to_string(i) + " is " + std::to_string(values[i]);
-        if (layer < first_used) {
+        if (!used[layer]) {
           if (values[i] == 0) continue;
           fail(what + ", expected 0: layer " + std::to_string(layer) + " has no 4-bit tokens");
         }
@@ -222,14 +242,15 @@ class Loader {
           fail(what + ", not more than the one before it: the levels of a layer ascend");
         }
       }
-      levels[layer] = make_levels(values.data() + 16 * layer);
+      if (used[layer]) levels[layer] = make_levels(values.data() + 16 * layer);
     }
     return levels;
   }
 
   // What there is to know about a site beside its keys.
   struct Kind {
-    bool follows_previous = false;  // its widths are the previous layer's: layer 0 is always wide
+    bool follows_previous = false;  // its widths are the previous layer's
+    bool in_attention = false;      // it is there only where there is attention
     bool exponents = false;         // whether it can have token exponents,
     int transformed = 0;            // be transformed, and with what size,
     bool levels = false;            // and have levels
@@ -252,10 +273,17 @@ class Loader {
     }
     const int count = head ? 1 : model_.n_layer;
     const bool all_wide = site.bits == Site::Bits::k8;
-    // The first layer with 4-bit tokens.
-    const int narrow_from = all_wide ? count : site.by_token() && kind.follows_previous ? 1 : 0;
-    if (site.bits != Site::Bits::k4) site.step8 = steps(prefix + "step8", count, 0);
-    if (!all_wide) site.step4 = steps(prefix + "step4", count, narrow_from);
+    // Before the first attention every token is wide.
+    const int narrow_from =
+        site.by_token() ? model_.graph.first_attention() + kind.follows_previous : 0;
+    Used used8(static_cast<size_t>(count), true), used4(static_cast<size_t>(count), !all_wide);
+    for (int l = 0; !head && l < count; l++) {
+      const size_t layer = static_cast<size_t>(l);
+      if (kind.in_attention && !model_.graph.attends(l)) used8[layer] = used4[layer] = false;
+      if (l < narrow_from) used4[layer] = false;
+    }
+    if (site.bits != Site::Bits::k4) site.step8 = steps(prefix + "step8", used8);
+    if (!all_wide) site.step4 = steps(prefix + "step4", used4);
     adaptive_ = adaptive_ || site.by_token();
 
     read_margins(prefix, kind.exponents, &site);
@@ -263,7 +291,7 @@ class Loader {
       site.hadamard = read_blocks(prefix + "hadamard", count, kind.transformed);
     }
     if (has_feature(prefix + "levels4", kLevels, kind.levels)) {
-      site.levels = read_levels(prefix + "levels4", static_cast<size_t>(narrow_from));
+      site.levels = read_levels(prefix + "levels4", used4);
     }
     return site;
   }
@@ -273,15 +301,15 @@ class Loader {
     const int n_embd = model_.n_embd, n_ff = model_.n_ff, head_dim = model_.head_dim;
     // Version 1 has one feature, which it does not name.
     if (version_ == 1 && file_.has("squat.mlp_mid.hadamard")) features_.emplace_back(kHadamard);
-    s.attn_in = read_site("attn_in", {true, true, n_embd, true});
-    s.q = read_site("q", {true, true, 0, true});
-    s.k = read_site("k", {true, true, head_dim, true});
-    s.v = read_site("v", {false, false, 0, true});
+    s.attn_in = read_site("attn_in", {true, false, true, n_embd, true});
+    s.q = read_site("q", {true, true, true, 0, true});
+    s.k = read_site("k", {true, true, true, head_dim, true});
+    s.v = read_site("v", {false, true, false, 0, true});
     s.k.cached = s.v.cached = true;
-    s.attn_out = read_site("attn_out", {false, true, 0, true});
-    s.mlp_in = read_site("mlp_in", {false, true, n_embd, true});
-    s.mlp_mid = read_site("mlp_mid", {false, true, n_ff, true});
-    s.head_in = read_site("head_in", {false, true, n_embd, false});
+    s.attn_out = read_site("attn_out", {false, false, true, 0, true});
+    s.mlp_in = read_site("mlp_in", {false, false, true, n_embd, true});
+    s.mlp_mid = read_site("mlp_mid", {false, false, true, n_ff, true});
+    s.head_in = read_site("head_in", {false, false, true, n_embd, false});
     read_probs();
     if (adaptive_) read_importance();
   }
@@ -290,7 +318,9 @@ class Loader {
     if (const std::string_view bits = file_.string("squat.probs.bits"); bits != "8") {
       fail("key 'squat.probs.bits' is '" + std::string(bits.substr(0, 64)) + "', expected '8'");
     }
-    model_.sites.probs_step = steps("squat.probs.step8", model_.n_layer, 0);
+    Used used(static_cast<size_t>(model_.n_layer));
+    for (int l = 0; l < model_.n_layer; l++) used[static_cast<size_t>(l)] = model_.graph.attends(l);
+    model_.sites.probs_step = steps("squat.probs.step8", used);
     has_feature("squat.probs.margin8", kExponents, false);
     has_feature("squat.probs.margin4", kExponents, false);
     has_feature("squat.probs.hadamard", kHadamard, false);
@@ -395,11 +425,30 @@ class Loader {
                &layer->after_attn_norm);
     read_norms(block + "ffn_norm", block + "post_ffw_norm", &layer->mlp_norm,
                &layer->after_mlp_norm);
+    const int of_qkv = m.sites.attn_in.block(l), of_ffn = m.sites.mlp_in.block(l);
+    if (m.graph.attends(l)) {
+      read_attention(block, of_qkv, layer);
+    } else {
+      layer->convolution = read_convolution(block + "shortconv.conv", m.graph.reach(l));
+      layer->qkv.resize(1);
+      read_weights(block + "shortconv.in_proj", 3 * m.n_embd, m.n_embd, &layer->qkv[0], of_qkv);
+      read_weights(block + "shortconv.out_proj", m.n_embd, m.n_embd, &layer->attn_out);
+    }
+
+    // Only GELU goes without a gate.
+    const bool gated =
+        m.graph.activation == Graph::Activation::kSilu || find_matrix("blk.0.ffn_gate") != nullptr;
+    layer->mlp_in.resize(gated ? 2 : 1);
+    if (gated) read_weights(block + "ffn_gate", m.n_ff, m.n_embd, &layer->mlp_in[0], of_ffn);
+    read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer->mlp_in.back(), of_ffn);
+    read_weights(block + "ffn_down", m.n_embd, m.n_ff, &layer->mlp_mid, m.sites.mlp_mid.block(l));
+  }
+
+  void read_attention(const std::string& block, int of_qkv, Layer* layer) {
+    const Model& m = model_;
     layer->q_norm = read_head_norm(block + "attn_q_norm", m.n_head);
     layer->k_norm = read_head_norm(block + "attn_k_norm", m.n_head_kv);
-
-    const int of_qkv = m.sites.attn_in.block(l), of_ffn = m.sites.mlp_in.block(l);
-    if (find_matrix("blk.0.attn_qkv") != nullptr) {
+    if (find_matrix(block + "attn_qkv") != nullptr) {
       layer->qkv.resize(1);
       read_weights(block + "attn_qkv", m.n_embd_qkv(), m.n_embd, &layer->qkv[0], of_qkv,
                    row_order(m.n_head + m.n_head_kv));
@@ -412,14 +461,20 @@ class Loader {
       read_weights(block + "attn_v", m.n_embd_kv(), m.n_embd, &layer->qkv[2], of_qkv);
     }
     read_weights(block + "attn_output", m.n_embd, m.n_embd_q(), &layer->attn_out);
+  }
 
-    // Only GELU goes without a gate.
-    const bool gated =
-        m.graph.activation == Graph::Activation::kSilu || find_matrix("blk.0.ffn_gate") != nullptr;
-    layer->mlp_in.resize(gated ? 2 : 1);
-    if (gated) read_weights(block + "ffn_gate", m.n_ff, m.n_embd, &layer->mlp_in[0], of_ffn);
-    read_weights(block + "ffn_up", m.n_ff, m.n_embd, &layer->mlp_in.back(), of_ffn);
-    read_weights(block + "ffn_down", m.n_embd, m.n_ff, &layer->mlp_mid, m.sites.mlp_mid.block(l));
+  // In a file [channels][taps].
+  std::vector<float> read_convolution(const std::string& name, int taps) const {
+    const size_t channels = static_cast<size_t>(model_.n_embd), count = static_cast<size_t>(taps);
+    const std::vector<float> stored =
+        keys_.floats(name + ".weight", {static_cast<uint64_t>(taps), channels});
+    std::vector<float> weights(stored.size());
+    for (size_t channel = 0; channel < channels; channel++) {
+      for (size_t tap = 0; tap < count; tap++) {
+        weights[tap * channels + channel] = stored[channel * count + tap];
+      }
+    }
+    return weights;
   }
 
   void read_tensors() {
@@ -432,7 +487,9 @@ class Loader {
     m.embedding = codes(matrix_name(kEmbedding, m.embedding_block), m.n_vocab, m.n_embd);
     m.layers.resize(static_cast<size_t>(m.n_layer));
     for (int l = 0; l < m.n_layer; l++) read_layer(l, &m.layers[static_cast<size_t>(l)]);
-    m.out_norm = read_norm("output_norm", m.n_embd);
+    // The one that LFM2's files have.
+    const char* out_norm = has_norm("token_embd_norm") ? "token_embd_norm" : "output_norm";
+    m.out_norm = read_norm(out_norm, m.n_embd);
     if (tied) {
       pending_.push_back({*m.embedding, &m.head, {}});
     } else {
@@ -526,6 +583,7 @@ class Loader {
   static constexpr const char* kHadamard = "hadamard";
   static constexpr const char* kLevels = "levels";
   static constexpr const char* kGraph = "graph";
+  static constexpr const char* kTokenizer = "tokenizer";  // its keys, which text/ reads
 
   const Gguf& file_;
   const Keys keys_;

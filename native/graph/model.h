@@ -72,7 +72,10 @@ struct Layer {
   Norm q_norm, k_norm;       // of each head, or of all together
   std::vector<Weights> qkv;  // q, k, v, or one matrix with the rows of all three
   Weights attn_out;
-  std::vector<Weights> mlp_in;  // gate and up, or up alone
+  // In a layer with a convolution qkv is one matrix, with the rows of the gate before it, the gate
+  // behind it, and what it mixes; attn_out is the projection behind it.
+  std::vector<float> convolution;  // [taps][n_embd], the oldest token's first
+  std::vector<Weights> mlp_in;     // gate and up, or up alone
   Weights mlp_mid;
 };
 

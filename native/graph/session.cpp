@@ -13,13 +13,32 @@ namespace squat {
 namespace {
 
 constexpr int kChunk = 128;
+// The oldest token that a layer holds is a multiple of this many into the text, so that float sums
+// over what it holds have the same order whatever was dropped.
+constexpr int kFirst = 64;
 
-// Attention probabilities of a chunk take heads * chunk * context bytes: fewer tokens at a time for
-// a very long context.
-int chunk_size(const Model& model, int context) {
+// Tokens before the next one that a layer keeps when it drops the others.
+int kept(int reach) { return reach - 1 + Session::kTakenBack; }
+
+// Tokens that a layer has room for.
+int capacity(const Model& model, int layer, int context) {
+  const int reach = model.graph.reach(layer);
+  return reach == 0 ? context : std::min(context, kept(reach) + kFirst + std::max(reach, kChunk));
+}
+
+// The most tokens that any layer has room for.
+int longest_of(const Model& model, int context) {
+  int longest = 0;
+  for (int l = 0; l < model.n_layer; l++) longest = std::max(longest, capacity(model, l, context));
+  return longest;
+}
+
+// Attention probabilities of a chunk take heads * chunk * keys bytes: fewer tokens at a time where
+// a layer holds very many.
+int chunk_size(const Model& model, int longest) {
   constexpr int64_t kMostBytes = int64_t{1} << 28;
-  const int64_t fits = kMostBytes / (int64_t{model.n_head} * context);
-  return static_cast<int>(std::clamp<int64_t>(fits, 1, std::min(kChunk, context)));
+  const int64_t fits = kMostBytes / (int64_t{model.n_head} * longest);
+  return static_cast<int>(std::clamp<int64_t>(fits, 1, std::min(kChunk, longest)));
 }
 
 }  // namespace
@@ -31,12 +50,15 @@ Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& 
       threads_(threads),
       ops_(float_ops(choice.isa->features)),
       context_(context),
-      chunk_(chunk_size(model, context)),
+      longest_(longest_of(model, context)),
+      chunk_(chunk_size(model, longest_)),
       score_rows_(std::clamp((1 << 19) / model.n_vocab, 1, 32)),
       wide_counts_(static_cast<size_t>(model.n_layer)),
       widths_(model.thresholds.size()),
+      first_(static_cast<size_t>(model.n_layer)),
       angles_(model.graph.rotations.size()),
       pools_(static_cast<size_t>(model.n_layer) * static_cast<size_t>(model.n_head_kv)),
+      mixed_(static_cast<size_t>(model.n_layer)),
       scratch_(static_cast<size_t>(threads.size())) {
   memory_ = Memory(lay_out(Arena()));
   lay_out(Arena(memory_));
@@ -46,20 +68,25 @@ Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& 
 size_t Session::lay_out(Arena arena) {
   const Model& m = model_;
   const size_t chunk = static_cast<size_t>(chunk_);
-  const size_t keys = static_cast<size_t>(keys_padded(context_));
+  const size_t keys = static_cast<size_t>(keys_padded(longest_));
   const size_t head_dim = static_cast<size_t>(m.head_dim);
   const int widest = std::max({m.n_embd, m.n_ff, m.n_embd_q()});
 
   residual_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
   codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(widest));
   steps_ = arena.take<float>(chunk);
-  qkv_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_qkv()));
+  size_t made = 0, attended = 0;  // elements of a token, of whatever kind its layer is
+  for (int l = 0; l < m.n_layer; l++) {
+    made = std::max(made, static_cast<size_t>(made_by(l)));
+    attended = std::max(attended, static_cast<size_t>(attended_by(l)));
+  }
+  qkv_ = arena.take<float>(chunk * made);
   query_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_q()));
   key_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
   value_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
   query_exponents_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head));
   key_exponents_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head_kv));
-  attention_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd_q()));
+  attention_ = arena.take<float>(chunk * attended);
   mlp_ = arena.take<float>(chunk * 2 * static_cast<size_t>(m.n_ff));
   const size_t angles = chunk * static_cast<size_t>(m.graph.rotated());
   for (Angles& a : angles_) a = {arena.take<float>(angles), arena.take<float>(angles)};
@@ -81,34 +108,50 @@ size_t Session::lay_out(Arena arena) {
     s.scores = arena.take<float>(keys);
     for (uint8_t*& probs : s.probs) probs = arena.take<uint8_t>(rows * keys);
     s.prepared = arena.take<uint8_t>(
-        kernels::prepared_bytes(choice_, query_rows, std::max(m.head_dim, context_)));
+        kernels::prepared_bytes(choice_, query_rows, std::max(m.head_dim, longest_)));
   }
 
-  for (TokenWidths& widths : widths_) widths = {arena.take<uint8_t>(keys), 0};
+  const size_t before = arena.used();
+  for (uint8_t*& widths : widths_) {
+    widths = arena.take<uint8_t>(static_cast<size_t>(keys_padded(context_)));
+  }
   using Form = kernels::WeightForm;
+  int room = 0;
   const auto key_pool = [&](Form form, bool used, const int8_t* levels = nullptr) {
-    const size_t bytes = kernels::KeyPool::bytes(choice_, form, m.head_dim, context_);
+    const size_t bytes = kernels::KeyPool::bytes(choice_, form, m.head_dim, room);
     uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
     return data == nullptr ? kernels::KeyPool{}
                            : kernels::KeyPool::empty(choice_, form, m.head_dim, data, levels);
   };
   const auto value_pool = [&](Form form, bool used, const int8_t* levels = nullptr) {
-    const size_t bytes = kernels::ValuePool::bytes(choice_, form, m.head_dim, context_);
+    const size_t bytes = kernels::ValuePool::bytes(choice_, form, m.head_dim, room);
     uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
     return data == nullptr
                ? kernels::ValuePool{}
-               : kernels::ValuePool::empty(choice_, form, m.head_dim, context_, data, levels);
+               : kernels::ValuePool::empty(choice_, form, m.head_dim, room, data, levels);
   };
   const Site &k = m.sites.k, &v = m.sites.v;
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / m.n_head_kv;
-    const bool narrow_keys = k.bits == Site::Bits::k4 || (k.by_token() && layer > 0);
+    room = capacity(m, layer, context_);
+    pools_[i].key_exponents = nullptr;
+    if (!m.graph.attends(layer)) continue;
+    const bool narrow_keys =
+        k.bits == Site::Bits::k4 || (k.by_token() && layer > m.graph.first_attention());
     pools_[i].key8 = key_pool(Form::w8, k.bits != Site::Bits::k4);
     pools_[i].key4 = key_pool(k.narrow_form(), narrow_keys, k.level_table(layer));
     pools_[i].value8 = value_pool(Form::w8, v.bits != Site::Bits::k4);
     pools_[i].value4 = value_pool(v.narrow_form(), v.bits != Site::Bits::k8, v.level_table(layer));
-    pools_[i].key_exponents = k.token_exponents() ? arena.take<uint8_t>(keys) : nullptr;
+    if (k.token_exponents()) {
+      pools_[i].key_exponents = arena.take<uint8_t>(static_cast<size_t>(keys_padded(room)));
+    }
   }
+  for (int l = 0; l < m.n_layer; l++) {
+    const int rows = m.graph.attends(l) ? 0 : m.graph.reach(l) - 1 + capacity(m, l, context_);
+    mixed_[static_cast<size_t>(l)] =
+        arena.take<float>(static_cast<size_t>(rows) * static_cast<size_t>(m.n_embd));
+  }
+  cache_bytes_ = arena.used() - before;
   return arena.used();
 }
 
@@ -117,10 +160,15 @@ size_t Session::lay_out(Arena arena) {
 
 void Session::check_tokens(const int32_t* tokens, size_t n, int length) const {
   if (n > static_cast<size_t>(context_ - length)) {
+    const int most = std::min(model_.n_context, kMaxContext);
+    const std::string way_out =
+        context_ < most
+            ? "; shorten the text, or load with a context of up to " + std::to_string(most)
+        : most == kMaxContext ? ", the most that a session can hold; shorten the text"
+                              : ", all that the model can see; shorten the text";
     throw Error(SQUAT_ERROR_CONTEXT,
                 "tokens: " + std::to_string(n) + " after the " + std::to_string(length) +
-                    " in the session exceed the context of " + std::to_string(context_) +
-                    "; shorten the text, or load with a larger context if the model allows it");
+                    " in the session exceed the context of " + std::to_string(context_) + way_out);
   }
   for (size_t i = 0; i < n; i++) {
     if (tokens[i] < 0 || tokens[i] >= model_.n_vocab) {
@@ -177,24 +225,71 @@ void Session::rewind(size_t length) {
     throw Error(SQUAT_ERROR_ARGUMENT, "length: " + std::to_string(length) + " is more than the " +
                                           std::to_string(length_) + " tokens in the session");
   }
-  length_ = static_cast<int>(length);
-  for (TokenWidths& widths : widths_) {
-    widths.wide = static_cast<int>(std::count(widths.bits, widths.bits + length_, 8));
+  const int left = static_cast<int>(length);
+  int least = 0;
+  for (int l = 0; l < model_.n_layer; l++) {
+    const int first = first_[static_cast<size_t>(l)];
+    if (first > 0) least = std::max(least, first + model_.graph.reach(l) - 1);
   }
-  // How many of the tokens that are left have 8 bits, by the decision of a layer.
-  const auto wide = [&](const Site& site, int layer) {
-    if (!site.by_token()) return site.bits == Site::Bits::k8 ? length_ : 0;
-    return layer < 0 ? length_ : widths_[static_cast<size_t>(layer)].wide;
-  };
+  if (left > 0 && left < least) {
+    throw Error(SQUAT_ERROR_ARGUMENT,
+                "length: " + std::to_string(length) + " of " + std::to_string(length_) +
+                    " tokens is too far back for a layer that looks at a few tokens and holds no "
+                    "more; rewind to " +
+                    std::to_string(least) + " or more, or to 0 and evaluate the text again");
+  }
+  length_ = left;
+  if (left == 0) std::fill(first_.begin(), first_.end(), 0);
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / model_.n_head_kv;
-    const int wide_keys = wide(model_.sites.k, layer - 1);
-    const int wide_values = wide(model_.sites.v, layer);
-    pools_[i].key8.truncate(wide_keys);
-    pools_[i].key4.truncate(length_ - wide_keys);
-    pools_[i].value8.truncate(wide_values);
-    pools_[i].value4.truncate(length_ - wide_values);
+    if (!model_.graph.attends(layer)) continue;
+    const int first = first_[static_cast<size_t>(layer)], held = left - first;
+    const WideCounts wide = count_wide(layer, first, left);
+    pools_[i].key8.truncate(wide.keys);
+    pools_[i].key4.truncate(held - wide.keys);
+    pools_[i].value8.truncate(wide.values);
+    pools_[i].value4.truncate(held - wide.values);
   }
+}
+
+Session::WideCounts Session::count_wide(int layer, int begin, int end) const {
+  // By the decision of a layer; before the first one all are wide.
+  const auto count = [&](const Site& site, int by) {
+    if (!site.by_token()) return site.bits == Site::Bits::k8 ? end - begin : 0;
+    if (by < 0) return end - begin;
+    const uint8_t* widths = widths_[static_cast<size_t>(by)];
+    return static_cast<int>(std::count(widths + begin, widths + end, 8));
+  };
+  return {count(model_.sites.k, layer - 1), count(model_.sites.v, layer)};
+}
+
+void Session::make_room(int layer, int count) {
+  int& first = first_[static_cast<size_t>(layer)];
+  if (length_ + count - first <= capacity(model_, layer, context_)) return;
+  const int reach = model_.graph.reach(layer);
+  const int dropped = (length_ - kept(reach)) / kFirst * kFirst - first;
+  const size_t left = static_cast<size_t>(length_ - first - dropped);
+  if (!model_.graph.attends(layer)) {
+    const size_t size = static_cast<size_t>(model_.n_embd);
+    float* rows = mixed_[static_cast<size_t>(layer)] + static_cast<size_t>(reach - 1) * size;
+    std::memmove(rows, rows + static_cast<size_t>(dropped) * size, left * size * sizeof(float));
+    first += dropped;
+    return;
+  }
+  const WideCounts wide = count_wide(layer, first, first + dropped);
+  for (int h = 0; h < model_.n_head_kv; h++) {
+    HeadPools& pools = pools_[static_cast<size_t>(layer * model_.n_head_kv + h)];
+    for (const bool is_wide : {true, false}) {
+      const int keys = is_wide ? wide.keys : dropped - wide.keys;
+      const int values = is_wide ? wide.values : dropped - wide.values;
+      if (keys > 0) (is_wide ? pools.key8 : pools.key4).drop(keys);
+      if (values > 0) (is_wide ? pools.value8 : pools.value4).drop(values, codes_);
+    }
+    if (pools.key_exponents != nullptr) {
+      std::memmove(pools.key_exponents, pools.key_exponents + dropped, left);
+    }
+  }
+  first += dropped;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -328,7 +423,7 @@ void Session::add_to_residual(Step step_of_graph, const Input& input, const Weig
 
 void Session::forward(const int32_t* tokens, int count, int wanted) {
   const Model& m = model_;
-  Chunk chunk = {length_, count, wanted, nullptr, nullptr};
+  Chunk chunk = {length_, count, wanted, 0, nullptr, nullptr};
   const size_t n_embd = static_cast<size_t>(m.n_embd), n_ff = static_cast<size_t>(m.n_ff);
   const size_t mlp_stride = m.gated() ? 2 * n_ff : n_ff;
   const auto residual = [&](int i) { return residual_ + static_cast<size_t>(i) * n_embd; };
@@ -339,24 +434,28 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
   embed(tokens, chunk);
   for (int l = 0; l < m.n_layer; l++) {
     const Layer& layer = m.layers[static_cast<size_t>(l)];
-    chunk.current = widths_.empty() ? nullptr : widths_[static_cast<size_t>(l)].bits + length_;
+    chunk.current = widths_.empty() ? nullptr : widths_[static_cast<size_t>(l)] + length_;
+    make_room(l, count);
+    chunk.first = first_[static_cast<size_t>(l)];
     const Input attn_in = quantize_rows(Step::kAttnIn, m.sites.attn_in, l, chunk.previous, 0, count,
                                         m.n_embd, normalized(layer.attn_norm));
     const auto ask = [&](int part, int parts) { read_ahead(l, part, parts); };
     const kernels::Aside aside = kernels::Aside::of(ask);
     multiply(Step::kQkv, attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,
-             static_cast<size_t>(m.n_embd_qkv()), Add::kNo,
-             reads_ahead(chunk, l) ? &aside : nullptr);
+             static_cast<size_t>(made_by(l)), Add::kNo, reads_ahead(chunk, l) ? &aside : nullptr);
     // After the last attention, only the tokens whose logits are wanted go on.
     const int from = l + 1 < m.n_layer ? 0 : wanted;
     chunk.wanted = from;
-    attend(chunk, l);
-    const int rows = count - from;
+    if (m.graph.attends(l)) {
+      attend(chunk, l);
+    } else {
+      convolve(chunk, l);
+    }
+    const int rows = count - from, attended = attended_by(l);
 
-    const size_t n_q = static_cast<size_t>(m.n_embd_q());
-    const Input attn_out =
-        quantize_rows(Step::kAttnOut, m.sites.attn_out, l, chunk.current, from, rows, m.n_embd_q(),
-                      [&](int i, float*) { return attention_ + static_cast<size_t>(i) * n_q; });
+    const Input attn_out = quantize_rows(
+        Step::kAttnOut, m.sites.attn_out, l, chunk.current, from, rows, attended,
+        [&](int i, float*) { return attention_ + static_cast<ptrdiff_t>(i) * attended; });
     float* const branch = branch_ + static_cast<size_t>(from) * n_embd;
     if (m.graph.parallel) {
       multiply(Step::kOutput, attn_out, &layer.attn_out, 1, branch, n_embd);
@@ -389,6 +488,41 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
   }
   length_ += count;
   token_count_ += static_cast<uint64_t>(count);
+}
+
+// Tokens keep the width that they had. Everything else is elementwise in float32, in the order of
+// docs/format.md, "Graph".
+void Session::convolve(const Chunk& chunk, int layer) {
+  const Profile::Timer timer(profile_, Step::kConvolution);
+  for (int i = 0; chunk.current != nullptr && i < chunk.count; i++) {
+    chunk.current[i] = is_wide(chunk.previous, i) ? 8 : 4;
+    wide_counts_[static_cast<size_t>(layer)] += chunk.current[i] == 8;
+  }
+  const size_t n = static_cast<size_t>(model_.n_embd);
+  const size_t taps = static_cast<size_t>(model_.graph.reach(layer));
+  const float* weights = model_.layers[static_cast<size_t>(layer)].convolution.data();
+  // Before the row of a token are those of the tokens before it, and zeros before the text.
+  float* const rows =
+      mixed_[static_cast<size_t>(layer)] + (taps - 1 + static_cast<size_t>(chunk.past())) * n;
+  threads_.parallel_for(chunk.count, [&](int begin, int end, int) {
+    for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); i++) {
+      const float *before = qkv_ + i * 3 * n, *x = before + 2 * n;
+      for (size_t k = 0; k < n; k++) rows[i * n + k] = before[k] * x[k];
+    }
+  });
+  threads_.parallel_for(chunk.count - chunk.wanted, [&](int begin, int end, int) {
+    for (int t = chunk.wanted + begin; t < chunk.wanted + end; t++) {
+      const size_t i = static_cast<size_t>(t);
+      const float* behind = qkv_ + i * 3 * n + n;
+      const float* oldest = rows + i * n - (taps - 1) * n;
+      float* out = attention_ + i * n;
+      for (size_t k = 0; k < n; k++) out[k] = weights[k] * oldest[k];
+      for (size_t tap = 1; tap < taps; tap++) {
+        for (size_t k = 0; k < n; k++) out[k] += weights[tap * n + k] * oldest[tap * n + k];
+      }
+      for (size_t k = 0; k < n; k++) out[k] *= behind[k];
+    }
+  });
 }
 
 void Session::turn(const Rotation& rotation, int position, const Angles& row) {

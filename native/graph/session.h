@@ -6,8 +6,14 @@
 //
 // A token has 8 or 4 bits (docs/format.md, "Sites and token widths"). Each layer's attention keeps
 // two pools of keys and two of values for each head, one for each width, in the order of the text;
-// `TokenWidths` remembers which pool a token is in. The keys of layer l have the widths that layer
+// `widths_` remembers which pool a token is in. The keys of layer l have the widths that layer
 // l-1 decided, the values those of layer l itself.
+//
+// A layer with a convolution keeps what it mixes of each token, in float32.
+//
+// A layer that looks at a few tokens holds no more than it needs: where a chunk would not fit any
+// more, the oldest tokens are dropped, all but the window and kTakenBack tokens before it, and
+// the others move to the front. So there is room for about two windows, and dropping is rare.
 //
 // All memory is taken when the session is made: evaluating allocates nothing.
 #pragma once
@@ -29,7 +35,7 @@ namespace squat {
 class Session {
  public:
   // The longest context that a session can have, whatever the model says.
-  static constexpr int kMaxContext = kernels::kMaxInner;
+  static constexpr int kMaxContext = kernels::kMaxTokens;
 
   // The references must outlive the session; 1 <= context <= kMaxContext.
   Session(const Model& model, const kernels::Choice& choice, ThreadPool& threads, int context);
@@ -45,23 +51,22 @@ class Session {
   // 1 .. n-1. Throws like eval().
   double score(const int32_t* tokens, size_t n);
 
-  // Forgets all but the first `length` tokens. Throws Error if there are fewer.
+  // Forgets all but the first `length` tokens. Throws Error, before anything has changed, if there
+  // are fewer, or if a layer no longer holds what the next token would see. The last kTakenBack
+  // tokens can always be taken back, and so can all.
   void rewind(size_t length);
+  static constexpr int kTakenBack = 128;
 
   // Since the session was made: how many tokens each layer has made wide, and how many there were.
   const std::vector<uint64_t>& wide_counts() const { return wide_counts_; }
   uint64_t token_count() const { return token_count_; }
+  // What keys, values and widths of a full context take.
+  size_t cache_bytes() const { return cache_bytes_; }
 
   Profile& profile() { return profile_; }
   const Profile& profile() const { return profile_; }
 
  private:
-  // The widths that a layer decided on, and how many of them are 8.
-  struct TokenWidths {
-    uint8_t* bits;  // [context]
-    int wide;
-  };
-
   struct HeadPools {
     kernels::KeyPool key8, key4;
     kernels::ValuePool value8, value4;
@@ -113,10 +118,13 @@ class Session {
     int position;
     int count;
     int wanted;
+    int first;                // position of the oldest token that the layer's pools hold
     const uint8_t* previous;  // the tokens' widths by the previous layer; null: 8 bits
     uint8_t* current;         // the tokens' widths by this layer; null if no site is 4:8
 
-    int keys() const { return position + count; }
+    // Tokens before the chunk that the pools hold, and with the chunk.
+    int past() const { return position - first; }
+    int keys() const { return past() + count; }
   };
 
   // A row for each token of a chunk, as the input of a product.
@@ -143,10 +151,18 @@ class Session {
   void check_tokens(const int32_t* tokens, size_t n, int length) const;
 
   void forward(const int32_t* tokens, int count, int wanted);
+  // Drops a layer's oldest tokens if `count` more would not fit.
+  void make_room(int layer, int count);
+  // How many of a layer's tokens from position `begin` to `end` are wide at k and at v.
+  struct WideCounts {
+    int keys, values;
+  };
+  WideCounts count_wide(int layer, int begin, int end) const;
   void embed(const int32_t* tokens, const Chunk& chunk);
   // The angles of a position.
   static void turn(const Rotation& rotation, int position, const Angles& row);
   void attend(const Chunk& chunk, int layer);
+  void convolve(const Chunk& chunk, int layer);
   // Quantizes the vectors of the tokens from `from` on.
   void quantize_vectors(const Chunk& chunk, int layer, const Vectors& vectors, int from);
   // Which of all vectors is the first one of a token at a key head, and where its codes begin.
@@ -217,6 +233,13 @@ class Session {
   // What attention or MLP make, from their last product on, for the tokens from `from` on.
   void add_to_residual(Step step, const Input& input, const Weights& weights, const Norm& after,
                        int from);
+  // What a layer's first product makes of a token, and what its second one reads, in elements.
+  int made_by(int layer) const {
+    return model_.graph.attends(layer) ? model_.n_embd_qkv() : 3 * model_.n_embd;
+  }
+  int attended_by(int layer) const {
+    return model_.graph.attends(layer) ? model_.n_embd_q() : model_.n_embd;
+  }
   // Whether anything is done to it before it is added.
   bool needs_branch() const {
     const Graph& graph = model_.graph;
@@ -243,31 +266,36 @@ class Session {
   ThreadPool& threads_;
   const FloatOps& ops_;
   const int context_;
+  const int longest_;     // the most tokens that a layer holds
   const int chunk_;       // the most tokens in flight
   const int score_rows_;  // rows of logits that score() computes at a time
 
   Memory memory_;
+  size_t cache_bytes_ = 0;
   int length_ = 0;
   std::vector<uint64_t> wide_counts_;
   uint64_t token_count_ = 0;
   Profile profile_;
 
-  std::vector<TokenWidths> widths_;  // by layer; empty if no site is 4:8
-  std::vector<Angles> angles_;       // by rotation, of the chunk in flight
-  std::vector<HeadPools> pools_;     // [layer][key head]
-  std::vector<Scratch> scratch_;     // by thread
+  std::vector<uint8_t*> widths_;  // by layer, of all tokens: [context]; empty if no site is 4:8
+  std::vector<int> first_;        // by layer, position of the oldest token in the pools
+  std::vector<Angles> angles_;    // by rotation, of the chunk in flight
+  std::vector<HeadPools> pools_;  // [layer][key head]; empty where there is no attention
+  // By layer with a convolution: zeros, one row less than it mixes, then [tokens held][n_embd].
+  std::vector<float*> mixed_;
+  std::vector<Scratch> scratch_;  // by thread
 
   // Of the chunk in flight; row i belongs to its token i.
   float* residual_;
   int8_t* codes_;        // the quantized input of the next product,
   float* steps_;         // and its step
-  float* qkv_;           // [token][q heads, k heads, v heads][head_dim]
+  float* qkv_;           // [token][q heads, k heads, v heads][head_dim]; or what is convolved
   int8_t* query_codes_;  // [key head][token][q head of the group][head_dim]
   int8_t* key_codes_;    // [key head][token][head_dim]
   int8_t* value_codes_;
   uint8_t* query_exponents_;  // [key head][token][q head of the group]
   uint8_t* key_exponents_;    // [key head][token]
-  float* attention_;          // [token][q heads][head_dim]
+  float* attention_;          // [token][q heads][head_dim], or a convolution's result
   float* mlp_;                // [token][gate, up]; gpt2: [token][up]
   float* branch_;       // [token][n_embd]: what is added to the residual, if anything is done to it
   uint8_t* probs_;      // [key head][token][q head of the group][keys]

@@ -49,7 +49,7 @@ typedef struct squat_engine squat_engine;
 
 /* Loads `path`. `threads`: threads that compute, at least 1; 0 = one for each CPU that this process
  * may use. `context`: the most tokens that the session can hold; 0 = the model's own limit, which
- * it may not exceed, nor 65536. The environment variable SQUAT_ISA pins the instruction set. The
+ * it may not exceed, nor 131072. The environment variable SQUAT_ISA pins the instruction set. The
  * file is mapped into memory: replace it by renaming another, but do not write to it while the
  * engine lives. */
 SQUAT_API squat_status squat_load(const char* path, uint32_t threads, uint32_t context,
@@ -66,11 +66,12 @@ typedef struct squat_info {
   uint32_t n_threads;    /* threads that compute */
   uint64_t file_bytes;   /* size of the file */
   uint64_t weight_bytes; /* packed weights in memory */
+  uint64_t cache_bytes;  /* keys and values of a full context in memory; less is touched before */
   int32_t bos_token;     /* -1: the model has none */
   int32_t eos_token;     /* -1: the model has none */
   uint32_t n_eos_tokens; /* tokens that end an answer, eos_token the first of them */
   const int32_t* eos_tokens;
-  const char* architecture; /* "llama" or "gpt2"; strings live as long as the engine */
+  const char* architecture; /* as the file says; strings live as long as the engine */
   const char* isa;          /* instruction set in use */
   const char* kernels;      /* one line for each kind of product: "name: kernel\n" */
 } squat_info;
@@ -99,7 +100,10 @@ SQUAT_API squat_status squat_eval(squat_engine* engine, const int32_t* tokens, s
 /* The number of tokens in the session. */
 SQUAT_API size_t squat_length(const squat_engine* engine);
 
-/* Forgets all tokens but the first `length`; 0 empties the session. */
+/* Forgets all tokens but the first `length`; 0 empties the session. The last 128 tokens can always
+ * be taken back. A layer that looks at a few tokens only, by a window or a convolution, may no
+ * longer hold what the next token would see if it is more: then it is SQUAT_ERROR_ARGUMENT, nothing
+ * has changed, and the way back is 0 and an evaluation of the text. */
 SQUAT_API squat_status squat_rewind(squat_engine* engine, size_t length);
 
 /* Empties the session, evaluates n >= 1 tokens and stores the sum over tokens 1 .. n-1 of the

@@ -200,8 +200,29 @@ bool in_low_nibble(const PackedMatrix& matrix, int column) {
 // The code whose last four bits are those of `held` less the offset.
 int nibble_code(int held, int zero) { return ((held - zero + 8) & 15) - 8; }
 
-// What a 4-bit code stands for.
+// Calls body(code, row) for every code of one column.
+template <class Body>
+void for_each_code(const PackedMatrix& matrix, int column, Body body) {
+  const int zero = matrix.layout->zero;
+  if (matrix.layout->weights == WeightForm::w8) {
+    for_each_row(matrix, column,
+                 [=](uint8_t& byte, int row) { body(static_cast<int8_t>(byte - zero), row); });
+  } else {
+    const int shift = in_low_nibble(matrix, column) ? 0 : 4;
+    for_each_row(matrix, column, [=](uint8_t& byte, int row) {
+      body(static_cast<int8_t>(nibble_code(byte >> shift, zero)), row);
+    });
+  }
+}
+
+// What a code stands for.
 int value_of(int code, const int8_t* levels) { return levels == nullptr ? code : levels[code + 8]; }
+
+// Where the first group of a row begins.
+uint8_t* row_at(const PackedMatrix& matrix, int row) {
+  const Kernel& layout = *matrix.layout;
+  return matrix.data + row / layout.n * matrix.panel_stride + size_t(row % layout.n) * layout.k;
+}
 
 }  // namespace
 
@@ -333,11 +354,10 @@ void with_group_size(const Kernel& layout, Body body) {
 
 void pack_row(const PackedMatrix& matrix, int row, const int8_t* codes) {
   const Kernel& layout = *matrix.layout;
-  uint8_t* to =
-      matrix.data + row / layout.n * matrix.panel_stride + size_t(row % layout.n) * layout.k;
   with_group_size(layout, [&](auto k) {
     pack_groups<k, typename Piece<k>::Word>(codes, matrix.inner, layout.zero,
-                                            bits_of(layout.weights), group_bytes(layout), to);
+                                            bits_of(layout.weights), group_bytes(layout),
+                                            row_at(matrix, row));
   });
 }
 
@@ -408,6 +428,17 @@ void KeyPool::append(const int8_t* codes, int tokens) {
   for (int i = 0; i < tokens; ++i, codes += matrix.inner) pack_row(matrix, matrix.rows++, codes);
 }
 
+void KeyPool::drop(int tokens) {
+  const Kernel& layout = *matrix.layout;
+  const size_t stride = group_bytes(layout), end = stored_groups(layout, matrix.inner) * stride;
+  for (int row = tokens; row < matrix.rows; ++row) {
+    const uint8_t* from = row_at(matrix, row);
+    uint8_t* to = row_at(matrix, row - tokens);
+    for (size_t at = 0; at < end; at += stride) std::memcpy(to + at, from + at, size_t(layout.k));
+  }
+  matrix.rows -= tokens;
+}
+
 size_t ValuePool::sums_bytes(int head_dim) { return align_up(size_t(head_dim) * sizeof(int32_t)); }
 
 size_t ValuePool::bytes(const Choice& choice, WeightForm form, int head_dim, int capacity) {
@@ -469,25 +500,29 @@ void ValuePool::prefetch(int begin, int end, int of) const {
 
 void ValuePool::truncate(int count) {
   if (matrix.inner == count) return;
-  const int zero = matrix.layout->zero;
   int32_t* to = sums();
   if (count == 0) {
     std::fill(to, to + matrix.rows, 0);
     matrix.inner = 0;
   }
+  const int8_t* levels = matrix.levels;
   for (; matrix.inner > count; --matrix.inner) {
-    const int column = matrix.inner - 1;
-    if (matrix.layout->weights == WeightForm::w8) {
-      for_each_row(matrix, column,
-                   [=](uint8_t& byte, int row) { to[row] -= static_cast<int8_t>(byte - zero); });
-    } else {
-      const int shift = in_low_nibble(matrix, column) ? 0 : 4;
-      const int8_t* levels = matrix.levels;
-      for_each_row(matrix, column, [=](uint8_t& byte, int row) {
-        to[row] -= value_of(nibble_code(byte >> shift, zero), levels);
-      });
-    }
+    for_each_code(matrix, matrix.inner - 1,
+                  [=](int8_t code, int row) { to[row] -= value_of(code, levels); });
   }
+}
+
+void ValuePool::drop(int tokens, int8_t* buffer) {
+  int32_t* to = sums();
+  const int8_t* levels = matrix.levels;
+  for (int column = 0; column < tokens; ++column) {
+    for_each_code(matrix, column, [=](int8_t code, int row) { to[row] -= value_of(code, levels); });
+  }
+  for (int column = tokens; column < matrix.inner; ++column) {
+    for_each_code(matrix, column, [=](int8_t code, int row) { buffer[row] = code; });
+    pack_column(matrix, column - tokens, buffer);
+  }
+  matrix.inner -= tokens;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -742,12 +777,6 @@ Prepared prepare(const Choice& choice, WeightForm weights, const ActivationRows&
   return prepare_rows(choice, weights, source, buffer, threads);
 }
 
-Prepared prepare(const Choice& choice, WeightForm weights, const ProbabilityRows& rows,
-                 void* buffer, ThreadPool* threads) {
-  const Source<uint8_t> source{rows.codes, rows.stride, rows.rows, rows.inner, nullptr, nullptr};
-  return prepare_rows(choice, weights, source, buffer, threads);
-}
-
 // ---------------------------------------------------------------------------------------------
 // Products
 
@@ -818,9 +847,22 @@ void scores(const Prepared& queries, const KeyPool& keys, int32_t* out, size_t s
              panel_count(keys.matrix));
 }
 
-void weighted_values(const Prepared& rows, const ValuePool& values, int32_t* out, size_t stride) {
-  run_groups(rows, values.matrix, values.sums(), Output::exact(out, stride), 0,
-             panel_count(values.matrix));
+void weighted_values(const Choice& choice, const ProbabilityRows& rows, const ValuePool& values,
+                     void* buffer, int32_t* out, size_t stride) {
+  const Kernel& layout = *values.matrix.layout;
+  Output output = Output::exact(out, stride);
+  const int32_t* column_sums = values.sums();  // of all pieces
+  for (int begin = 0; begin < rows.inner; begin += kMaxInner) {
+    PackedMatrix piece = values.matrix;
+    piece.inner = std::min(kMaxInner, rows.inner - begin);
+    piece.data += size_t(stored_groups(layout, begin)) * group_bytes(layout);
+    const Source<uint8_t> source{rows.codes + begin, rows.stride, rows.rows,
+                                 piece.inner,        nullptr,     nullptr};
+    run_groups(prepare_rows(choice, values.form(), source, buffer, nullptr), piece, column_sums,
+               output, 0, panel_count(piece));
+    column_sums = nullptr;
+    output.add = true;
+  }
 }
 
 // ---------------------------------------------------------------------------------------------

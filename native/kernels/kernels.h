@@ -15,7 +15,7 @@
 //                 in token order
 //
 // Attention is the same product: scores multiply prepared queries with a KeyPool, and the output
-// multiplies prepared probabilities with a ValuePool.
+// multiplies probabilities with a ValuePool.
 //
 // Nothing here allocates, starts threads or keeps state: buffers and the thread pool are the
 // caller's, and different threads may compute at the same time. Every ISA gives the same bits:
@@ -23,8 +23,8 @@
 // and where it is added to something that plus the result, each operation rounded on its own,
 // whatever M, N, the chunk size or the number of threads.
 //
-// Sizes are trusted (M, N >= 0, 1 <= K <= kMaxInner): check what comes from a file before it gets
-// here. Codes must fit their width: -8..7 or -128..127.
+// Sizes are trusted (M, N >= 0, 1 <= K <= kMaxInner, for values kMaxTokens): check what comes from
+// a file before it gets here. Codes must fit their width: -8..7 or -128..127.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +41,13 @@ namespace squat::kernels {
 // The largest inner dimension. One operand may be held with an offset that makes it unsigned, so
 // that a partial sum reaches K * 255 * 128, which at 65536 is just below 2^31.
 inline constexpr int kMaxInner = 65536;
+
+// The most tokens of a pool. The inner dimension of a product with values is their number: it is
+// computed in pieces of kMaxInner tokens, whose sums are added modulo 2^32. That is the result,
+// since it is small. A probability p has the code rint(p / step), 0 below half a step, which is at
+// most 2 p / step; so the codes of a row add up to at most 2 / step = 2^15 (docs/format.md,
+// "Numbers"), and the result is at most 2^22, however many tokens there are.
+inline constexpr int kMaxTokens = 131072;
 
 // Alignment that every buffer should have; anything less is correct, and slower.
 inline constexpr size_t kAlignment = 64;
@@ -158,6 +165,7 @@ struct KeyPool {
   // `tokens` times head_dim codes, one after the other; the caller knows the capacity.
   void append(const int8_t* codes, int tokens = 1);
   void truncate(int count) { matrix.rows = count; }  // keeps the first `count` tokens
+  void drop(int tokens);                             // forgets the first `tokens`
 };
 
 // The values of one head and one width, in order of position: token t is column t. Panels have room
@@ -179,6 +187,7 @@ struct ValuePool {
   int32_t* sums() const;
   void append(const int8_t* codes, int tokens = 1);
   void truncate(int count);
+  void drop(int tokens, int8_t* buffer);  // with room for head_dim codes
 
  private:
   size_t panel_bytes() const;  // of a panel's used bytes
@@ -198,7 +207,8 @@ struct ActivationRows {
 };
 
 // M rows of unsigned probabilities for one ValuePool: `inner` is the pool's count, and a token that
-// a row must not see (or that is not yet there for it) has probability 0.
+// a row must not see (or that is not yet there for it) has probability 0. For more than kMaxInner
+// tokens a row's codes add up to less than 2^24.
 struct ProbabilityRows {
   const uint8_t* codes = nullptr;
   size_t stride = 0;
@@ -229,21 +239,19 @@ size_t prepared_bytes(const Choice& choice, int rows, int inner);
 // kAlignment), which must stay as long as the result is used. With a thread pool the work is split.
 Prepared prepare(const Choice& choice, WeightForm weights, const ActivationRows& rows, void* buffer,
                  ThreadPool* threads = nullptr);
-Prepared prepare(const Choice& choice, WeightForm weights, const ProbabilityRows& rows,
-                 void* buffer, ThreadPool* threads = nullptr);
 
 // ---------------------------------------------------------------------------------------------
 // Products
 
-// Where results go: M x N, row i = token i. Either int32 accumulators or scaled floats, which may
-// be added to what is there (a residual stream).
+// Where results go: M x N, row i = token i. Either int32 accumulators or scaled floats. They may be
+// added to what is there (a residual stream; another piece of a sum, modulo 2^32).
 struct Output {
   int32_t* accumulators = nullptr;
   float* values = nullptr;
   size_t stride = 0;             // elements from a row to the next
   const float* steps = nullptr;  // N, of the weights' rows; for values
   const float* bias = nullptr;   // N, or nullptr
-  bool add = false;              // values += result
+  bool add = false;
 
   static Output exact(int32_t* accumulators, size_t stride) {
     Output out;
@@ -296,9 +304,10 @@ inline void matmul(const Prepared& rows, const PackedMatrix& weights, const Outp
 // scores[i][t] = query row i . key t, int32, for all tokens of the pool.
 void scores(const Prepared& queries, const KeyPool& keys, int32_t* out, size_t stride);
 
-// out[i][c] = sum over the pool's tokens of probability[i][t] * value[t][c], int32. `rows` come
-// from prepare(ProbabilityRows).
-void weighted_values(const Prepared& rows, const ValuePool& values, int32_t* out, size_t stride);
+// out[i][c] = sum over the pool's tokens of probability[i][t] * value[t][c], int32. `buffer` is one
+// for prepare(), of prepared_bytes(choice, rows.rows, rows.inner).
+void weighted_values(const Choice& choice, const ProbabilityRows& rows, const ValuePool& values,
+                     void* buffer, int32_t* out, size_t stride);
 
 // ---------------------------------------------------------------------------------------------
 // Quantization (docs/format.md, "Numbers")

@@ -75,12 +75,19 @@ struct Place {
 };
 
 // One row of results from its sums `acc`, which are corrected by `offset` for the offset of the
-// weights; probabilities are held as code - 128, which the sums of the columns correct.
+// weights; probabilities are held as code - 128, which the sums of the columns correct. Modulo 2^32
+// (kMaxTokens).
 SQUAT_INLINE void write_exact(int32_t* __restrict to, const int32_t* __restrict acc, int32_t offset,
-                              const int32_t* column_sums, int count) {
-  for (int i = 0; i < count; ++i) to[i] = acc[i] - offset;
+                              const int32_t* column_sums, bool add, int count) {
+  const auto bits = [](int32_t x) { return static_cast<uint32_t>(x); };
+  for (int i = 0; i < count; ++i) {
+    const uint32_t sum = bits(acc[i]) - bits(offset);
+    to[i] = static_cast<int32_t>(add ? bits(to[i]) + sum : sum);
+  }
   if (column_sums == nullptr) return;
-  for (int i = 0; i < count; ++i) to[i] += 128 * column_sums[i];
+  for (int i = 0; i < count; ++i) {
+    to[i] = static_cast<int32_t>(bits(to[i]) + 128 * bits(column_sums[i]));
+  }
 }
 
 SQUAT_INLINE void write_scaled(float* __restrict to, const int32_t* __restrict acc, int32_t offset,
@@ -104,7 +111,7 @@ SQUAT_INLINE void write_tile(const MatmulCall& call, const int32_t* acc, int row
     const size_t start = static_cast<size_t>(call.order[row]) * out.stride + at.column;
     if (out.accumulators != nullptr) {
       const int32_t* sums = call.column_sums == nullptr ? nullptr : call.column_sums + at.column;
-      write_exact(out.accumulators + start, acc, offset, sums, at.count);
+      write_exact(out.accumulators + start, acc, offset, sums, out.add, at.count);
     } else {
       const float* bias = out.bias == nullptr ? nullptr : out.bias + at.column;
       write_scaled(out.values + start, acc, offset, call.steps[row], out.steps + at.column, bias,

@@ -46,7 +46,9 @@ SQUAT_INLINE void write_exact_row(const MatmulCall& call, typename Vector::Type 
       const Type of_column = Vector::load(call.column_sums + column + i * kLanes);
       sums[i] = Vector::add(sums[i], Vector::times128(of_column));
     }
-    Vector::write(call.out.accumulators + start + i * kLanes, sums[i]);
+    int32_t* to = call.out.accumulators + start + i * kLanes;
+    if (call.out.add) sums[i] = Vector::add(Vector::load(to), sums[i]);
+    Vector::write(to, sums[i]);
   });
 }
 

@@ -56,6 +56,7 @@ class Engine {
     out["threads"] = info_.n_threads;
     out["file_bytes"] = info_.file_bytes;
     out["weight_bytes"] = info_.weight_bytes;
+    out["cache_bytes"] = info_.cache_bytes;
     out["isa"] = info_.isa;
     out["kernels"] = info_.kernels;
     out["bos_token"] = info_.bos_token;

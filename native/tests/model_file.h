@@ -133,6 +133,9 @@ struct ModelOptions {
   bool row_steps = true, exponents = true, hadamard = true, levels = true;
   // Whether there is a description of the graph, and as much as possible in it is unusual.
   bool described = false;
+  // Of a Llama with a description: whether its first and its last layer have a convolution of three
+  // tokens in place of attention.
+  bool convolutions = false;
   uint32_t seed = 1;
 };
 
@@ -246,6 +249,14 @@ inline std::vector<int32_t> random_levels(int layers, bool first_is_wide, std::m
   return all;
 }
 
+inline bool convolves(const ModelOptions& o, int layer) {
+  return o.described && o.convolutions && (layer == 0 || layer == o.layers - 1);
+}
+
+inline uint32_t kv_heads_of(const ModelOptions& o) {
+  return static_cast<uint32_t>(o.gpt2 ? o.heads : o.kv_heads);
+}
+
 // Says of a graph what makes it another: as a Llama, norms and scales; as a GPT-2, parallel layers.
 inline void describe(const ModelOptions& o, GgufBuilder* file) {
   const std::string graph = "squat.graph.", arch = o.gpt2 ? "gpt2" : "llama";
@@ -266,6 +277,14 @@ inline void describe(const ModelOptions& o, GgufBuilder* file) {
     file->string(graph + "activation", "gelu");
     return;
   }
+  if (o.convolutions) {
+    std::vector<uint32_t> taps(static_cast<size_t>(o.layers), 0),
+        heads(taps.size(), kv_heads_of(o));
+    taps.front() = taps.back() = 3;
+    heads.front() = heads.back() = 0;
+    file->u32_array(graph + "convolutions", taps);
+    file->u32_array("llama.attention.head_count_kv", heads);
+  }
   file->string(graph + "activation", "gelu_tanh");
   file->f32(graph + "residual_scale", 0.5f);
   const auto norm = [&](const std::string& name, int size) {
@@ -277,6 +296,7 @@ inline void describe(const ModelOptions& o, GgufBuilder* file) {
     const std::string block = "blk." + std::to_string(layer) + ".";
     norm(block + "post_attention_norm", o.hidden);
     norm(block + "post_ffw_norm", o.hidden);
+    if (convolves(o, layer)) continue;
     norm(block + "attn_q_norm", o.head_dim);
     norm(block + "attn_k_norm", o.kv_heads * o.head_dim);
   }
@@ -286,7 +306,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   GgufBuilder file;
   std::mt19937 random(o.seed);
   const std::string arch = o.gpt2 ? "gpt2" : "llama";
-  const int kv_heads = o.gpt2 ? o.heads : o.kv_heads;
+  const int kv_heads = static_cast<int>(kv_heads_of(o));
   const uint32_t layers = static_cast<uint32_t>(o.layers);
   file.string("general.architecture", arch);
   file.u32("squat.format_version", o.version);
@@ -326,7 +346,15 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
       file.f32_array(prefix + ".step4", std::vector<float>(layers, step4 * scale));
       if (levels) {
         const bool first_is_wide = follows && o.activations == "4:8";
-        file.i32_array(prefix + ".levels4", random_levels(o.layers, first_is_wide, &random));
+        std::vector<int32_t> table = random_levels(o.layers, first_is_wide, &random);
+        const bool inside = site == "q" || site == "k" || site == "v";
+        for (int layer = 0; layer < o.layers; layer++) {
+          // Before the first attention there are no 4-bit tokens, nor inside of what there is not.
+          const bool before = convolves(o, 0) && o.activations == "4:8" && layer < 1 + follows;
+          if (!before && !(inside && convolves(o, layer))) continue;
+          std::fill_n(table.begin() + 16 * layer, 16, 0);
+        }
+        file.i32_array(prefix + ".levels4", table);
       }
     }
     if (has_exponents && o.activations != "4") file.u32(prefix + ".margin8", 0);
@@ -359,6 +387,12 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     add_matrix(&file, &random, name + ".weight", rows, inner, bits, o.weight_levels,
                bits == 4 && !o.weight_levels ? -5 : -9, o.version > 1 && o.row_steps);
   };
+  const auto convolution = [&](const std::string& name) {
+    std::vector<float> values(static_cast<size_t>(3 * o.hidden));
+    for (float& v : values) v = static_cast<float>(random() % 1000) / 500.0f - 1;
+    file.floats(name, values);
+    file.tensor(name).shape = {3, static_cast<uint64_t>(o.hidden)};
+  };
   const std::string of_head = hadamard && hadamard_blocks(1, o.hidden)[0] > 1 ? "_hadamard" : "";
   matrix("token_embd" + (o.tied ? of_head : ""), kVocabulary, o.hidden, o.embedding_bits);
   if (o.gpt2) matrix("position_embd", o.context, o.hidden, o.embedding_bits);
@@ -374,15 +408,22 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     const std::string of_hidden = suffix(o.hidden), of_ffn = suffix(o.ffn);
     norm(block + "attn_norm");
     norm(block + "ffn_norm");
-    if (o.gpt2) {
+    if (convolves(o, layer)) {
+      matrix(block + "shortconv.in_proj" + of_hidden, 3 * o.hidden, o.hidden, o.weight_bits);
+    } else if (o.gpt2) {
       matrix(block + "attn_qkv" + of_hidden, query + 2 * key, o.hidden, o.weight_bits);
     } else {
       matrix(block + "attn_q" + of_hidden, query, o.hidden, o.weight_bits);
       matrix(block + "attn_k" + of_hidden, key, o.hidden, o.weight_bits);
       matrix(block + "attn_v" + of_hidden, key, o.hidden, o.weight_bits);
-      matrix(block + "ffn_gate" + of_hidden, o.ffn, o.hidden, o.weight_bits);
     }
-    matrix(block + "attn_output", o.hidden, query, o.weight_bits);
+    if (!o.gpt2) matrix(block + "ffn_gate" + of_hidden, o.ffn, o.hidden, o.weight_bits);
+    if (convolves(o, layer)) {
+      matrix(block + "shortconv.out_proj", o.hidden, o.hidden, o.weight_bits);
+      convolution(block + "shortconv.conv.weight");
+    } else {
+      matrix(block + "attn_output", o.hidden, query, o.weight_bits);
+    }
     matrix(block + "ffn_up" + of_hidden, o.ffn, o.hidden, o.weight_bits);
     matrix(block + "ffn_down" + of_ffn, o.hidden, o.ffn, o.weight_bits);
   }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "api/engine.h"
+#include "base/error.h"
 #include "check.h"
 #include "kernels/kernels.h"
 #include "model_file.h"
@@ -98,6 +99,9 @@ std::vector<ModelOptions> variants() {
       o.weight_levels = true;
       all.push_back(o);
       o.described = true;
+      all.push_back(o);
+      if (gpt2) continue;
+      o.convolutions = true;
       all.push_back(o);
     }
   }
@@ -191,6 +195,107 @@ void test_rewind() {
                         (tokens.size() - kept) * kVocabulary * sizeof(float)) == 0);
     }
   }
+}
+
+// Layers with a window, in texts of many times its length.
+std::vector<ModelOptions> windowed() {
+  std::vector<ModelOptions> all;
+  for (ModelOptions options : variants()) {
+    if (!options.described) continue;
+    options.context = 900;
+    all.push_back(options);
+    options.hidden = 64;
+    options.head_dim = 16;
+    options.ffn = 96;
+    all.push_back(options);
+  }
+  return all;
+}
+
+Bytes windowed_file(const ModelOptions& options, const std::vector<uint32_t>& windows) {
+  squat::test::GgufBuilder file = tiny_model(options);
+  file.u32_array("squat.graph.windows", windows);
+  return file.bytes();
+}
+
+Bytes windowed_file(const ModelOptions& options) {
+  return options.hidden == 64 ? windowed_file(options, {64, 1, 200})
+                              : windowed_file(options, {5, 0, 33});
+}
+
+void test_windows() {
+  const std::vector<int32_t> tokens = random_tokens(800);
+  for (const ModelOptions& options : windowed()) {
+    const Bytes file = windowed_file(options);
+    Engine engine(file.data(), file.size(), "model", 1, 0);
+    const Logits expected = evaluate(engine, tokens, tokens.size());
+    for (const size_t chunk : {size_t{1}, size_t{7}, size_t{32}, size_t{300}}) {
+      CHECK(same(evaluate(engine, tokens, chunk), expected));
+    }
+    Engine threaded(file.data(), file.size(), "model", 3, 0);
+    const size_t before = allocations;
+    threaded.session().eval(tokens.data(), tokens.size(), 0, nullptr);
+    CHECK(allocations == before);
+    CHECK(same(evaluate(threaded, tokens, 7), expected));
+    for (const squat::kernels::Isa& isa : squat::kernels::isas()) {
+      if (!squat::kernels::runs_here(isa)) continue;
+      setenv("SQUAT_ISA", isa.name, 1);
+      Engine pinned(file.data(), file.size(), "model", 1, 0);
+      CHECK(same(evaluate(pinned, tokens, 40), expected));
+      unsetenv("SQUAT_ISA");
+    }
+    // A session that is never longer than a layer's room keeps everything.
+    const size_t few = 300;
+    Engine whole(file.data(), file.size(), "model", 1, few);
+    const std::vector<int32_t> begin(tokens.begin(), tokens.begin() + few);
+    CHECK(std::memcmp(evaluate(whole, begin, 9).data(), expected.data(),
+                      few * kVocabulary * sizeof(float)) == 0);
+  }
+}
+
+void test_rewinding_windows() {
+  constexpr size_t kTokens = 800, kNext = 3;
+  const std::vector<int32_t> tokens = random_tokens(kTokens + kNext);
+  for (const ModelOptions& options : windowed()) {
+    const Bytes file = windowed_file(options);
+    Engine engine(file.data(), file.size(), "model", 1, 0);
+    const Logits expected = evaluate(engine, tokens, 100);
+    size_t refused = 0;
+    for (const size_t kept : {799, 750, 672, 671, 640, 600, 500, 300, 33, 1, 0}) {
+      engine.session().rewind(0);
+      engine.session().eval(tokens.data(), kTokens, 0, nullptr);
+      try {
+        engine.session().rewind(kept);
+      } catch (const squat::Error& error) {
+        CHECK(kept > 0 && kept + squat::Session::kTakenBack < kTokens);
+        CHECK(std::strstr(error.what(), "is too far back for a layer that looks at a few") !=
+              nullptr);
+        CHECK(engine.session().length() == kTokens);
+        refused++;
+      }
+      // Refused or not, it goes on where it is.
+      const size_t length = static_cast<size_t>(engine.session().length());
+      Logits logits(kNext * kVocabulary);
+      engine.session().eval(tokens.data() + length, kNext, kNext, logits.data());
+      CHECK(std::memcmp(logits.data(), expected.data() + length * kVocabulary,
+                        logits.size() * sizeof(float)) == 0);
+    }
+    CHECK(refused >= 4);
+  }
+}
+
+void test_windows_take_less_memory() {
+  ModelOptions options;
+  options.described = true;
+  options.context = 20000;
+  const auto bytes = [&](const std::vector<uint32_t>& windows) {
+    const Bytes file = windowed_file(options, windows);
+    return Engine(file.data(), file.size(), "model", 1, 0).session().cache_bytes();
+  };
+  const size_t whole = bytes({0, 0, 0}), narrow = bytes({100, 100, 100});
+  CHECK(bytes({20000, 20000, 20000}) == whole);
+  CHECK(narrow < whole / 20);
+  CHECK(bytes({100, 0, 100}) > whole / 3 && bytes({100, 0, 100}) < whole / 2);
 }
 
 void test_wanted_and_score() {
@@ -527,6 +632,9 @@ int main() {
   test_chunks_threads_and_isas();
   test_bits();
   test_rewind();
+  test_windows();
+  test_rewinding_windows();
+  test_windows_take_less_memory();
   test_wanted_and_score();
   test_evaluation_allocates_nothing();
   test_engines_in_threads();

@@ -18,6 +18,7 @@ using squat::Engine;
 using squat::Error;
 using squat::Gguf;
 using squat::test::GgufBuilder;
+using squat::test::hadamard_blocks;
 using squat::test::ModelOptions;
 using squat::test::tiny_model;
 
@@ -293,7 +294,7 @@ void test_model() {
                  with_key([](G& f) { f.tensor("blk.2.attn_output.weight").name = "x"; }),
                  {"'blk.2.attn_output.weight' is missing"});
   expect_refusal("short norm", with_key([](G& f) { f.floats("output_norm.weight", {1, 2}); }),
-                 {"'output_norm.weight'", "2 elements"});
+                 {"'output_norm.weight'", "shape 2, expected F32 and 64"});
 }
 
 // What files of version 2 may have beyond the plain network; here layers of 64 elements, 96
@@ -308,6 +309,11 @@ void test_features() {
   expect_refusal("unknown feature",
                  with([](G& f) { f.string_array("squat.features", {"hadamard", "sparsity"}); }),
                  {"'squat.features' names 'sparsity'", "does not know"});
+  CHECK(refusal(with([](G& f) {
+                  f.string_array("squat.features",
+                                 {"token_exponents", "hadamard", "levels", "graph", "tokenizer"});
+                }).bytes())
+            .empty());
   expect_refusal("feature type", with([](G& f) { f.string("squat.features", "levels"); }),
                  {"'squat.features' has type string"});
   for (const auto& [feature, key] : std::vector<std::pair<std::string, std::string>>{
@@ -444,9 +450,9 @@ void test_version_1() {
   const std::vector<float> short_bias = {1.0f};
   GgufBuilder first = file, second = tiny_model();
   first.floats("blk.0.ffn_down_hadamard.bias", short_bias);
-  expect_refusal("bias", first, {"'blk.0.ffn_down_hadamard.bias'", "1 elements"});
+  expect_refusal("bias", first, {"'blk.0.ffn_down_hadamard.bias'", "shape 1, expected F32"});
   second.floats("blk.0.ffn_down.bias", short_bias);
-  expect_refusal("bias", second, {"'blk.0.ffn_down.bias'", "1 elements"});
+  expect_refusal("bias", second, {"'blk.0.ffn_down.bias'", "shape 1, expected F32"});
   file.u32("squat.q.margin8", 1);
   expect_refusal("margin", file, {"'squat.q.margin8' is there", "does not name"});
 }
@@ -571,6 +577,33 @@ void test_graph() {
   expect_refusal("parallel norm",
                  with(gpt2, [](G& f) { f.floats("blk.0.post_ffw_norm.weight", {1}); }),
                  {"post_ffw_norm"});
+  // Convolutions.
+  ModelOptions convolutions = llama;
+  convolutions.convolutions = true;
+  CHECK(refusal(tiny_model(convolutions).bytes()).empty());
+  const auto not_convolved = [&](const char* what, auto&& change, const std::string& part) {
+    expect_refusal(what, with(convolutions, change), {part});
+  };
+  const std::string taps = "squat.graph.convolutions", heads = "llama.attention.head_count_kv";
+  not_convolved(
+      "taps", [&](G& f) { f.u32_array(taps, {3, 0, 65}); }, "element '2' is 65, not from 0 to 64");
+  not_convolved("taps", [&](G& f) { f.u32_array(taps, {3, 0}); }, "has 2 elements, expected 3");
+  not_convolved(
+      "taps", [&](G& f) { f.u32_array(taps, {4, 0, 3}); },
+      "'blk.0.shortconv.conv.weight' has type F32 and shape 3 x 64, expected F32 and 4 x 64");
+  not_convolved(
+      "attention", [&](G& f) { f.u32_array(taps, {3, 3, 3}); }, "leaves no layer with attention");
+  not_convolved("no taps", [&](G& f) { f.erase(taps); }, "'" + heads + "' has type array");
+  not_convolved(
+      "heads", [&](G& f) { f.u32_array(heads, {1, 2, 0}); }, "element 0 is 1, expected 2");
+  not_convolved("heads", [&](G& f) { f.u32(heads, 2); }, "'" + heads + "' has type u32");
+  for (const char* part : {"in_proj", "out_proj", "conv"}) {
+    const std::string name = std::string("blk.2.shortconv.") + part;
+    const std::string end = part[0] == 'i' && hadamard_blocks(3, 64)[2] > 1 ? "_hadamard" : "";
+    not_convolved(
+        "tensor", [&](G& f) { f.tensor(name + end + ".weight").name = "x"; },
+        "'" + name + end + ".weight' is missing");
+  }
   // One of the norms has to be there.
   const auto renamed = [](G& f) { f.tensor("blk.2.attn_norm.weight").name = "other"; };
   CHECK(refusal(with(llama, renamed).bytes()).empty());

@@ -315,9 +315,9 @@ void test_attention(const Choice& choice) {
     const WeightForm form = kWeightForms[round / 8 % 3];
     const int bits = bits_of(form);
     const Table key_table(form), value_table(form);
-    const int tokens = round < 24 ? round : pick(1, 200), m = pick(1, 20);
-    const int capacity = tokens + pick(1, 60);
-    Buffer<int8_t> keys(size_t(tokens) * head_dim), values(size_t(tokens) * head_dim);
+    const int appended = round < 24 ? round : pick(1, 200), m = pick(1, 20);
+    const int capacity = appended + pick(1, 60);
+    Buffer<int8_t> keys(size_t(appended) * head_dim), values(size_t(appended) * head_dim);
     fill(keys.data(), keys.size(), bits, any_fill());
     fill(values.data(), values.size(), bits, any_fill());
 
@@ -326,19 +326,27 @@ void test_attention(const Choice& choice) {
     KeyPool key_pool = KeyPool::empty(choice, form, head_dim, key_data.data(), key_table.data());
     ValuePool value_pool =
         ValuePool::empty(choice, form, head_dim, capacity, value_data.data(), value_table.data());
-    int rewinds = round % 3;
-    for (int t = 0; t < tokens;) {
+    int rewinds = round % 3, first = 0;  // the oldest token that is held
+    for (int t = 0; t < appended;) {
       if (rewinds > 0 && t > 0 && pick(0, 9) == 0) {  // some tokens are taken back, then come again
         --rewinds;
-        t = pick(0, t);
-        key_pool.truncate(t);
-        value_pool.truncate(t);
+        t = pick(first, t);
+        key_pool.truncate(t - first);
+        value_pool.truncate(t - first);
       }
-      const int count = std::min(pick(1, 40), tokens - t);
+      if (round % 2 == 0 && pick(0, 9) == 0) {  // the oldest are dropped
+        Buffer<int8_t> buffer(head_dim);
+        const int dropped = pick(0, t - first);
+        key_pool.drop(dropped);
+        value_pool.drop(dropped, buffer.data());
+        first += dropped;
+      }
+      const int count = std::min(pick(1, 40), appended - t);
       key_pool.append(keys.data() + size_t(t) * head_dim, count);
       value_pool.append(values.data() + size_t(t) * head_dim, count);
       t += count;
     }
+    const int tokens = appended - first;
     CHECK(key_pool.count() == tokens && value_pool.count() == tokens);
     CHECK(key_pool.form() == form && value_pool.form() == form);
     if (tokens == 0) continue;
@@ -358,10 +366,12 @@ void test_attention(const Choice& choice) {
     Buffer<uint8_t> query_scratch(prepared_bytes(choice, m, head_dim));
     Buffer<int32_t> score(size_t(m) * tokens);
     scores(prepare(choice, form, rows, query_scratch.data()), key_pool, score.data(), tokens);
+    const size_t begin = size_t(first) * head_dim;
     const std::vector<int8_t> key_values = key_table.values(keys);
-    CHECK(same(score.data(), tokens,
-               plain_product(queries.data(), head_dim, key_values.data(), m, tokens, head_dim), m,
-               tokens));
+    CHECK(same(
+        score.data(), tokens,
+        plain_product(queries.data(), head_dim, key_values.data() + begin, m, tokens, head_dim), m,
+        tokens));
 
     // Causal rows: row i sees a prefix of the tokens and has zeros behind it.
     Buffer<uint8_t> probabilities(size_t(m) * tokens);
@@ -378,17 +388,59 @@ void test_attention(const Choice& choice) {
     std::vector<int8_t> transposed(size_t(head_dim) * tokens);
     for (int t = 0; t < tokens; ++t) {
       for (int c = 0; c < head_dim; ++c) {
-        transposed[size_t(c) * tokens + t] = of_tokens[size_t(t) * head_dim + c];
+        transposed[size_t(c) * tokens + t] = of_tokens[begin + size_t(t) * head_dim + c];
       }
     }
     const ProbabilityRows probability_rows{probabilities.data(), size_t(tokens), m, tokens};
     Buffer<uint8_t> scratch(prepared_bytes(choice, m, tokens));
     Buffer<int32_t> out(size_t(m) * head_dim);
-    weighted_values(prepare(choice, form, probability_rows, scratch.data()), value_pool, out.data(),
-                    head_dim);
+    weighted_values(choice, probability_rows, value_pool, scratch.data(), out.data(), head_dim);
     CHECK(same(out.data(), head_dim,
                plain_product(probabilities.data(), tokens, transposed.data(), m, head_dim, tokens),
                m, head_dim));
+  }
+}
+
+// As many values as a pool may hold: sums wrap around on the way, results do not.
+void test_longest_values(const Choice& choice) {
+  constexpr int kHeadDim = 5, kRows = 4;
+  constexpr int kMostCodes = 1 << 15;  // of a row together
+  for (const WeightForm form : kWeightForms) {
+    for (const Fill of_values : {Fill::kLow, Fill::kHigh, Fill::kRandom}) {
+      Buffer<int8_t> values(size_t(kMaxTokens) * kHeadDim);
+      fill(values.data(), values.size(), bits_of(form), of_values);
+      const Table table(form);
+      Buffer<uint8_t> data(ValuePool::bytes(choice, form, kHeadDim, kMaxTokens));
+      ValuePool pool =
+          ValuePool::empty(choice, form, kHeadDim, kMaxTokens, data.data(), table.data());
+      pool.append(values.data(), kMaxTokens);
+      // A quarter of each code at one end of the text, nothing, everything for a few tokens, and a
+      // little for many.
+      Buffer<uint8_t> probabilities(size_t(kRows) * kMaxTokens);
+      for (int i = 0; i < kMostCodes / 4; ++i) probabilities[kMaxTokens - 1 - i] = 4;
+      for (int i = 0; i < kMostCodes / 255; ++i) {
+        probabilities[2 * size_t(kMaxTokens) + pick(0, kMaxTokens - 1)] = 255;
+      }
+      for (int i = 0; i < kMostCodes; ++i) {
+        probabilities[3 * size_t(kMaxTokens) + pick(0, kMaxTokens - 1)] = 1;
+      }
+      const ProbabilityRows rows{probabilities.data(), size_t(kMaxTokens), kRows, kMaxTokens};
+      Buffer<uint8_t> scratch(prepared_bytes(choice, kRows, kMaxTokens));
+      Buffer<int32_t> out(size_t(kRows) * kHeadDim);
+      weighted_values(choice, rows, pool, scratch.data(), out.data(), kHeadDim);
+      const std::vector<int8_t> of_tokens = table.values(values);
+      bool ok = true;
+      for (int i = 0; i < kRows; ++i) {
+        for (int c = 0; c < kHeadDim; ++c) {
+          int64_t sum = 0;
+          for (size_t t = 0; t < kMaxTokens; ++t) {
+            sum += probabilities[size_t(i) * kMaxTokens + t] * of_tokens[t * kHeadDim + size_t(c)];
+          }
+          ok = ok && out[size_t(i) * kHeadDim + c] == sum;
+        }
+      }
+      if (!CHECK(ok)) std::fprintf(stderr, "  %s, %s\n", choice.isa->name, name_of(form));
+    }
   }
 }
 
@@ -486,6 +538,7 @@ int main() {
     if (!CHECK(choose(isa.name, &choice, &error))) continue;
     test_mixed(choice);
     test_attention(choice);
+    test_longest_values(choice);
     test_quantize(choice);
   }
   return test::report("test_kernels");

@@ -10,14 +10,13 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.architectures import architecture_of
-from squat.deploy.export import check_exportable, tokenizer_json
+from squat.deploy.export import check_exportable, remarks, tokenizer_json
 from squat.deploy.tokenizer import ggml_tokenizer
 from squat.errors import ConfigError, SquatError
 from squat.quantization.config import SquatConfig
 from squat.quantization.convert import check_convertible
 from squat.quantization.modules import stored_rows
 from squat.runs import CALIBRATION_TOKENS, DESCENT_SEQUENCES
-from squat.special_tokens import disagreements
 
 TOKENS = 256
 """Of the forward pass that is timed."""
@@ -44,7 +43,7 @@ def check_table(
         _answer(lambda: check_exportable(model, tokenizer, config, name)),
     )
     table.add_row("tokenizer", _answer(lambda: _tokenizer(tokenizer, shape.vocab_size)))
-    for line in disagreements(model, tokenizer):
+    for line in remarks(model, tokenizer):
         table.add_row("beware", line)
     try:
         layers, others = _weights(model)
@@ -82,7 +81,7 @@ def _weights(model: PreTrainedModel) -> tuple[int, int]:
     layers = sum(
         stored_rows(layer.get_submodule(name)).numel()
         for layer in model.get_submodule(row.layers).children()
-        for name in row.weights
+        for name in row.of(layer).weights
     )
     outer = {
         id(weight): weight.numel()

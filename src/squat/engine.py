@@ -37,9 +37,10 @@ class EngineInfo:
     """What was loaded and what it runs on.
 
     `context`: the most tokens that prompt and answer may have together. `weight_bytes`: packed weights in
-    memory. `isa`: the instruction set in use. `kernels`: by widths such as "a4 w4" (activations,
-    weights), which kernel computes the products and why. `bos_token`: None if the model has none; whether a
-    text begins with it is for the tokenizer to say. `eos_tokens`: any of them ends an answer.
+    memory. `cache_bytes`: keys and values of a full context; less is touched before. `isa`: the instruction
+    set in use. `kernels`: by widths such as "a4 w4" (activations, weights), which kernel computes the
+    products and why. `bos_token`: None if the model has none; whether a text begins with it is for the
+    tokenizer to say. `eos_tokens`: any of them ends an answer.
     """
 
     architecture: str
@@ -50,6 +51,7 @@ class EngineInfo:
     threads: int
     file_bytes: int
     weight_bytes: int
+    cache_bytes: int
     isa: str
     kernels: dict[str, str]
     bos_token: int | None
@@ -188,8 +190,11 @@ class Engine:
     def rewind(self, length: int) -> None:
         """Forget all tokens of the session but the first `length`.
 
+        The last 128 tokens can always be taken back, and so can all. Layers that look at a few tokens only,
+        by a window or a convolution, hold little more than those: beyond, evaluate the text again.
+
         Raises:
-            EngineError: the session has fewer.
+            EngineError: the session has fewer, or a layer no longer holds what the next token would see.
         """
         self._turn += 1
         del self._fed[length:]

@@ -139,6 +139,22 @@ class ExactCenteredRMSNorm(ExactRMSNorm):
         return 1.0 + self.weight
 
 
+def short_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """Each channel mixed with its last tokens: the sum of weight[tap] * x, oldest token first, in float32.
+
+    Args:
+        x: [batch, channels, tokens]; before the first token there are zeros.
+        weight: [channels, taps], the last tap the token's own.
+    """
+    tokens, taps = x.shape[-1], weight.shape[1]
+    padded = F.pad(x, (taps - 1, 0))
+    products = (weight[:, tap, None] * padded[..., tap : tap + tokens] for tap in range(taps))
+    total = next(products)
+    for product in products:
+        total = total + product
+    return total
+
+
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU in its tanh form, with the tanh written out: x / (1 + exp(-2 * sqrt(2 / pi) * ...))."""
     inner = 1.59576912 * (x + 0.044715 * (x * x * x))

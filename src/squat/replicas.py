@@ -10,6 +10,8 @@ Every process must have the same number of tokens, as windows of one length have
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,6 +21,11 @@ from torch.distributed.nn.functional import all_reduce
 def count() -> int:
     """How many processes share a batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all; a launcher says so before they know each other."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def mean(x: Tensor) -> Tensor:

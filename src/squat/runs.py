@@ -55,7 +55,7 @@ from squat.data import (
 from squat.data.files import writing
 from squat.data.packed import Tokens, is_token_file, read_tokens
 from squat.data.tokenizer import check_same_tokenizer, id_limit
-from squat.deploy.export import check_exportable
+from squat.deploy.export import check_exportable, remarks
 from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
 from squat.errors import CheckpointError, ConfigError, DataError, UnfinishedError
@@ -65,7 +65,6 @@ from squat.quantization.config import HADAMARD_SITES
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
 from squat.reconstruction import Reconstruction, reconstruct
 from squat.report.figures import loss_figure
-from squat.special_tokens import disagreements
 from squat.terminal import progress
 
 CALIBRATION_SEQUENCES = 32
@@ -174,11 +173,13 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
 def _say_what_to_expect(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: SquatConfig, name: str
 ) -> None:
-    """A line for each thing that export would say, before hours of training are spent.
+    """A line for each thing that export would say, before hours of training are spent; from one process.
 
     What cannot be exported can be trained and measured all the same.
     """
-    lines = disagreements(model, tokenizer)
+    if not replicas.is_first():
+        return
+    lines = remarks(model, tokenizer)
     try:
         check_exportable(model, tokenizer, config, name)
     except CheckpointError as error:

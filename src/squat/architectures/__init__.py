@@ -12,6 +12,7 @@ from squat.architectures.gemma3 import GEMMA3
 from squat.architectures.gpt2 import GPT2
 from squat.architectures.gpt_neox import GPT_NEOX
 from squat.architectures.granite import GRANITE
+from squat.architectures.lfm2 import LFM2
 from squat.architectures.llama import LLAMA, MISTRAL, QWEN2, SMOLLM3
 from squat.architectures.olmo2 import OLMO2
 from squat.architectures.qwen3 import QWEN3
@@ -28,6 +29,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3_text": GEMMA3,
     "granite": GRANITE,
     "olmo2": OLMO2,
+    "lfm2": LFM2,
     "gpt_neox": GPT_NEOX,
     "gpt2": GPT2,
 }

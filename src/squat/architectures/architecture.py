@@ -73,6 +73,8 @@ class Architecture:
     epsilon: the field with the norms' epsilon.
     keys: more of llama.cpp's keys, which the engine does not need, from the config.
     value_rows: the values' rows of `value`.
+    convolution: the row as it is in layers with a short convolution in place of attention; there `attention`
+        is that module.
     file_order: module -> how its rows are ordered in a file, if otherwise.
 
     And files of other programs:
@@ -103,17 +105,26 @@ class Architecture:
     value_rows: Callable[[Tensor, int, int], Tensor] = last_rows
     file_order: dict[str, Rows] = field(default_factory=dict)
     from_file: Callable[[str, NDArray[np.float32], Any], NDArray[np.float32]] = as_it_is
+    convolution: Architecture | None = None
 
     @property
     def weights(self) -> tuple[str, ...]:
         """The modules of a layer that hold a weight matrix, in the order of computation."""
         return tuple(name for names in self.readers.values() for name in names)
 
-    def tensors(self, layers: int) -> dict[str, str]:
+    def attends(self, layer: nn.Module) -> bool:
+        """Whether a layer has attention."""
+        return self.convolution is None or hasattr(layer, self.attention)
+
+    def of(self, layer: nn.Module) -> Architecture:
+        """The row as it is in a layer."""
+        return self if self.convolution is None or self.attends(layer) else self.convolution
+
+    def tensors(self, model: nn.Module) -> dict[str, str]:
         """The path of every module with parameters, and what a file calls its tensors."""
         inside = {
-            f"{self.layers}.{layer}.{path}": f"blk.{layer}.{name}"
-            for layer in range(layers)
-            for path, name in self.layer_names.items()
+            f"{self.layers}.{index}.{path}": f"blk.{index}.{name}"
+            for index, layer in enumerate(model.get_submodule(self.layers).children())
+            for path, name in self.of(layer).layer_names.items()
         }
         return self.model_names | inside

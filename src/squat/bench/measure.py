@@ -285,12 +285,13 @@ class _Candidate:
     def profile(self, rounds: int) -> Iterator[dict[str, Any]]:
         phases: dict[str, Callable[[], None]] = {"prefill": self._read, "decode": self._continue}
         for phase, evaluate in phases.items():
-            self._engine.start_profile()
+            steps: list[dict[str, Any]] = []
             for _ in range(rounds):
-                evaluate()
                 if phase == "decode":
-                    self._engine.rewind(self._prompt)
-            steps = self._engine.profile()
+                    self._read()
+                self._engine.start_profile()
+                evaluate()
+                steps = _summed(steps, self._engine.profile())
             total = sum(step["seconds"] for step in steps)
             units = rounds * (1 if phase == "prefill" else self._generate)
             for step in steps:
@@ -328,6 +329,16 @@ class _Candidate:
             model_bytes=info.file_bytes,
             weight_bytes=info.weight_bytes,
         )
+
+
+def _summed(counted: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two profiles of the engine together."""
+    if not counted:
+        return more
+    return [
+        {key: value if key == "step" else value + other[key] for key, value in step.items()}
+        for step, other in zip(counted, more, strict=True)
+    ]
 
 
 def _check(settings: Settings) -> None:

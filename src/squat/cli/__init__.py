@@ -361,11 +361,11 @@ def export(
     from squat.checkpoints import load_model, load_tokenizer
     from squat.data.files import check_no_folder
     from squat.deploy.export import export as write
-    from squat.special_tokens import disagreements
+    from squat.deploy.export import remarks
 
     check_no_folder(out)
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    for line in disagreements(model, tokenizer):
+    for line in remarks(model, tokenizer):
         typer.echo(f"squat: warning: {line}", err=True)
     write(model, tokenizer, Path(checkpoint).resolve().name, out)
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.architectures import Architecture, architecture_of
 from squat.architectures.architecture import Rows
-from squat.deploy.gguf import CodeMatrix, GgufModel, GgufSite, write_gguf
+from squat.deploy.gguf import MAX_CONTEXT, CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.deploy.tokenizer import ggml_tokenizer
 from squat.errors import CheckpointError
 from squat.exact import ExactRMSNorm
@@ -25,7 +25,7 @@ from squat.quantization.levels import LEVELS
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import ThresholdPolicy
-from squat.special_tokens import end_tokens
+from squat.special_tokens import disagreements, end_tokens
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -65,6 +65,18 @@ def check_exportable(
     return row
 
 
+def remarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """What a user of the exported file should know, in a sentence each."""
+    context = model.config.get_text_config().max_position_embeddings
+    found = disagreements(model, tokenizer)
+    if context > MAX_CONTEXT:
+        found.append(
+            f"max_position_embeddings is {context}, but the engine holds {MAX_CONTEXT} tokens; it refuses "
+            "longer texts"
+        )
+    return found
+
+
 def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> GgufModel:
     """What stands in the file of a quantized model; raises like `export`."""
     config = getattr(model.config, "quantization_config", None)
@@ -81,12 +93,11 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         if path not in tied:
             _add(model.get_submodule(path), place, matrices, floats)
     for index, layer in enumerate(layers.children()):
-        for path, place in row.layer_names.items():
+        for path, place in row.of(layer).layer_names.items():
             order = row.file_order.get(path, _as_they_are)
             place = f"blk.{index}.{place}"
             _add(layer.get_submodule(path), place, matrices, floats, order, heads)
     ffn_size = len(matrices["blk.0.ffn_up"].codes)
-    policies = [m for m in layers.modules() if isinstance(m, ThresholdPolicy)]
     return GgufModel(
         architecture=row.gguf,
         name=name,
@@ -100,9 +111,9 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         norm_epsilon=getattr(shape, row.epsilon),
         matrices=matrices,
         floats=floats,
-        sites=_sites(model, config),
+        sites=_sites(model, config, shape.num_hidden_layers),
         tokenizer_json=tokenizer_json(tokenizer),
-        thresholds=[p.threshold.item() for p in policies] if config.token_adaptive else None,
+        thresholds=_thresholds(layers) if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
         graph=row.graph(shape),
         keys=row.keys(shape),
@@ -138,6 +149,12 @@ def _check_deployable(name: str, shape: Any, config: SquatConfig, row: Architect
             f"{name}: method {config.method!r} has unsigned activations, which the engine has not; "
             f"it is there to compare with; train with {config.method.removesuffix('-one-sided')}"
         )
+    convolutions = row.graph(shape).convolutions
+    if convolutions is not None and all(convolutions):
+        raise CheckpointError(
+            f"{name}: layer_types: no layer has attention, of which the engine needs one; take a model that "
+            "has"
+        )
     for field, values in row.only.items():
         if (value := getattr(shape, field)) not in values:
             raise CheckpointError(
@@ -172,41 +189,63 @@ def _add(
     else:
         weight = module.gain() if isinstance(module, ExactRMSNorm) else module.weight
         assert isinstance(weight, Tensor)
+        if isinstance(module, nn.Conv1d):  # of one input a channel
+            weight = weight[:, 0]
         floats[f"{place}.weight"] = weight.detach().float().numpy()
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor):
         floats[f"{place}.bias"] = order(bias.detach().float().numpy(), heads)
 
 
-def _sites(model: PreTrainedModel, config: SquatConfig) -> dict[str, GgufSite]:
+def _thresholds(layers: nn.Module) -> list[float]:
+    """By layer; 0 where there is no attention to decide."""
+    policies = [
+        [part for part in layer.modules() if isinstance(part, ThresholdPolicy)]
+        for layer in layers.children()
+    ]
+    return [found[0].threshold.item() if found else 0.0 for found in policies]
+
+
+def _sites(model: PreTrainedModel, config: SquatConfig, layers: int) -> dict[str, GgufSite]:
     """How every site quantizes."""
     found: dict[str, dict[int, SiteQuantizer]] = {name: {} for name in SITES}
     for module in model.modules():
         if isinstance(module, SiteQuantizer):
             found[module.site][module.layer] = module
-    layers = {name: [by_layer[i] for i in sorted(by_layer)] for name, by_layer in found.items()}
-    return {name: _site(layers[name], str(config.bits_of(name))) for name in SITES}
+    numbers = dict.fromkeys(SITES, range(layers)) | {"head_in": range(layers, layers + 1)}
+    return {
+        name: _site([found[name].get(i) for i in numbers[name]], str(config.bits_of(name)))
+        for name in SITES
+    }
 
 
-def _site(layers: list[SiteQuantizer], bits: str) -> GgufSite:
-    """One site, from its quantizers of all layers."""
+def _site(layers: list[SiteQuantizer | None], bits: str) -> GgufSite:
+    """One site, from its quantizers of all layers; None where a layer has no such site."""
+    present = [layer for layer in layers if layer is not None]
+    if not any(layer.adaptive for layer in present):  # as before the first attention
+        bits = bits.rpartition(":")[2]
 
     def steps(width: int) -> list[float] | None:
         values = [
-            layer.quantizer(width).step.item() if str(width) in layer.by_width else 0.0
+            0.0
+            if layer is None or str(width) not in layer.by_width
+            else layer.quantizer(width).step.item()
             for layer in layers
         ]
         return values if any(values) else None
 
     def margin(width: int) -> int | None:
         found = [
-            layer.margin[width] for layer in layers if layer.exponents and width in layer.margin
+            layer.margin[width] for layer in present if layer.exponents and width in layer.margin
         ]
         return found[0] if found else None
 
     # What is done to queries is said at k.
-    blocks = [1 if layer.site == "q" else layer.block for layer in layers]
-    levels = [[0] * LEVELS if layer.levels is None else layer.levels.tolist() for layer in layers]
+    blocks = [1 if layer is None or layer.site == "q" else layer.block for layer in layers]
+    levels = [
+        [0] * LEVELS if layer is None or layer.levels is None else layer.levels.tolist()
+        for layer in layers
+    ]
     return GgufSite(
         bits,
         steps(8),
@@ -214,5 +253,5 @@ def _site(layers: list[SiteQuantizer], bits: str) -> GgufSite:
         margin(8),
         margin(4),
         hadamard=blocks if max(blocks) > 1 else None,
-        levels4=levels if any(layer.levels is not None for layer in layers) else None,
+        levels4=levels if any(layer.levels is not None for layer in present) else None,
     )

@@ -22,7 +22,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import IQ4_NL
 from numpy.typing import NDArray
 
-from squat.deploy.tokenizer import ggml_tokenizer
+from squat.deploy.tokenizer import GgmlTokenizer, ggml_tokenizer
 from squat.errors import CheckpointError
 
 FORMAT_VERSION = 2
@@ -31,6 +31,8 @@ MIN_STEP = 2.0**-14
 """The smallest step: the smallest normal fp16 number."""
 BLOCK = 32
 """Codes in a block."""
+MAX_CONTEXT = 131072
+"""The most tokens that the engine's session holds, whatever a file's context length is."""
 GRAPH = "squat.graph"
 """Where the keys of a graph stand."""
 TRANSFORMED = "_hadamard"
@@ -40,6 +42,8 @@ TOKEN_SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid")
 """The sites whose width may depend on the token."""
 PREVIOUS_SITES = ("attn_in", "q", "k")
 """Of these, the ones that follow the previous layer's importance."""
+ATTENTION_SITES = ("q", "k", "probs", "v")
+"""The sites inside of an attention."""
 IMPORTANCE = ("first_token", "relative_first_token", "value_peak")
 """What decides a token's width in the engine."""
 SITES = (*TOKEN_SITES, "probs", "head_in")
@@ -56,6 +60,7 @@ INPUTS = {
     "attn_k": "attn_in",
     "attn_v": "attn_in",
     "attn_qkv": "attn_in",
+    "in_proj": "attn_in",
     "ffn_gate": "mlp_in",
     "ffn_up": "mlp_in",
     "ffn_down": "mlp_mid",
@@ -137,11 +142,6 @@ class GgufSite:
         """Whether tokens may raise the step."""
         return (self.margin8, self.margin4) != (None, None)
 
-    def has_narrow_tokens(self, name: str, layer: int) -> bool:
-        """Whether a token of a layer may have 4 bits at this site, which is called `name`."""
-        first_is_wide = name in PREVIOUS_SITES and layer == 0
-        return self.bits == "4" or (self.bits == "4:8" and not first_is_wide)
-
 
 @dataclass(frozen=True)
 class GgufGraph:
@@ -157,6 +157,8 @@ class GgufGraph:
         rope: transformers' `rope_parameters`.
         rotation: by layer, 0: not rotated, 1: by `rope`, 2: with `second_base`; None: 1 everywhere.
         second_base: theta of the layers of rotation 2.
+        convolutions: by layer, 0: attention; otherwise a short convolution in its place, and how many tokens
+            it mixes; None: 0 everywhere.
         windows: by layer, how many tokens a token attends to, itself among them; 0: all; None: 0 everywhere.
         embedding_scale: of embeddings before the first layer.
         attention_scale: of scores; None: 1 / sqrt(size of a head).
@@ -172,11 +174,16 @@ class GgufGraph:
     rope: dict[str, Any] = field(default_factory=dict)
     rotation: Sequence[int] | None = None
     second_base: float | None = None
+    convolutions: Sequence[int] | None = None
     windows: Sequence[int] | None = None
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     residual_scale: float = 1.0
     logit_divisor: float = 1.0
+
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        return self.convolutions is None or self.convolutions[layer] == 0
 
     def rotated_of(self, head_size: int) -> int:
         """How many elements of a head are rotated."""
@@ -197,10 +204,12 @@ class GgufModel:
         architecture: `general.architecture`, as llama.cpp has it.
         matrices: by llama.cpp's names without ".weight": "token_embd", "output" (absent: tied),
             "blk.N.attn_q", "blk.N.attn_k", "blk.N.attn_v" (or "blk.N.attn_qkv", the rows of all three),
-            "blk.N.attn_output", "blk.N.ffn_gate" (where there is a gate), "blk.N.ffn_up", "blk.N.ffn_down",
-            and for learned positions "position_embd". Rows are outputs, in Hugging Face's order.
+            "blk.N.attn_output" (of a convolution "blk.N.shortconv.in_proj" and ".out_proj"), "blk.N.ffn_gate"
+            (where there is a gate), "blk.N.ffn_up", "blk.N.ffn_down", and for learned positions
+            "position_embd". Rows are outputs, in Hugging Face's order.
         floats: norms and biases, float32, by llama.cpp's full names: "blk.N.attn_norm.weight",
-            "blk.N.ffn_norm.weight", "output_norm.weight", and ".bias" of norms and matrices.
+            "blk.N.ffn_norm.weight", "output_norm.weight" (LFM2: "token_embd_norm.weight"), ".bias" of norms
+            and matrices, and "blk.N.shortconv.conv.weight" [channels, taps].
         graph: what is computed beside them.
         keys: more of llama.cpp's keys, without the architecture's name in front.
         sites: all nine sites.
@@ -241,12 +250,27 @@ class GgufModel:
         """Rows of the token embedding."""
         return len(self.matrices["token_embd"].codes)
 
-    def layer_shapes(self, fused: bool, gated: bool) -> dict[str, tuple[int, int]]:
+    def has_tokens(self, name: str, width: str, layer: int) -> bool:
+        """Whether a token of a layer may have this width at the site `name`, whose bits allow it.
+
+        All have 8 bits before the first attention.
+        """
+        if name in ATTENTION_SITES and not self.graph.attends(layer):
+            return False
+        if width == "8" or self.sites[name].bits != "4:8":
+            return True
+        first = next((i for i in range(self.layers) if self.graph.attends(i)), self.layers)
+        return layer >= first + (name in PREVIOUS_SITES)
+
+    def layer_shapes(
+        self, fused: bool, gated: bool, attends: bool = True
+    ) -> dict[str, tuple[int, int]]:
         """Name and [rows, inner] of a layer's matrices.
 
         Args:
             fused: whether queries, keys and values have one matrix.
             gated: whether the MLP has a gate.
+            attends: whether it has attention, not a convolution.
         """
         hidden, ffn = self.hidden_size, self.ffn_size
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -255,10 +279,15 @@ class GgufModel:
             if fused
             else {"attn_q": (query, hidden), "attn_k": (key, hidden), "attn_v": (key, hidden)}
         )
+        shapes["attn_output"] = (hidden, query)
+        if not attends:
+            shapes = {
+                "shortconv.in_proj": (3 * hidden, hidden),
+                "shortconv.out_proj": (hidden, hidden),
+            }
         if gated:
             shapes["ffn_gate"] = (ffn, hidden)
         return shapes | {
-            "attn_output": (hidden, query),
             "ffn_up": (ffn, hidden),
             "ffn_down": (hidden, ffn),
         }
@@ -268,10 +297,10 @@ class GgufModel:
         shapes = {"token_embd": (self.vocab_size, self.hidden_size)}
         if "position_embd" in self.matrices:
             shapes["position_embd"] = (self.context_length, self.hidden_size)
-        layer = self.layer_shapes(
-            fused="blk.0.attn_qkv" in self.matrices, gated="blk.0.ffn_gate" in self.matrices
-        )
+        fused = any(name.endswith(".attn_qkv") for name in self.matrices)
+        gated = "blk.0.ffn_gate" in self.matrices
         for index in range(self.layers):
+            layer = self.layer_shapes(fused, gated, self.graph.attends(index))
             shapes |= {f"blk.{index}.{name}": shape for name, shape in layer.items()}
         return shapes
 
@@ -369,7 +398,8 @@ def _check_matrix(name: str, matrix: CodeMatrix, shape: tuple[int, int]) -> None
         )
 
 
-def _check_site(name: str, site: GgufSite, layers: int) -> None:
+def _check_site(name: str, site: GgufSite, model: GgufModel) -> None:
+    layers = 1 if name == "head_in" else model.layers
     choices = (
         ("4", "8", "4:8") if name in TOKEN_SITES else ("8",) if name == "probs" else ("4", "8")
     )
@@ -388,8 +418,7 @@ def _check_site(name: str, site: GgufSite, layers: int) -> None:
         if len(steps) != layers:
             raise CheckpointError(f"site {name}: {len(steps)} step{width}, expected {layers}")
         for layer, step in enumerate(steps):
-            unused = width == "4" and not site.has_narrow_tokens(name, layer)
-            if not is_step(step) and not unused:
+            if not is_step(step) and model.has_tokens(name, width, layer):
                 raise CheckpointError(
                     f"site {name}: step{width} of layer {layer} is {step!r}, "
                     f"no fp16 number of at least 2^-14"
@@ -426,13 +455,15 @@ def _check_hadamard(name: str, blocks: Sequence[int], model: GgufModel) -> None:
             )
 
 
-def _check_levels(name: str, site: GgufSite, levels: Sequence[Sequence[int]], layers: int) -> None:
+def _check_levels(name: str, levels: Sequence[Sequence[int]], model: GgufModel) -> None:
     if name not in LEVEL_SITES:
         raise CheckpointError(f"site {name}: it has no levels")
-    if len(levels) != layers:
-        raise CheckpointError(f"site {name}: levels4 of {len(levels)} layers, expected {layers}")
+    if len(levels) != model.layers:
+        raise CheckpointError(
+            f"site {name}: levels4 of {len(levels)} layers, expected {model.layers}"
+        )
     for layer, row in enumerate(levels):
-        if not site.has_narrow_tokens(name, layer):
+        if model.sites[name].bits == "8" or not model.has_tokens(name, "4", layer):
             good, expected = list(row) == [0] * LEVELS, "zeros: no token has 4 bits there"
         else:
             good = len(row) == LEVELS and list(row) == sorted({*row} & {*range(-128, 128)})
@@ -458,13 +489,13 @@ def _check(model: GgufModel) -> None:
         )
     _check_special_tokens(model)
     for name, site in model.sites.items():
-        _check_site(name, site, 1 if name == "head_in" else model.layers)
+        _check_site(name, site, model)
         if site.has_exponents:
             _check_margins(name, site)
         if site.hadamard is not None:
             _check_hadamard(name, site.hadamard, model)
         if site.levels4 is not None:
-            _check_levels(name, site, site.levels4, model.layers)
+            _check_levels(name, site.levels4, model)
     if any(site.bits == "4:8" for site in model.sites.values()):
         if model.importance not in IMPORTANCE:
             raise CheckpointError(
@@ -544,7 +575,11 @@ def _write_hyperparameters(writer: gguf.GGUFWriter, model: GgufModel) -> None:
         writer.add_layer_norm_eps(model.norm_epsilon)
     if model.architecture == "gpt2":  # llama.cpp knows the rest of it
         return
-    writer.add_head_count_kv(model.kv_heads)
+    if model.graph.convolutions is None:
+        writer.add_head_count_kv(model.kv_heads)
+    else:  # llama.cpp knows by it which layers attend
+        counts = [model.kv_heads * model.graph.attends(layer) for layer in range(model.layers)]
+        _add_uint32s(writer, f"{model.architecture}.attention.head_count_kv", counts)
     writer.add_key_length(model.head_dim)
     writer.add_value_length(model.head_dim)
     writer.add_vocab_size(model.vocab_size)
@@ -588,7 +623,7 @@ def _add_uint32s(writer: gguf.GGUFWriter, key: str, values: Sequence[int]) -> No
     writer.add_key_value(key, [int(value) for value in values], array, uint32)
 
 
-def _features(model: GgufModel) -> list[str]:
+def _features(model: GgufModel, tokenizer: GgmlTokenizer) -> list[str]:
     """What a reader must know to compute with a model."""
     sites = model.sites.values()
     present = {
@@ -596,13 +631,12 @@ def _features(model: GgufModel) -> list[str]:
         "token_exponents": any(site.has_exponents for site in sites),
         "hadamard": any(site.hadamard is not None for site in sites),
         "levels": any(site.levels4 is not None for site in sites),
+        "tokenizer": tokenizer.beyond_ggml or len(model.eos_token_ids) > 1,
     }
     return [name for name, needed in present.items() if needed]
 
 
 def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
-    writer.add_uint32("squat.format_version", FORMAT_VERSION)
-    writer.add_array("squat.features", _features(model))  # without any: no key
     for name in SITES:
         site = model.sites[name]
         writer.add_string(f"squat.{name}.bits", site.bits)
@@ -624,8 +658,7 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
         writer.add_array("squat.threshold", _floats(model.thresholds))
 
 
-def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel) -> None:
-    tokenizer = ggml_tokenizer(model.tokenizer_json, model.vocab_size)
+def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel, tokenizer: GgmlTokenizer) -> None:
     bos = model.bos_token_id if tokenizer.bos is None else tokenizer.bos
     writer.add_tokenizer_model(tokenizer.model)
     writer.add_tokenizer_pre(tokenizer.pre)
@@ -712,15 +745,18 @@ def write_gguf(path: str | os.PathLike[str], model: GgufModel) -> None:
     """
     path = Path(path)
     _check(model)
+    tokenizer = ggml_tokenizer(model.tokenizer_json, model.vocab_size)
     temporary: str | None = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(descriptor)
         writer = gguf.GGUFWriter(temporary, model.architecture)
+        writer.add_uint32("squat.format_version", FORMAT_VERSION)
+        writer.add_array("squat.features", _features(model, tokenizer))  # without any: no key
         _write_hyperparameters(writer, model)
         _write_sites(writer, model)
         _write_graph(writer, model)
-        _write_tokenizer(writer, model)
+        _write_tokenizer(writer, model, tokenizer)
         _write_tensors(writer, model)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

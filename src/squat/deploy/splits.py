@@ -61,7 +61,7 @@ _QWEN2 = Split(pattern=_words(r"\p{N}"))
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("gpt-2", "mpt", "olmo", "trillion"), _GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell"), _DIGITS),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), _LLAMA3),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"), _LLAMA3),
     **dict.fromkeys(("dbrx", "smaug-bpe"), _DBRX),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
 }

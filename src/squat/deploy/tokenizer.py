@@ -26,6 +26,8 @@ SPACE = "▁"
 
 _NORMALIZERS = {"NFC": "nfc", "NFKC": "nfkc", "Lowercase": "lowercase"}
 """Those that need nothing else, and their names in the file."""
+_SPACES = ["replace", " ", SPACE]
+"""What makes spaces visible, in words of the file."""
 _LONGEST = 64
 """Characters of what a normalizer prepends or replaces."""
 
@@ -80,6 +82,18 @@ class GgmlTokenizer:
         """What llama.cpp is told: a text has a space in front, which decoding takes away again."""
         prepended = zip(self.normalizers, self.normalizers[1:], strict=False)
         return self.prefix is not None or ("prepend", SPACE) in prepended
+
+    @property
+    def beyond_ggml(self) -> bool:
+        """Whether a reader of the `tokenizer.ggml.*` keys alone would make other tokens of a text."""
+        first = ["prepend", SPACE] if self.add_space_prefix else []
+        plain: dict[str, list[str]] = {"gpt2": [], "llama": [*first, *_SPACES]}
+        prefix = {"gpt2": self.prefix == "first", "llama": self.prefix is not None}
+        return (
+            bool(self.flags)
+            or self.normalizers != plain.get(self.model)
+            or prefix.get(self.model, False)
+        )
 
 
 def _refuse(what: str) -> CheckpointError:
@@ -222,16 +236,15 @@ def _sentencepiece(
 ) -> None:
     """Fill in what the pre-tokenizer of a SentencePiece model says about spaces."""
     words = tokenizer.normalizers
-    spaces = ["replace", " ", SPACE]
     if [step["type"] for step in steps] == ["Metaspace"]:
         space = steps[0]
         if space["replacement"] != SPACE or space.get("split", True):
             raise _refuse("a Metaspace that splits words")
         scheme = space.get("prepend_scheme", "always")
         tokenizer.prefix = None if scheme == "never" else scheme
-        words += spaces
+        words += _SPACES
     # Gemma's splits at spaces, of which its normalizer leaves none.
-    elif words[-3:] != spaces or any(step.get("pattern") != {"String": " "} for step in steps):
+    elif words[-3:] != _SPACES or any(step.get("pattern") != {"String": " "} for step in steps):
         raise _refuse("a SentencePiece model with its pre-tokenizer and normalizer")
     decoder = [_without_type(step) for step in _steps(data.get("decoder"), "decoders")]
     strip = [("Strip", {"content": " ", "start": 1, "stop": 0})]

@@ -81,7 +81,9 @@ def groups_of(model: PreTrainedModel) -> list[Group]:
         """The part of a name behind the number of its layer."""
         return name[len(row.layers) + 1 :].partition(".")[2]
 
-    attention = {n for n in in_layers if rest(n).startswith(row.attention + ".")}
+    kinds = (row, row.convolution or row)
+    mixers = tuple(f"{kind.attention}." for kind in kinds)
+    attention = {n for n in in_layers if rest(n).startswith(mixers)}
     wholes = {
         "everything": weights | set(sites),
         "all weights": weights,

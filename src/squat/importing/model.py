@@ -110,7 +110,7 @@ def _weights(file: GgufFile, row: Architecture, model: PreTrainedModel) -> dict[
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     if config.tie_word_embeddings:
         del expected[f"{row.head}.weight"]
-    tensors = row.tensors(config.num_hidden_layers)
+    tensors = row.tensors(model)
     places = {}
     for key in expected:
         path, _, kind = key.rpartition(".")
@@ -130,11 +130,13 @@ def _weights(file: GgufFile, row: Architecture, model: PreTrainedModel) -> dict[
     with progress("Reading weights") as show:
         for done, (key, tensor) in enumerate(places.items()):
             show(done, len(places))
-            values = file.weights(tensor, expected[key][:: -1 if key in transposed else 1])
+            # A depthwise convolution has a dimension of 1 that files leave out.
+            shape = tuple(size for i, size in enumerate(expected[key]) if i != 1 or size != 1)
+            values = file.weights(tensor, shape[:: -1 if key in transposed else 1])
             if permuted and ".q_proj." in key:
                 values = unpermute_rope_rows(values, config.num_attention_heads)
             if permuted and ".k_proj." in key:
                 values = unpermute_rope_rows(values, config.num_key_value_heads)
             values = row.from_file(key, values.T if key in transposed else values, config)
-            state[key] = torch.from_numpy(np.ascontiguousarray(values))
+            state[key] = torch.from_numpy(np.ascontiguousarray(values)).view(expected[key])
     return state

@@ -84,8 +84,11 @@ def calibrate(
 def _check_enough(model: PreTrainedModel, batches: Sequence[Tensor]) -> None:
     """As many tokens as a layer has inputs: with fewer, some of what a weight does is never seen."""
     row = architecture_of(model.config.model_type)
-    layer = next(model.get_submodule(row.layers).children())
-    inputs = max(stored_rows(layer.get_submodule(name)).shape[1] for name in row.weights)
+    inputs = max(
+        stored_rows(layer.get_submodule(name)).shape[1]
+        for layer in model.get_submodule(row.layers).children()
+        for name in row.of(layer).weights
+    )
     tokens = sum(batch.numel() for batch in batches)
     if tokens < inputs:
         raise ConfigError(
@@ -160,7 +163,7 @@ class _Calibration:
             _round_as_a_whole(head, moments)
 
     def _layer(self, index: int, layer: nn.Module) -> None:
-        stream, row = self.stream, self.row
+        stream, row = self.stream, self.row.of(layer)
         names = row.inputs
         originals: dict[str, list[Tensor]] = {}
         if self.descent:
@@ -171,7 +174,7 @@ class _Calibration:
             del twin
         with ExitStack() as stack:
             for site_name, name in names.items():
-                if site_name == "attn_out":
+                if site_name == "attn_out" and self.row.attends(layer):
                     self._attention(index, layer)
                 if site_name == "mlp_in":  # attention is done: it need not be computed again
                     attention = layer.get_submodule(row.attention)
@@ -197,7 +200,7 @@ class _Calibration:
         for batch, x in enumerate(inputs):
             site(x, self._wide(site, batch))
         site.initialize(self.config.init)
-        readers = [layer.get_submodule(reader) for reader in self.row.readers[site_name]]
+        readers = [layer.get_submodule(reader) for reader in self.row.of(layer).readers[site_name]]
         for reader in readers:
             self._round_to_nearest(reader)
         if originals is not None:

@@ -159,15 +159,15 @@ class SquatConfig(QuantizationConfigMixin):
         """What a checkpoint's config.json says; one that does not speak of weights' levels has none."""
         return super().from_dict({"weight_levels": "uniform", **config_dict}, *args, **kwargs)
 
-    def bits_of(self, site: str, layer: int = 1) -> Bits:
-        """Bits of a site in a layer.
+    def bits_of(self, site: str, layer: int = 1, first: int = 0) -> Bits:
+        """Bits of a site in a layer of a model whose layer `first` is the first one with attention.
 
-        In layer 0 nothing has been attended to yet: a "4:8" site that follows the previous layer's
-        importance has 8 bits there.
+        Before it nothing has been attended to: a "4:8" site has 8 bits in the layers in front of it, and in
+        itself, if it follows the previous layer's importance.
         """
         row = SITES[site]
         bits = self.site_bits.get(site, row.bits if row.bits is not None else self.activation_bits)
-        return 8 if bits == ADAPTIVE and layer == 0 and row.follows == "previous" else bits
+        return 8 if bits == ADAPTIVE and layer < first + (row.follows == "previous") else bits
 
     def transforms(self, site: str) -> bool:
         """Whether a site's tensor is transformed before it is quantized, when the model runs."""

@@ -54,6 +54,14 @@ def _lend_cache(module: nn.Module, args: Any, kwargs: Any) -> None:
     sites.cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
 
 
+def _hand_on_widths(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Forward pre-hook of what stands in place of an attention: tokens keep the width that they had."""
+    state: TokenState = module.token_state  # type: ignore[assignment]
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    if layer - 1 in state.wide:
+        state.wide[layer] = state.wide[layer - 1]
+
+
 def site_of(module: nn.Module) -> SiteQuantizer:
     """The quantizer of a converted module's input."""
     site = module.input_quantizer
@@ -91,10 +99,11 @@ def _convert_attention(
     layers: int,
     rotated: int,
     head_size: int,
+    first: int,
 ) -> None:
     block = block_of(head_size) if config.transforms("k") else 1
     sites = {
-        name: SiteQuantizer(name, layer, config, block if name in ("q", "k") else 1)
+        name: SiteQuantizer(name, layer, config, block if name in ("q", "k") else 1, first)
         for name in ("q", "k", "probs", "v")
     }
     policy = POLICIES[config.policy](config.ratio) if config.token_adaptive else None
@@ -144,17 +153,25 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     shape = model.config.get_text_config()
     head_size = _head_size(shape)
     rotated = row.graph(shape).rotated_of(head_size)
+    first = next((i for i, layer in enumerate(layers) if row.attends(layer)), len(layers))
     for index, layer in enumerate(layers):
-        for name in row.weights:
+        own = row.of(layer)
+        for name in own.weights:
             _convert_weight(layer, name, config.weight_bits, config)
-        for site, name in row.inputs.items():
-            size = stored_rows(layer.get_submodule(row.readers[site][0])).shape[1]
+        for site, name in own.inputs.items():
+            size = stored_rows(layer.get_submodule(own.readers[site][0])).shape[1]
             block = block_of(size) if config.transforms(site) else 1
-            quantizer = SiteQuantizer(site, index, config, block)
+            quantizer = SiteQuantizer(site, index, config, block, first)
             _attach_input_site(layer.get_submodule(name), quantizer, state)
-        attention = layer.get_submodule(row.attention)
-        _convert_attention(attention, config, state, index, len(layers), rotated, head_size)
-        _make_exact(layer, row.exact)
+        attention = layer.get_submodule(own.attention)
+        if row.attends(layer):
+            _convert_attention(
+                attention, config, state, index, len(layers), rotated, head_size, first
+            )
+        else:
+            attention.token_state = state  # type: ignore[assignment]
+            attention.register_forward_pre_hook(_hand_on_widths, with_kwargs=True)
+        _make_exact(layer, own.exact)
     for name in (*row.embeddings, row.head):
         _convert_weight(model, name, config.embedding_bits, config)
     head = model.get_submodule(row.head)
@@ -173,13 +190,14 @@ def fold_transforms(model: PreTrainedModel, config: SquatConfig) -> None:
     """Let the weights of a float model's converted modules expect transformed inputs, in place."""
     row = architecture_of(model.config.model_type)
     for layer in model.get_submodule(row.layers).children():
-        for site, name in row.inputs.items():
+        own = row.of(layer)
+        for site, name in own.inputs.items():
             block = site_of(layer.get_submodule(name)).block
             if block > 1:
-                for reader in row.readers[site]:
+                for reader in own.readers[site]:
                     weight = stored_rows(layer.get_submodule(reader))
                     weight.copy_(fold(weight, block))
-        if "attn_out" in config.hadamard:
+        if "attn_out" in config.hadamard and row.attends(layer):
             _transform_values(layer, row, model.config.get_text_config())
     head = model.get_submodule(row.head)
     if (block := site_of(head).block) > 1:

@@ -134,15 +134,18 @@ class SiteQuantizer(nn.Module):
     know which tokens are wide. FLOAT bits make it pass everything through. On the way in, `block` > 1: the
     tensor is transformed by Hadamard matrices of this size. With token exponents every vector raises the step
     by a power of two until not much of it is clipped. With `levels`, 4-bit codes stand for 16 of the 8-bit
-    codes. For calibration a site can collect a sample of what comes instead of quantizing it.
+    codes. For calibration a site can collect a sample of what comes instead of quantizing it. `first` is the
+    model's first layer with attention.
     """
 
     levels: Tensor | None
 
-    def __init__(self, site: str, layer: int, config: SquatConfig, block: int = 1) -> None:
+    def __init__(
+        self, site: str, layer: int, config: SquatConfig, block: int = 1, first: int = 0
+    ) -> None:
         super().__init__()
         self.site, self.layer, self.block = site, layer, block
-        bits = config.bits_of(site, layer)
+        bits = config.bits_of(site, layer, first)
         self.adaptive = bits == ADAPTIVE
         self.follows = SITES[site].follows
         self.exponents = config.has_exponents(site)
