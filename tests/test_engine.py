@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -361,3 +362,22 @@ def test_interrupt_stops_a_generation(model_file: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 0
+
+
+def test_what_a_window_no_longer_holds_is_computed_again(tmp_path: Path) -> None:
+    model = replace(random_model(2, layers=2), context_length=600)
+    model.graph = replace(model.graph, windows=[8, 0])
+    write_gguf(tmp_path / "m.gguf", model)
+    ids = random_ids(500)
+    other = [*ids[:20], *random_ids(30, seed=7)]
+    expected = Engine(tmp_path / "m.gguf").generate(other, 9)
+    engine = Engine(tmp_path / "m.gguf")
+    engine.prefill(ids)
+    with pytest.raises(EngineError):
+        engine.rewind(20)
+    # And nothing has changed.
+    assert np.array_equal(engine.decode(7), Engine(tmp_path / "m.gguf").prefill([*ids, 7]))
+    engine.generate(ids, 4)
+    answer = engine.generate(other, 9, stream=True)
+    assert "".join(answer) == expected
+    assert answer.reused_tokens == 0

@@ -197,8 +197,8 @@ class Engine:
             EngineError: the session has fewer, or a layer no longer holds what the next token would see.
         """
         self._turn += 1
-        del self._fed[length:]
         self._native.rewind(length)
+        del self._fed[length:]
 
     def score(self, texts: Sequence[str]) -> list[float]:
         """The log-probability of each text in nats, summed over its tokens.
@@ -400,7 +400,11 @@ class Engine:
         kept = 0
         while kept < min(len(self._fed), len(prompt) - 1) and self._fed[kept] == prompt[kept]:
             kept += 1
-        self.rewind(kept)
+        try:
+            self.rewind(kept)
+        except EngineError:  # a layer does not look, and so does not reach, that far back
+            kept = 0
+            self._begin()
         return kept
 
     def _feed(self, ids: list[int], last: bool) -> NDArray[np.float32]:
