@@ -1,6 +1,7 @@
 """How much of what its inputs have lost a matrix should make up for: the descent with several shares.
 
     python benchmarks/descent.py ORIGINAL --data TEXT --shares 0.25 0.5 1 [--activation-bits 4] [--windows 64]
+        [--weight-levels uniform]
 
 Every share is calibrated on the same windows of 256 tokens (5 to 10 minutes each for 135M parameters, on one
 core) and compared with the original on some of these and on 16 others: KL(original || quantized), nats.
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--shares", type=float, nargs="+", required=True)
     parser.add_argument("--activation-bits", type=int, default=8)
+    parser.add_argument("--weight-levels", default="iq4_nl")
     parser.add_argument("--windows", type=int, default=64)
     arguments = parser.parse_args()
     original = load_model(arguments.original)
@@ -41,7 +43,9 @@ def main() -> None:
     for share in arguments.shares:
         descent._MADE_UP_FOR = share
         model = copy.deepcopy(original)
-        config = SquatConfig(activation_bits=arguments.activation_bits)
+        config = SquatConfig(
+            activation_bits=arguments.activation_bits, weight_levels=arguments.weight_levels
+        )
         with progress(f"share {share}") as tell:
             quantize(model, config, seen.split(BATCH), "descent", tell)
         found = [distance(original, model, part.split(BATCH)) for part in (seen[:HELD_OUT], others)]
