@@ -163,7 +163,7 @@ def speed(arguments: argparse.Namespace) -> None:
     folder = Path("build/peers").resolve()
     if any(name.startswith(THERE) for name in arguments.models):
         build_llama_cpp.build(folder, "llama-bench")
-    here, there = peers.squat("").measure, peers.llama("").measure
+    here, there = peers.squat("", "8").measure, peers.llama("").measure
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.models}
     for _ in track(range(arguments.rounds), "rounds", console=Console(stderr=True)):

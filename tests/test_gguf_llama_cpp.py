@@ -36,8 +36,8 @@ class Unquantized(Reference):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("weight_bits", [4, 8])
-def test_random_models(tmp_path: Path, architecture: str, weight_bits: int) -> None:
+@pytest.mark.parametrize(("weight_bits", "levels"), [(4, True), (4, False), (8, False)])
+def test_random_models(tmp_path: Path, architecture: str, weight_bits: int, levels: bool) -> None:
     """Names, shapes, permutation of q and k, norms and biases are what llama.cpp expects.
 
     Random networks amplify the rounding of activations, in which llama.cpp and the engine differ: what both
@@ -47,6 +47,7 @@ def test_random_models(tmp_path: Path, architecture: str, weight_bits: int) -> N
         2,
         architecture,
         weight_bits=weight_bits,
+        weight_levels=levels,
         activations="8",
         tied=architecture == "gpt2",
         biases=True,
