@@ -77,8 +77,7 @@ def test_the_first_step_term_and_layer_are_named(tmp_path):
     assert message.startswith(
         f"{tmp_path}: training stopped at step 3, earlier checkpoints are intact"
     )
-    # Which of them first shows it depends on what weights mean: levels are numbers whatever a weight is.
-    assert re.search(r"the loss term ce is nan|the gradient is not finite", message)
+    assert "the loss term ce is nan" in message
     assert "weights that are not finite are model.layers.1.mlp.up_proj.weight)" in message
 
 
@@ -131,7 +130,9 @@ def test_a_large_gradient_is_no_infinite_one(tmp_path):
 
 
 def test_a_layer_that_breaks_while_it_is_reconstructed_is_named(tmp_path):
-    config = SquatConfig(weight_levels="uniform")  # levels are finite whatever the weights are
+    config = SquatConfig(
+        weight_levels="uniform"
+    )  # with levels layer 0 stays finite, and layer 2 breaks
     model = quantize(tiny_model(), config, [some_ids(8, 32)])
     settings = Reconstruction(learning_rate=1e30)
     with pytest.raises(

@@ -67,3 +67,8 @@ def test_the_levels_of_weights_are_nearly_the_best_for_a_bell():
         errors[name] = (quantizer(weight) - weight).square().mean().item()
     assert errors["iq4_nl"] < 0.86 * errors["uniform"]
     assert errors["iq4_nl"] < 1.05 * 0.0095  # Lloyd and Max's 16 levels
+
+
+def test_what_is_no_number_stays_none():
+    snap = snap_to(torch.tensor(WEIGHT_LEVELS["iq4_nl"]))
+    assert snap(torch.tensor([torch.nan, 1.0])).isnan().tolist() == [True, False]

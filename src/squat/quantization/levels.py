@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gguf.quants import IQ4_NL
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,24 +36,20 @@ def thresholds(levels: Tensor) -> Tensor:
     return torch.div(levels[:-1] + levels[1:], 2, rounding_mode="floor")
 
 
-def nearest_levels(levels: Tensor) -> Tensor:
-    """The level next to each 8-bit code: float32 [256].
+def snap_to(levels: Tensor) -> Snap:
+    """The function from 8-bit codes, whole numbers of any shape, to the levels next to them.
 
     Args:
         levels: [16], ascending.
     """
     every = torch.arange(LOWEST, HIGHEST + 1, device=levels.device)
-    return levels[torch.bucketize(every, thresholds(levels))].float()
-
-
-def snap_to(levels: Tensor) -> Snap:
-    """The function from 8-bit codes, whole numbers of any shape, to the levels next to them."""
-    table = nearest_levels(levels)
+    nearest = levels[torch.bucketize(every, thresholds(levels))].float()
+    table = F.pad(nearest, (0, 1), value=torch.nan)  # what is no number stays none
 
     def snap(codes: Tensor) -> Tensor:
-        # One look at a table of 256 is many times as fast as a search. What is no number gets some level.
-        index = (codes - LOWEST).flatten().int().clamp_(0, HIGHEST - LOWEST)
-        return table.index_select(0, index).view(codes.shape)
+        # One look at a table is many times as fast as a search.
+        index = (codes - LOWEST).flatten().nan_to_num_(nan=len(nearest)).int()
+        return table.index_select(0, index.clamp_(0, len(nearest))).view(codes.shape)
 
     return snap
 

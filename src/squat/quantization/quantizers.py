@@ -67,6 +67,8 @@ class LearnedStepQuantizer(nn.Module):
     log_step: Tensor
     spread = False
     """Whether each process of several has a part of the tensor: activations, not weights."""
+    learned = True
+    """Whether steps have gradients."""
     bypassed = False
     """Whether everything passes through as it is."""
 
@@ -82,7 +84,7 @@ class LearnedStepQuantizer(nn.Module):
         self.qmin, self.qmax = (
             code_range(bits, signed) if levels is None else (levels[0], levels[-1])
         )
-        self.log_step = nn.Parameter(torch.full(shape, math.nan))
+        self.log_step = nn.Parameter(torch.full(shape, math.nan), requires_grad=self.learned)
 
     @property
     def step(self) -> Tensor:
@@ -175,16 +177,7 @@ class MinMaxQuantizer(LearnedStepQuantizer):
     """
 
     momentum = 0.95
-
-    def __init__(
-        self,
-        bits: int,
-        signed: bool = True,
-        shape: tuple[int, ...] = (1,),
-        levels: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(bits, signed, shape, levels)
-        self.log_step.requires_grad_(False)
+    learned = False
 
     @torch.no_grad()
     def initialize(self, sample: Tensor, method: str) -> None:
