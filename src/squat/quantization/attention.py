@@ -27,6 +27,7 @@ from squat.errors import ConfigError
 from squat.exact import exact_product, is_exact
 from squat.exact import softmax as exact_softmax
 from squat.quantization.modules import SiteQuantizer
+from squat.quantization.products import full_precision
 from squat.quantization.tokens import IMPORTANCE, Arrival, ThresholdPolicy, TopKPolicy
 
 IMPLEMENTATION = "squat"
@@ -202,7 +203,8 @@ def squat_attention(
     product, softmax = (
         (exact_product, exact_softmax) if is_exact(module) else (torch.matmul, _softmax)
     )
-    scores = product(query, _repeat_heads(key, groups).transpose(2, 3)).float() * scaling
+    with full_precision(query):
+        scores = product(query, _repeat_heads(key, groups).transpose(2, 3)).float() * scaling
     probs = softmax(scores + attention_mask)
 
     new_v = None
@@ -228,7 +230,8 @@ def squat_attention(
         state.taps[squat.layer] = AttentionTap(query, key, probs)
     value = sites["v"](value, widths(past_v, new_v))
     weights = nn.functional.dropout(sites["probs"](probs), p=dropout, training=module.training)
-    output = product(weights.to(value.dtype), _repeat_heads(value, groups))
+    with full_precision(value):
+        output = product(weights.to(value.dtype), _repeat_heads(value, groups))
     return output.transpose(1, 2).contiguous(), probs
 
 

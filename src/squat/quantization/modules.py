@@ -27,6 +27,7 @@ from squat.quantization.numerics import (
     subsample,
     token_exponent,
 )
+from squat.quantization.products import code_product, remember_steps, steps_of
 from squat.quantization.quantizers import LearnedStepQuantizer, method_of
 
 WIDE, NARROW = 8, 4
@@ -63,11 +64,17 @@ class QuantizedWeight(nn.Module):
         return self.weight_quantizer.codes(self.get_parameter("weight").detach())
 
 
-def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None, exact: bool) -> Tensor:
-    """A linear layer's product: weight [out features, in features]."""
-    if not exact:
+def _multiply(
+    input: Tensor, weight: Tensor, quantizer: LearnedStepQuantizer, bias: Tensor | None, exact: bool
+) -> Tensor:
+    """A linear layer's product: weight [out features, in features] is what the quantizer made."""
+    product, step = None, steps_of(input)
+    if step is not None and quantizer.on_lattice and weight.dtype == torch.float32:
+        product = code_product(input, step, weight, quantizer.step, exact)
+    if product is None and not exact:
         return F.linear(input, weight, bias)
-    product = exact_product(input, weight.T)
+    if product is None:
+        product = exact_product(input, weight.T)
     return product if bias is None else product + bias
 
 
@@ -76,7 +83,8 @@ class QuantizedLinear(QuantizedWeight, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
-        return _multiply(input, self.weight_quantizer(self.weight), self.bias, is_exact(self))
+        quantizer = self.weight_quantizer
+        return _multiply(input, quantizer(self.weight), quantizer, self.bias, is_exact(self))
 
 
 class QuantizedConv1D(QuantizedWeight, Conv1D):
@@ -84,7 +92,8 @@ class QuantizedConv1D(QuantizedWeight, Conv1D):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
-        return _multiply(input, self.weight_quantizer(self.weight).T, self.bias, is_exact(self))
+        quantizer = self.weight_quantizer
+        return _multiply(input, quantizer(self.weight).T, quantizer, self.bias, is_exact(self))
 
     def codes(self) -> Tensor:
         """As of a linear layer: int8 [out features, in features]."""
@@ -209,7 +218,10 @@ class SiteQuantizer(nn.Module):
             reach = torch.where(wide, self.reach[WIDE], self.reach[NARROW])
         if self.exponents:
             step = step * power_of_two(token_exponent(x, step.detach() * reach))
-        return quantizer.quantize(x, step, qmin, qmax, snap)
+        quantized = quantizer.quantize(x, step, qmin, qmax, snap)
+        if quantizer.on_lattice and quantizer.qmin < 0:
+            remember_steps(quantized, step)
+        return quantized
 
     def transformed(self, x: Tensor) -> Tensor:
         """What is quantized in place of x."""

@@ -87,6 +87,11 @@ class LearnedStepQuantizer(nn.Module):
         self.log_step = nn.Parameter(torch.full(shape, math.nan), requires_grad=self.learned)
 
     @property
+    def on_lattice(self) -> bool:
+        """Whether what comes out is codes times steps."""
+        return not self.bypassed
+
+    @property
     def step(self) -> Tensor:
         """The step sizes in use: float32, representable in fp16, without gradient; shape of `log_step`."""
         return step_from_log(self.log_step.detach())
@@ -241,6 +246,11 @@ class NoiseQuantizer(LearnedStepQuantizer):
     The noise is drawn from the rounding errors that the tensor itself would have, at random places, as the
     authors' code does by a histogram. In eval mode it rounds. Widths are given, not learned.
     """
+
+    @property
+    def on_lattice(self) -> bool:
+        """Noise is on none."""
+        return super().on_lattice and not self.training
 
     def quantize(
         self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound, snap: Snap | None = None

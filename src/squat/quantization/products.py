@@ -1,0 +1,129 @@
+"""Products of codes: what a linear layer multiplies when both of its operands lie on a lattice.
+
+A quantized tensor is codes times steps, and the steps stand outside of the sum. So int8 codes are multiplied,
+and int32 sums are scaled, as the engine does it: training then sees the very numbers that will run, whatever
+precision its gradients have, and evaluation is exact without float64.
+
+The steps of activations are known where they are quantized and needed where they are multiplied, with modules
+of transformers in between. So a tensor that was quantized is remembered together with its steps.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_steps = WeakTensorKeyDictionary()
+
+_MOST_INPUTS = 1 << 17
+"""From here on a sum of products of int8 may leave int32."""
+
+
+def remember_steps(quantized: Tensor, step: Tensor) -> None:
+    """Note that a tensor [..., n] is int8 codes times its vectors' steps [..., 1] (or one step, [1]).
+
+    Only of float32 on a CPU: elsewhere there is nothing that would ask.
+    """
+    asked_for = quantized.dtype == torch.float32 and quantized.device.type == "cpu"
+    if asked_for and not torch.compiler.is_compiling():
+        _steps[quantized] = step.detach()
+
+
+def steps_of(tensor: Tensor) -> Tensor | None:
+    """The steps that were remembered of this very tensor, if any."""
+    if torch.compiler.is_compiling():
+        return None
+    steps: Tensor | None = _steps.get(tensor)
+    return steps
+
+
+@cache
+def multiplies_exactly() -> bool:
+    """Whether PyTorch's int8 product is exact on this CPU; where 16-bit sums saturate, it is not."""
+    lowest = torch.full((32, 64), -128, dtype=torch.int8)
+    highest = torch.full((64, 32), 127, dtype=torch.int8)
+    try:
+        return all(
+            bool((torch._int_mm(a, b) == 64 * int(a[0, 0]) * int(b[0, 0])).all())
+            for a in (lowest, highest.T.contiguous())
+            for b in (lowest.T, highest)
+        )
+    except RuntimeError:  # not every build has it
+        return False
+
+
+def code_product(
+    x: Tensor, step: Tensor, weight: Tensor, weight_step: Tensor, exact: bool
+) -> Tensor | None:
+    """x @ weight^T of two quantized tensors by their codes; None where that is not possible.
+
+    Args:
+        x: float32 [..., in features], codes times steps.
+        step: of x, [..., 1], or one for all.
+        weight: float32 [out features, in features], codes times steps.
+        weight_step: of weight, [out features], or one for all.
+        exact: round once, at the end, as the engine does; otherwise after each step's product.
+
+    Returns:
+        float32 [..., out features]. Gradients are those of x @ weight^T, in autocast's dtype where it is on.
+    """
+    inputs = x.shape[-1]
+    if not (x.numel() and 1 < inputs < _MOST_INPUTS and multiplies_exactly()):
+        return None
+    vectors = x.reshape(-1, inputs)
+    of_vectors = (
+        step.expand(*x.shape[:-1], 1).reshape(-1, 1) if step.numel() > 1 else step.view(1, 1)
+    )
+    product = _CodeProduct.apply(vectors, of_vectors, weight, weight_step.view(-1, 1), exact)
+    result: Tensor = product.view(*x.shape[:-1], -1)
+    return result
+
+
+def _codes(quantized: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """The int8 codes of rows of codes * step, and the rows' steps [rows, 1].
+
+    The quotient is off by less than a thousandth. What is no number is no code: the row's step then is none.
+    """
+    codes = (quantized * step.reciprocal()).round_().to(torch.int8)
+    return codes, step + 0 * quantized.sum(dim=1, keepdim=True)
+
+
+def full_precision(operand: Tensor) -> AbstractContextManager[Any]:
+    """Inside, autocast does not round the operands of products on a CPU: a lattice is none in bfloat16."""
+    return torch.autocast("cpu", enabled=False) if operand.device.type == "cpu" else nullcontext()
+
+
+class _CodeProduct(torch.autograd.Function):
+    """Keeps codes, a quarter of the memory of what they stand for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, weight: Tensor, weight_step: Tensor, exact: bool
+    ) -> Tensor:
+        codes, step = _codes(x, step)
+        weight_codes, weight_step = _codes(weight, weight_step)
+        weight_step = weight_step.T
+        ctx.save_for_backward(codes, step, weight_codes, weight_step)
+        autocast = torch.is_autocast_enabled("cpu")
+        ctx.dtype = torch.get_autocast_dtype("cpu") if autocast else torch.float32
+        sums = torch._int_mm(codes, weight_codes.T)
+        if exact:  # 31 bits of a sum and 11 of each step: exact until the end
+            return (sums * step.double()).mul_(weight_step.double()).float()
+        return (sums * step).mul_(weight_step)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None]:
+        codes, step, weight_codes, weight_step = ctx.saved_tensors
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            scaled = (grads[0] * weight_step).to(ctx.dtype)
+            of_x = (scaled @ weight_codes.to(ctx.dtype)).float()
+        if ctx.needs_input_grad[2]:
+            scaled = (grads[0] * step).to(ctx.dtype)
+            of_weight = (scaled.T @ codes.to(ctx.dtype)).float()
+        return of_x, None, of_weight, None, None

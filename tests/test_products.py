@@ -1,0 +1,107 @@
+"""Products of codes: the same numbers as products of what codes stand for, in training and in evaluation."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+from torch import nn
+
+from squat.exact import exact_product
+from squat.quantization import SquatConfig
+from squat.quantization.modules import QuantizedLinear, SiteQuantizer
+from squat.quantization.products import code_product, multiplies_exactly, steps_of
+from squat.quantization.quantizers import LearnedStepQuantizer
+
+pytestmark = pytest.mark.skipif(
+    not multiplies_exactly(), reason="PyTorch's int8 product is not exact on this CPU"
+)
+
+
+def on_lattice(rows: int, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor [rows, n] of all int8 codes, with a step a row that fp16 represents."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-128, 128, (rows, n), generator=generator)
+    step = (torch.rand(rows, 1, generator=generator) + 0.01).half().float()
+    return codes * step, step
+
+
+@given(
+    st.integers(1, 40), st.integers(2, 200), st.integers(1, 70), st.integers(0, 1000), st.booleans()
+)
+def test_a_product_of_codes_is_that_of_the_tensors(tokens, inputs, outputs, seed, one_step):
+    """Rounded once it is the exact product; otherwise it is as near as float32 allows."""
+    x, step = on_lattice(tokens, inputs, seed)
+    weight, weight_step = on_lattice(outputs, inputs, seed + 1)
+    if one_step:
+        weight, weight_step = weight / weight_step * 0.25, torch.tensor([0.25])
+    expected = exact_product(x, weight.T)
+    exact = code_product(x, step, weight, weight_step.view(-1), exact=True)
+    assert torch.equal(exact, expected)
+    near = code_product(x[None], step[None], weight, weight_step.view(-1), exact=False)
+    torch.testing.assert_close(near, expected[None], rtol=1e-6, atol=0)
+
+
+def linear(**options) -> tuple[SiteQuantizer, QuantizedLinear]:
+    """A site with token exponents and a layer that reads it."""
+    torch.manual_seed(0)
+    site = SiteQuantizer("mlp_in", 0, SquatConfig(**options))
+    layer = QuantizedLinear.wrap(nn.Linear(48, 24), LearnedStepQuantizer(4, shape=(24, 1)))
+    layer.weight_quantizer.initialize(layer.weight, "mse")
+    for quantizer in site.by_width.values():
+        quantizer.start_at(torch.tensor([0.02]))
+    return site, layer
+
+
+def test_gradients_are_those_of_float_products():
+    """Of the input, the weight, the bias and every step."""
+    site, layer = linear(activation_bits=8, activation_levels="uniform")
+    x = torch.randn(2, 5, 48) * torch.tensor([1.0, 10, 0.1, 3, 1])[:, None]
+    gradients = []
+    for remembered in (True, False):
+        given = x.clone().requires_grad_()
+        quantized = site(given)
+        assert steps_of(quantized) is not None
+        out = layer(quantized if remembered else quantized.view_as(quantized))
+        out.square().sum().backward()
+        parameters = [*site.parameters(), *layer.parameters()]
+        gradients.append([given.grad, *(p.grad.clone() for p in parameters)])
+        site.zero_grad()
+        layer.zero_grad()
+    for ours, floats in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, floats, rtol=1e-4, atol=1e-4)
+
+
+def test_training_in_bfloat16_sees_the_exact_numbers():
+    """Autocast changes the dtype of gradients, not one number of the forward pass."""
+    site, layer = linear(activation_bits=8, activation_levels="uniform")
+    x = torch.randn(3, 48)
+    expected = layer(site(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(site(x))
+    assert torch.equal(out, expected)
+    out.sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("where", ["weight", "input"])
+def test_what_is_no_number_comes_through(where):
+    """A code cannot say NaN."""
+    site, layer = linear(activation_bits=8, activation_levels="uniform")
+    x = torch.randn(3, 48)
+    (layer.weight.data if where == "weight" else x)[1, 7] = torch.nan
+    out = layer(site(x))
+    assert (out[:, 1] if where == "weight" else out[1]).isnan().all()
+    assert out.isfinite().any()
+
+
+def test_only_what_was_quantized_is_taken_for_it():
+    """Another tensor of the same values has no codes, nor has noise."""
+    site, _ = linear(activation_bits=8, activation_levels="uniform")
+    quantized = site(torch.randn(3, 48))
+    assert steps_of(quantized) is not None
+    assert steps_of(quantized.clone()) is None
+    noisy = SiteQuantizer("mlp_in", 0, SquatConfig(method="nipq", activation_bits=8))
+    for quantizer in noisy.by_width.values():
+        quantizer.start_at(torch.tensor([0.02]))
+    assert steps_of(noisy(torch.randn(3, 48))) is None
+    assert steps_of(noisy.eval()(torch.randn(3, 48))) is not None
