@@ -48,7 +48,7 @@ test-sanitize:  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSan
 test-arm:  ## the C++ tests for ARM, in an emulator: without dot products, with dotprod, with i8mm
 	$(CMAKE) -S . -B $(BUILD)/aarch64 -DCMAKE_TOOLCHAIN_FILE=native/cmake/aarch64.cmake
 	$(CMAKE) --build $(BUILD)/aarch64 -j 2
-	cd $(BUILD)/aarch64 && ctest --output-on-failure -j 2 --timeout 300
+	cd $(BUILD)/aarch64 && ctest --output-on-failure -j 2 --timeout 900
 
 CPP := $(shell git ls-files 'native/*.cpp' 'native/*.h')
 

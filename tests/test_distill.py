@@ -6,7 +6,7 @@ from statistics import mean
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from models import PUBLISHED, some_ids, tiny_model
 from squat.data import PackedDataset
@@ -14,6 +14,7 @@ from squat.distill import LossConfig, SquatTrainer, losses
 from squat.distill.losses import distillation, distribution, entropy
 from squat.errors import CheckpointError, ConfigError
 from squat.quantization import SquatConfig, quantize
+from squat.quantization.modules import QuantizedWeight
 from squat.quantization.quantizers import QUANTIZERS
 
 
@@ -92,11 +93,20 @@ def test_distribution_loss_brings_maps_together_and_the_published_sign_apart():
 
 
 def trainer(
-    folder, steps=6, batch=4, accumulate=1, config=None, teachers=None, loss=None, **overrides
+    folder,
+    steps=6,
+    batch=4,
+    accumulate=1,
+    config=None,
+    teachers=None,
+    loss=None,
+    freeze=False,
+    name="llama",
+    **overrides,
 ):
     tokens = some_ids(1, 4000)[0].numpy().astype("uint16")
     torch.manual_seed(0)
-    model = quantize(tiny_model(), config or SquatConfig(), calibration=[some_ids(8, 32)])
+    model = quantize(tiny_model(name), config or SquatConfig(), calibration=[some_ids(8, 32)])
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -112,8 +122,8 @@ def trainer(
         **overrides,
     )
     dataset = PackedDataset(tokens, 16, steps * batch * accumulate, seed=0)
-    teachers = [tiny_model()] if teachers is None else teachers
-    return SquatTrainer(model, teachers, args, dataset, loss=loss)
+    teachers = [tiny_model(name)] if teachers is None else teachers
+    return SquatTrainer(model, teachers, args, dataset, loss=loss, freeze=freeze)
 
 
 def weights(model):
@@ -170,6 +180,55 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "interrupted/checkpoint-3"))
     expected, got = weights(whole.model), weights(resumed.model)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def quantized_weights(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, QuantizedWeight)}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_frozen_codes_stand_still_while_steps_and_norms_learn(tmp_path, name):
+    only_kl = LossConfig(gamma=1, entropy=0, distribution=0)
+    config = SquatConfig(activation_bits=8, init="lsq", weight_levels="uniform")
+    run = trainer(tmp_path, 40, freeze=True, name=name, config=config, loss=only_kl)
+    ids = some_ids(8, 16)
+    with torch.no_grad():
+        wanted = run.teachers[0](input_ids=ids).logits.log_softmax(-1)
+
+    def kl():
+        with torch.no_grad():
+            got = run.model.eval()(input_ids=ids).logits.log_softmax(-1)
+        return F.kl_div(got, wanted, log_target=True, reduction="sum")
+
+    before, start = weights(run.model), kl()
+    codes = {n: m.codes() for n, m in quantized_weights(run.model).items()}
+    run.train()
+    assert kl() < start
+    run.save_model(str(tmp_path / "model"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    after = weights(loaded)
+    moved = {n for n in before if n in after and not torch.equal(before[n], after[n])}
+    for module_name, module in quantized_weights(loaded).items():
+        assert torch.equal(module.codes(), codes[module_name])
+        steps, rare = f"{module_name}.weight_quantizer.log_step", module_name.split(".")[-1]
+        assert (steps in moved) == (rare not in ("embed_tokens", "lm_head", "wte", "wpe"))
+    assert {n for n in before if "norm" in n or "ln_" in n} <= moved
+    with torch.no_grad():
+        trained = run.model.eval()(input_ids=ids).logits
+        assert torch.equal(loaded.eval()(input_ids=ids).logits, trained)
+
+
+def test_frozen_codes_resume_exactly_and_need_steps_that_learn(tmp_path):
+    whole = trainer(tmp_path, freeze=True)
+    whole.train()
+    resumed = trainer(tmp_path, freeze=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for run in (whole, resumed):
+        run.save_model(str(tmp_path / "model"))
+    expected, got = weights(whole.model), weights(resumed.model)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    with pytest.raises(ConfigError, match=r"codes: .* has no step that is learned"):
+        trainer(tmp_path, freeze=True, config=SquatConfig(method="minmax", **PUBLISHED))
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):

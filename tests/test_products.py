@@ -5,10 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from squat.exact import exact_product
 from squat.quantization import SquatConfig
-from squat.quantization.modules import QuantizedLinear, SiteQuantizer
+from squat.quantization.frozen import freeze_codes
+from squat.quantization.modules import QUANTIZED, QuantizedLinear, SiteQuantizer
 from squat.quantization.products import code_product, multiplies_exactly, steps_of
 from squat.quantization.quantizers import LearnedStepQuantizer
 
@@ -69,6 +71,27 @@ def test_gradients_are_those_of_float_products():
         layer.zero_grad()
     for ours, floats in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, floats, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("rows", [True, False])
+def test_steps_of_frozen_codes_have_the_gradient_of_codes_times_steps(kind, rows):
+    """By products of codes as by those of floats; the weight has none."""
+    site, _ = linear(activation_bits=8, activation_levels="uniform")
+    torch.manual_seed(1)
+    shape = ((24, 1) if kind is nn.Linear else (1, 24)) if rows else (1,)
+    of = kind(48, 24) if kind is nn.Linear else kind(24, 48)
+    layer = QUANTIZED[kind].wrap(of, LearnedStepQuantizer(4, shape=shape))
+    layer.weight_quantizer.initialize(layer.weight, "mse")
+    freeze_codes(layer)
+    x, gradients = torch.randn(2, 5, 48), []
+    for remembered in (True, False):
+        quantized = site(x)
+        layer(quantized if remembered else quantized.clone()).square().sum().backward()
+        gradients.append(layer.weight_quantizer.log_step.grad.clone())
+        layer.zero_grad()
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    assert layer.weight.grad is None
 
 
 def test_training_in_bfloat16_sees_the_exact_numbers():

@@ -118,6 +118,10 @@ class Distillation(Training):
     """Training of a quantized student."""
 
     step_learning_rate: float = Field(1e-2, gt=0, description="of the logarithms of the step sizes")
+    codes: Literal["trained", "frozen"] = Field(
+        "trained",
+        description="frozen: train steps, norms and biases, and leave the weights' codes as they are",
+    )
 
 
 class ModelShape(_Section):

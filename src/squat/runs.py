@@ -165,6 +165,7 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
         loss=recipe.loss,
         cache=cache,
         step_learning_rate=recipe.training.step_learning_rate,
+        freeze=recipe.training.codes == "frozen",
         callbacks=[stop],
     )
     return _run(trainer, tokenizer, folder)

@@ -35,6 +35,7 @@ from squat.distill.teacher_cache import TeacherCache
 from squat.errors import CheckpointError, ConfigError
 from squat.finite import check_step, check_weights
 from squat.quantization.attention import TokenState
+from squat.quantization.frozen import freeze_codes, write_frozen
 from squat.quantization.hf import saving
 from squat.quantization.tokens import follow_importance
 
@@ -113,6 +114,8 @@ class StepSizeTrainer(FiniteTrainer):
             decayed = set(self.get_decay_parameter_names(trained))
             matrices, vectors, steps = [], [], []
             for name, parameter in trained.named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 if name.endswith("log_step"):
                     steps.append(parameter)
                 elif name in decayed:
@@ -147,6 +150,7 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
             a dataset whose sample is a function of the index makes resuming exact.
         loss: weights of the loss terms.
         step_learning_rate: see StepSizeTrainer.
+        freeze: train steps, norms and biases, and not the codes of weights.
         cache: keeps the teachers' logits, for a dataset whose samples have the number of their `window`.
 
     Raises:
@@ -162,9 +166,16 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         loss: LossConfig | None = None,
         step_learning_rate: float = 1e-2,
         cache: TeacherCache | None = None,
+        freeze: bool = False,
         **kwargs: Any,
     ) -> None:
         self.token_state: TokenState = _state_of(model)
+        if freeze and args.fsdp:
+            raise ConfigError(
+                "codes: frozen ones are not sharded; choose trained, or leave fsdp out"
+            )
+        if freeze:
+            freeze_codes(model)
         self.loss_config = loss or LossConfig()
         self.teachers = [
             teacher.eval().requires_grad_(False).to(args.device) for teacher in teachers
@@ -179,6 +190,13 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         # The loss is a mean over the micro-batch, whatever the model's own loss would accept.
         self.model_accepts_loss_kwargs = False
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        assert self.model is not None
+        write_frozen(self.model)
+        super()._save(output_dir, state_dict)
 
     def _check_teachers(self, model: PreTrainedModel) -> None:
         student = model.config.get_text_config()

@@ -65,12 +65,18 @@ class QuantizedWeight(nn.Module):
 
 
 def _multiply(
-    input: Tensor, weight: Tensor, quantizer: LearnedStepQuantizer, bias: Tensor | None, exact: bool
+    input: Tensor,
+    weight: Tensor,
+    quantizer: LearnedStepQuantizer,
+    frozen: Tensor | None,
+    bias: Tensor | None,
+    exact: bool,
 ) -> Tensor:
-    """A linear layer's product: weight [out features, in features] is what the quantizer made."""
+    """A linear layer's product with what the quantizer made of its weight: [out features, in features]."""
     product, step = None, steps_of(input)
     if step is not None and quantizer.on_lattice and weight.dtype == torch.float32:
-        product = code_product(input, step, weight, quantizer.step, exact)
+        weight_step = quantizer.step if frozen is None else quantizer.step_for(weight)
+        product = code_product(input, step, weight, weight_step, exact, frozen)
     if product is None and not exact:
         return F.linear(input, weight, bias)
     if product is None:
@@ -84,7 +90,8 @@ class QuantizedLinear(QuantizedWeight, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
         quantizer = self.weight_quantizer
-        return _multiply(input, quantizer(self.weight), quantizer, self.bias, is_exact(self))
+        weight = quantizer(self.weight)
+        return _multiply(input, weight, quantizer, quantizer.frozen, self.bias, is_exact(self))
 
 
 class QuantizedConv1D(QuantizedWeight, Conv1D):
@@ -93,7 +100,9 @@ class QuantizedConv1D(QuantizedWeight, Conv1D):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
         quantizer = self.weight_quantizer
-        return _multiply(input, quantizer(self.weight).T, quantizer, self.bias, is_exact(self))
+        weight, frozen = quantizer(self.weight).T, quantizer.frozen
+        frozen = None if frozen is None else frozen.T
+        return _multiply(input, weight, quantizer, frozen, self.bias, is_exact(self))
 
     def codes(self) -> Tensor:
         """As of a linear layer: int8 [out features, in features]."""

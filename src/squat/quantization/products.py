@@ -58,7 +58,12 @@ def multiplies_exactly() -> bool:
 
 
 def code_product(
-    x: Tensor, step: Tensor, weight: Tensor, weight_step: Tensor, exact: bool
+    x: Tensor,
+    step: Tensor,
+    weight: Tensor,
+    weight_step: Tensor,
+    exact: bool,
+    frozen: Tensor | None = None,
 ) -> Tensor | None:
     """x @ weight^T of two quantized tensors by their codes; None where that is not possible.
 
@@ -68,6 +73,7 @@ def code_product(
         weight: float32 [out features, in features], codes times steps.
         weight_step: of weight, [out features], or one for all.
         exact: round once, at the end, as the engine does; otherwise after each step's product.
+        frozen: the weight's codes where they stand still: what has a gradient is then `weight_step`.
 
     Returns:
         float32 [..., out features]. Gradients are those of x @ weight^T, in autocast's dtype where it is on.
@@ -79,7 +85,12 @@ def code_product(
     of_vectors = (
         step.expand(*x.shape[:-1], 1).reshape(-1, 1) if step.numel() > 1 else step.view(1, 1)
     )
-    product = _CodeProduct.apply(vectors, of_vectors, weight, weight_step.view(-1, 1), exact)
+    of_rows = weight_step.view(-1, 1)
+    if frozen is None:
+        frozen, of_rows = _codes(weight.detach(), of_rows)
+    else:
+        weight = weight.detach()
+    product = _CodeProduct.apply(vectors, of_vectors, weight, frozen, of_rows, exact)
     result: Tensor = product.view(*x.shape[:-1], -1)
     return result
 
@@ -103,27 +114,39 @@ class _CodeProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step: Tensor, weight: Tensor, weight_step: Tensor, exact: bool
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        weight: Tensor,
+        weight_codes: Tensor,
+        weight_step: Tensor,
+        exact: bool,
     ) -> Tensor:
         codes, step = _codes(x, step)
-        weight_codes, weight_step = _codes(weight, weight_step)
-        weight_step = weight_step.T
-        ctx.save_for_backward(codes, step, weight_codes, weight_step)
-        autocast = torch.is_autocast_enabled("cpu")
-        ctx.dtype = torch.get_autocast_dtype("cpu") if autocast else torch.float32
         sums = torch._int_mm(codes, weight_codes.T)
         if exact:  # 31 bits of a sum and 11 of each step: exact until the end
-            return (sums * step.double()).mul_(weight_step.double()).float()
-        return (sums * step).mul_(weight_step)
+            result = (sums * step.double()).mul_(weight_step.T.double()).float()
+        else:
+            result = (sums * step).mul_(weight_step.T)
+        of_steps = [result] if ctx.needs_input_grad[4] else []
+        ctx.save_for_backward(codes, step, weight_codes, weight_step, *of_steps)
+        autocast = torch.is_autocast_enabled("cpu")
+        ctx.dtype = torch.get_autocast_dtype("cpu") if autocast else torch.float32
+        return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None]:
-        codes, step, weight_codes, weight_step = ctx.saved_tensors
-        of_x = of_weight = None
+    def backward(
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, None, Tensor | None, None, Tensor | None, None]:
+        codes, step, weight_codes, weight_step, *result = ctx.saved_tensors
+        of_x = of_weight = of_step = None
         if ctx.needs_input_grad[0]:
-            scaled = (grads[0] * weight_step).to(ctx.dtype)
+            scaled = (grads[0] * weight_step.T).to(ctx.dtype)
             of_x = (scaled @ weight_codes.to(ctx.dtype)).float()
         if ctx.needs_input_grad[2]:
             scaled = (grads[0] * step).to(ctx.dtype)
             of_weight = (scaled.T @ codes.to(ctx.dtype)).float()
-        return of_x, None, of_weight, None, None
+        if result:
+            of_step = (grads[0] * result[0]).sum(dim=0)[:, None] / weight_step
+            of_step = of_step.sum_to_size(weight_step.shape)
+        return of_x, None, of_weight, None, of_step, None

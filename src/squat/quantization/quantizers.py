@@ -71,6 +71,8 @@ class LearnedStepQuantizer(nn.Module):
     """Whether steps have gradients."""
     bypassed = False
     """Whether everything passes through as it is."""
+    frozen: Tensor | None = None
+    """The codes of a weight, int8 in its shape, where they stand still (module `frozen`)."""
 
     def __init__(
         self,
@@ -147,6 +149,8 @@ class LearnedStepQuantizer(nn.Module):
         """x on the lattice; same shape and dtype."""
         if self.bypassed:
             return x
+        if self.frozen is not None:
+            return (self.frozen * self.step_for(x)).to(x.dtype)
         snap = self.snap(x.device)
         return self.quantize(self.transform(x), self.step_for(x), self.qmin, self.qmax, snap).to(
             x.dtype
