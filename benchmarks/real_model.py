@@ -42,7 +42,7 @@ from squat.checkpoints import load_model, load_tokenizer
 from squat.data.files import writing
 from squat.engine import Engine
 from squat.exact import approximately
-from squat.importing.file import runs_in_engine
+from squat.model_names import runs_in_engine
 
 WINDOW = 256
 THERE = "llama.cpp:"

@@ -32,7 +32,7 @@ from squat.checkpoints import load_model, load_tokenizer
 from squat.deploy.gguf import write_gguf
 from squat.deploy.splits import SPLITS
 from squat.errors import CheckpointError
-from squat.importing.file import runs_in_engine
+from squat.model_names import runs_in_engine
 
 VOCABULARY = 300
 

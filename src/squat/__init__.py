@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from squat.extras import what_to_install
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -33,4 +35,10 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'squat' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        home = import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        if (missing := what_to_install(error)) is None:
+            raise
+        raise ModuleNotFoundError(f"squat.{name}: {missing}", name=error.name) from None
+    return getattr(home, name)

@@ -26,9 +26,10 @@ from transformers.utils import logging as transformers_logging
 from squat.data.tokenizer import wrap_tokenizer
 from squat.errors import CheckpointError, SquatError
 from squat.finite import not_finite
-from squat.importing.file import GgufFile, is_gguf
+from squat.importing.file import GgufFile
 from squat.importing.model import read_model
 from squat.importing.tokenizer import read_tokenizer
+from squat.model_names import is_gguf
 from squat.quantization import SquatConfig
 from squat.quantization.hf import saving  # also registers the checkpoint format with transformers
 

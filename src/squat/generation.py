@@ -13,7 +13,7 @@ import numpy as np
 
 from squat.engine import Engine, new_sampler
 from squat.errors import DataError
-from squat.importing.file import runs_in_engine
+from squat.model_names import runs_in_engine
 from squat.unicode import broken_character
 
 NEW_TOKENS = 64

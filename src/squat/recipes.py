@@ -22,7 +22,7 @@ from pydantic import model_validator as validates_model
 from squat.data.corpus import FIELD
 from squat.distill.losses import LossConfig
 from squat.errors import ConfigError
-from squat.importing.file import is_gguf
+from squat.model_names import is_gguf
 from squat.quantization import SquatConfig
 from squat.reconstruction import Reconstruction
 

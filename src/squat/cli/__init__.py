@@ -16,6 +16,7 @@ from rich.table import Table
 
 from squat.cli.studies import studies
 from squat.errors import DivergedError, SquatError, UnfinishedError
+from squat.extras import what_to_install
 from squat.terminal import console, show, write_what_cannot_be_encoded
 
 app = typer.Typer(
@@ -53,6 +54,11 @@ def main() -> None:
     except SquatError as error:
         typer.secho(f"squat: {error}", fg="red", err=True)
         sys.exit(1 if isinstance(error, DivergedError) else 2)
+    except ModuleNotFoundError as error:
+        if (missing := what_to_install(error)) is None:
+            raise
+        typer.secho(f"squat: {missing}", fg="red", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -28,7 +28,7 @@ from squat.evaluate.perplexity import perplexity
 from squat.evaluate.scorer import Scorer
 from squat.evaluate.speed import tokens_per_second
 from squat.evaluate.tasks import engine_tokenizer, label_of
-from squat.importing.file import runs_in_engine
+from squat.model_names import runs_in_engine
 from squat.quantization.modules import QuantizedWeight
 from squat.report.sections import Table
 from squat.terminal import track

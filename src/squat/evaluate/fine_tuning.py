@@ -373,7 +373,7 @@ def _check_scikit_learn() -> None:
         import sklearn  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "--task glue: needs scikit-learn; install it with pip install 'squat[glue]'"
+            "--task glue: needs scikit-learn; install it with pip install 'squat[eval]'"
         ) from error
 
 

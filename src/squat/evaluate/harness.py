@@ -23,7 +23,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from squat.errors import ConfigError
-from squat.importing.file import runs_in_engine
+from squat.model_names import runs_in_engine
 from squat.terminal import track
 
 Answer = tuple[float, bool]

@@ -19,7 +19,7 @@ from squat.evaluate.minimal_pairs import (
 )
 from squat.evaluate.perplexity import perplexity, perplexity_table
 from squat.evaluate.scorer import Scorer
-from squat.importing.file import runs_in_engine
+from squat.model_names import runs_in_engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -150,7 +150,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
         import lm_eval  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "lm-eval: is not installed; install it with pip install 'squat[lm-eval]'"
+            "lm-eval: is not installed; install it with pip install 'squat[eval]'"
         ) from error
     from squat.evaluate.harness import run
 

@@ -1,12 +1,7 @@
-"""A .gguf file of any program: keys and tensors, each checked when it is asked for.
-
-Needs neither torch nor transformers: whether a file is for the engine is asked before either is loaded.
-"""
+"""A .gguf file of any program: keys and tensors, each checked when it is asked for."""
 
 from __future__ import annotations
 
-import mmap
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,39 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from squat.errors import CheckpointError
+from squat.model_names import OURS
 
-_OURS = "squat.format_version"
 _COPY = "the file is damaged or was cut short; copy or download it again"
 
 Value = TypeVar("Value")
-
-
-def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Whether a model's name is that of a .gguf file: by its ending, or by what the file begins with."""
-    if str(path).lower().endswith(".gguf"):
-        return True
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(4) == b"GGUF"
-    except OSError:
-        return False
-
-
-def is_foreign(path: str | os.PathLike[str]) -> bool:
-    """Whether this is a .gguf file that another program wrote; not where it cannot be read."""
-    try:
-        with (
-            open(path, "rb") as stream,
-            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            return data[:4] == b"GGUF" and data.find(_OURS.encode()) < 0
-    except (OSError, ValueError):
-        return False
-
-
-def runs_in_engine(model: str) -> bool:
-    """Whether a model's name is that of a file for the engine; another program's is read into PyTorch."""
-    return is_gguf(model) and not is_foreign(model)
 
 
 class GgufFile:
@@ -71,7 +38,7 @@ class GgufFile:
         except Exception as error:  # the library raises all sorts of them
             cause = " ".join(str(error).split())
             raise CheckpointError(f"{path}: not a complete GGUF file ({cause}); {_COPY}") from None
-        if _OURS in self._reader.fields:
+        if OURS in self._reader.fields:
             raise CheckpointError(
                 f"{path}: is quantized by Squat already, for the engine; where a model is needed that can "
                 "be trained or quantized, name the folder that the file was exported from"

@@ -26,7 +26,7 @@ from squat.evaluate.comparison import compare, comparison_table, to_csv, to_json
 from squat.evaluate.observation import Observation, entropy_bits, observe
 from squat.evaluate.sensitivity import sensitivity
 from squat.evaluate.tasks import label_of
-from squat.importing.file import runs_in_engine
+from squat.model_names import runs_in_engine
 from squat.quantization import SquatConfig, quantize
 from squat.report import study_figures
 from squat.report.sections import Section, Table, write_section
