@@ -190,6 +190,29 @@ def test_stop_strings_are_not_shown(url: str, engine: Engine, stream: bool) -> N
         assert reason == "stop"
 
 
+def test_a_response_format_is_kept(url: str) -> None:
+    client = client_of(url)
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}, "n": {"type": "boolean"}},
+        "required": ["colour", "n"],
+        "additionalProperties": False,
+    }
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+    for seed in range(3):
+        answer = client.chat.completions.create(
+            model="tiny", messages=[user("a")], response_format=wanted, seed=seed
+        )
+        said = json.loads(answer.choices[0].message.content or "")
+        assert set(said) == {"colour", "n"}
+        assert said["colour"] in ("red", "blue")
+        assert answer.choices[0].finish_reason == "stop"
+    beginning = client.chat.completions.create(
+        model="tiny", messages=[user("a")], response_format={"type": "json_object"}, max_tokens=2
+    )
+    assert (beginning.choices[0].message.content or "").startswith("{")
+
+
 def test_log_probabilities_are_those_of_the_logits(url: str, engine: Engine) -> None:
     client, messages = client_of(url), [user("Hello!")]
     asked: Any = {"model": "tiny", "messages": messages, "max_tokens": 12, **OPTIONS}
@@ -293,8 +316,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "top_logprobs: 21: ": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     "top_logprobs needs logprobs; set it to true": ({"top_logprobs": 2}, ""),
     "tools: [{}] is not supported": ({"tools": [{}]}, "tools"),
-    "response_format: {'type': 'json_object'} is not": (
-        {"response_format": {"type": "json_object"}},
+    "response_format.type: 'xml': ": (
+        {"response_format": {"type": "xml"}},
+        "response_format.type",
+    ),
+    'json_schema goes with type "json_schema"': (
+        {"response_format": {"type": "json_schema"}},
+        "response_format",
+    ),
+    "form: Invalid type: fish": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": {"type": "fish"}},
+            }
+        },
         "response_format",
     ),
     "logit_bias: {'5': 1} is not supported": ({"logit_bias": {"5": 1}}, "logit_bias"),

@@ -25,6 +25,7 @@ from typing_extensions import Unpack
 from squat import _native
 from squat.chat_template import ChatTemplate, Message
 from squat.errors import ChatError, EngineError
+from squat.forms import Form, Holder, tokenizer_of
 from squat.text_stream import StopStrings, TextStream
 from squat.unicode import broken_character
 
@@ -261,6 +262,7 @@ class Engine:
         seed: int = 0,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
+        form: Form | None = None,
         stream: bool = False,
     ) -> str | Generation:
         """Continue a text; the result is the continuation only.
@@ -278,6 +280,7 @@ class Engine:
             seed: equal seeds give equal texts.
             stop: strings that end the text where the first of them appears; it is left out.
             logprobs: of how many most probable tokens a stream's `logprobs` tell, beside the chosen one's.
+            form: what the continuation has to be (module `forms`); it ends where it is.
             stream: return an iterator of pieces of text, each as soon as it is known.
 
         Raises:
@@ -306,8 +309,14 @@ class Engine:
         limit = self.info.context if max_new_tokens is None else max_new_tokens
         if logprobs is not None and not 0 <= logprobs <= self.info.vocab_size:
             raise EngineError(f"logprobs: {logprobs} is not from 0 to {self.info.vocab_size}")
-        pieces = Generation(self, ids, sampler, limit, StopStrings(stop), logprobs)
+        holder = None if form is None else Holder(self._form_tokenizer, form)
+        pieces = Generation(self, ids, sampler, limit, StopStrings(stop), logprobs, holder)
         return pieces if stream else "".join(pieces)
+
+    @cached_property
+    def _form_tokenizer(self) -> Any:
+        tokens = [self.token_bytes(token) for token in range(self.info.vocab_size)]
+        return tokenizer_of(tokens, self.info.eos_tokens, self._native.tokenize)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -429,6 +438,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int
     stop: Sequence[str]
     logprobs: int | None
+    form: Form | None
 
 
 @dataclass(frozen=True)
@@ -456,8 +466,8 @@ class Generation(Iterator[str]):
         reused_tokens: how many of them were not computed again.
         new_tokens: so far, without the one that ends a text.
         logprobs: of the tokens so far, if they were asked for.
-        finish_reason: "stop" after an end-of-sequence token or a stop string; "length" after the last token
-            that there was room for; None before the end.
+        finish_reason: "stop" after an end-of-sequence token, a stop string or a complete form; "length" after
+            the last token that there was room for; None before the end.
     """
 
     def __init__(
@@ -468,8 +478,10 @@ class Generation(Iterator[str]):
         limit: int,
         stop: StopStrings,
         top: int | None,
+        holder: Holder | None,
     ) -> None:
         self._engine, self._sampler, self._limit, self._stop = engine, sampler, limit, stop
+        self._holder = holder
         self._top, self.logprobs = top, list[TokenLogprobs]()
         self.prompt_tokens, self.reused_tokens, self.new_tokens = len(prompt), 0, 0
         self.finish_reason: Literal["stop", "length"] | None = None
@@ -483,7 +495,7 @@ class Generation(Iterator[str]):
         raise StopIteration
 
     def _steps(self, prompt: list[int]) -> Iterator[str]:
-        engine, context = self._engine, self._engine.info.context
+        engine, context, holder = self._engine, self._engine.info.context, self._holder
         self.reused_tokens = engine._begin_with(prompt)
         turn = engine._turn
         self._sampler.accept(_tokens(prompt))
@@ -497,15 +509,17 @@ class Generation(Iterator[str]):
         text = TextStream(engine._native, prompt)
         reason: Literal["stop", "length"] = "length"
         for count in range(1, self._limit + 1):
-            token = self._sampler.next(logits)
+            token = self._sampler.next(holder.allowed(logits) if holder else logits)
             if token in engine.info.eos_tokens:
                 reason = "stop"
                 break
             self.new_tokens = count
             if self._top is not None:
                 self.logprobs.append(_logprobs(logits, token, self._top))
+            if holder:
+                holder.accept(token)
             yield self._stop.push(text.push(token))
-            if self._stop.found:
+            if self._stop.found or (holder and holder.complete):
                 reason = "stop"
                 break
             if count == self._limit or len(prompt) + count > context:

@@ -247,9 +247,14 @@ class Service:
                     param="messages" if isinstance(body, ChatBody) else "prompt",
                     code="context_length_exceeded",
                 )
-            return self._engine.generate(ids, limit, stream=True, **body.sampling)
+            return await run_in_threadpool(
+                lambda: self._engine.generate(ids, limit, stream=True, **body.sampling)
+            )
         except SquatError as error:
-            raise RequestError(400, str(error)) from None
+            about_form = str(error).startswith("form: ")
+            raise RequestError(
+                400, str(error), param="response_format" if about_form else None
+            ) from None
 
     def _join(self) -> Place:
         try:

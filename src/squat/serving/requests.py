@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from squat.chat_template import Message
+from squat.forms import Form, json_schema
 from squat.serving.answers import RequestError
 
 _IGNORED = {
@@ -45,7 +46,6 @@ _NEUTRAL: dict[str, list[Any]] = {
     "prediction": [],
     "presence_penalty": [0],
     "reasoning_effort": [],
-    "response_format": [{"type": "text"}],
     "suffix": [""],
     "tool_choice": ["none", "auto"],
     "tools": [[]],
@@ -118,9 +118,15 @@ class Body(_Part):
         return None
 
     @property
+    def form(self) -> Form | None:
+        """What the answer has to be, if that is said."""
+        return None
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """The options of `Engine.generate`."""
         return {
+            "form": self.form,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed % 2**64,
@@ -171,6 +177,28 @@ class ChatMessage(_Part):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+class Schema(_Part):
+    """A JSON schema with a name; `strict` or not, it is kept."""
+
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool = True
+
+
+class ResponseFormat(_Part):
+    """What an answer has to be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: Schema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_is_named(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError('json_schema goes with type "json_schema", and nothing else does')
+        return self
+
+
 class ChatBody(Body):
     """Of /v1/chat/completions."""
 
@@ -178,6 +206,7 @@ class ChatBody(Body):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
+    response_format: ResponseFormat = ResponseFormat()
 
     @model_validator(mode="after")
     def _fields_fit(self) -> ChatBody:
@@ -198,6 +227,14 @@ class ChatBody(Body):
     def top(self) -> int | None:
         """Like `Body.top`."""
         return self.top_logprobs if self.logprobs else None
+
+    @property
+    def form(self) -> Form | None:
+        """Like `Body.form`."""
+        wanted = self.response_format
+        if wanted.json_schema is not None:
+            return json_schema(wanted.json_schema.schema_)
+        return None if wanted.type == "text" else json_schema({"type": "object"})
 
     @property
     def conversation(self) -> list[Message]:
