@@ -5,12 +5,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from models import tiny_model
+from squat import info
 from squat.checkpoints import load_model, load_tokenizer, save_model
 from squat.demo import next_command
 from squat.quantization import SquatConfig
@@ -204,6 +206,21 @@ def test_quantizing_without_training(shell, tmp_path, model, corpus):
 
 def test_info_says_which_kernel_runs(shell):
     assert "matmul_a8_w4" in shell.succeed("info").replace("\n", "")
+
+
+def test_info_says_what_is_missing(shell, monkeypatch):
+    """As JSON, which a bug report can carry."""
+
+    def version_of(package):
+        if package == "uvicorn":
+            raise PackageNotFoundError
+        return version(package)
+
+    monkeypatch.setattr(info, "version", version_of)
+    found = json.loads(shell.succeed("info", "--json", "-"))
+    assert found["extra serve"] == "lacks uvicorn: pip install 'squat[serve]'"
+    assert found["extra train"].startswith("torch ")
+    assert "a8 w4" in found
 
 
 def test_bad_input_is_one_line_and_status_2(shell, tmp_path, model, corpus):

@@ -471,11 +471,14 @@ def check(
 
 
 @app.command()
-def info() -> None:
-    """What this installation and this machine can do."""
-    from squat.info import info_table
+def info(
+    json: Annotated[Path | None, typer.Option(help="Write it here as well; - for stdout.")] = None,
+) -> None:
+    """What this installation and this machine can do, and what is missing."""
+    from squat.info import facts, info_table
 
-    show(info_table())
+    found = facts()
+    _report(info_table(found), found, json)
 
 
 def _report(table: Table, result: object, file: Path | None) -> None:
