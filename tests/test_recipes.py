@@ -78,7 +78,7 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("**/*.yaml"))
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_every_recipe_of_the_project_is_valid(file, tmp_path, monkeypatch):
-    for name in ("MODEL", "TEXT", "SQUAT_DATA"):
+    for name in ("MODEL", "QUANTIZED", "TEXT", "SQUAT_DATA"):
         monkeypatch.setenv(name, str(tmp_path))
     for folder in ("babylm/train", "babylm/dev", "blimp", "blimp_supplement_sample"):
         (tmp_path / folder).mkdir(parents=True)
