@@ -197,8 +197,8 @@ void test_rewind() {
   }
 }
 
-// Layers with a window, in texts of many times its length: long ones, so in one width of tokens, the
-// one that has the other two in it.
+// Layers with a window, in texts of many times its length: long ones, so in one width of tokens,
+// the one that has the other two in it.
 std::vector<ModelOptions> windowed() {
   std::vector<ModelOptions> all;
   for (ModelOptions options : variants()) {
