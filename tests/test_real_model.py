@@ -49,12 +49,17 @@ def test_it_stays_itself_and_the_engine_computes_the_same_bits(
         engine = Engine(str(file))
         assert "Paris" in engine.generate("The capital of France is", max_new_tokens=8)
         assert np.isfinite(engine.score(["The capital of France is Paris."])).all()
-        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        # Of every token of its answer the original is sure by more than a nat. The question alone it
+        # answers in French as nearly as in English.
+        question = (
+            "What is the capital of France? Answer with one sentence: The capital of France is ..."
+        )
+        messages = [{"role": "user", "content": question}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         assert engine.chat_tokens(messages) == prompt
         answer = engine.chat(messages, stream=True)
         said = "".join(answer)
-        assert "Paris" in said
+        assert said == "The capital of France is Paris."
         assert answer.finish_reason == "stop"
         messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "Why?"}]
         again = engine.chat(messages, 16, stream=True)
