@@ -128,6 +128,7 @@ def test_bad_arguments(arguments, message):
         SquatLM(**arguments)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(shell, folder):
     example = ("--include_path", "examples/lm-eval", "--tasks", "local_agreement,local_story")
     for path in (folder / "model", folder / "tiny.gguf"):
