@@ -152,7 +152,7 @@ def packed(values: NDArray[np.float32], kind: Type, seed: int = 0) -> NDArray[An
     """The bytes of a tensor of a type; where the gguf package does not quantize, blocks at random."""
     try:
         return gguf.quantize(values, kind)
-    except NotImplementedError:
+    except NotImplementedError:  # the gguf package's word for a type that it only reads
         block, size = gguf.GGML_QUANT_SIZES[kind]
         rng = np.random.default_rng(seed)
         blocks = rng.integers(

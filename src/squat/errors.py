@@ -25,6 +25,10 @@ class EngineError(SquatError):
     """The C++ engine refused a file, an input or a setting."""
 
 
+class FormError(EngineError):
+    """A form that no answer can be held to."""
+
+
 class ChatError(SquatError):
     """A conversation that a model's chat template makes no prompt of, or a file without a template."""
 

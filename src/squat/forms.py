@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from squat.errors import EngineError
+from squat.errors import FormError
 
 _ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As models write JSON. Where any space may stand, a small model can write no end of it."""
@@ -36,16 +36,16 @@ def json_schema(schema: dict[str, Any]) -> Form:
     """JSON on one line that a schema accepts; {"type": "object"} is any object.
 
     Raises:
-        EngineError: no schema, one that nothing satisfies, or a keyword that cannot be held to.
+        FormError: no schema, one that nothing satisfies, or a keyword that cannot be held to.
     """
     if not isinstance(schema, dict):
-        raise EngineError(
+        raise FormError(
             f"form: {schema!r:.60} is no schema; give an object, as in {{'type': 'object'}}"
         )
     try:
         text = json.dumps(schema)
     except (TypeError, ValueError) as error:
-        raise EngineError(f"form: the schema is no JSON ({error})") from None
+        raise FormError(f"form: the schema is no JSON ({error})") from None
     return _form(lambda: _matcher().grammar_from_json_schema(text, overrides=_ONE_LINE))
 
 
@@ -53,7 +53,7 @@ def regex(pattern: str) -> Form:
     """A text that a regular expression matches as a whole, in Rust's syntax: nothing that looks around.
 
     Raises:
-        EngineError: no regular expression.
+        FormError: no regular expression.
     """
     return _form(lambda: _matcher().grammar_from_regex(pattern))
 
@@ -62,10 +62,10 @@ def choice(texts: Sequence[str]) -> Form:
     """One of the texts.
 
     Raises:
-        EngineError: there are none.
+        FormError: there are none.
     """
     if not texts:
-        raise EngineError("form: there are no texts to choose from; give at least one")
+        raise FormError("form: there are no texts to choose from; give at least one")
     return regex("|".join(re.sub(r"([\\.+*?()|\[\]{}^$#&~-])", r"\\\1", text) for text in texts))
 
 
@@ -90,13 +90,13 @@ class Holder:
         """The logits [vocabulary], minus infinity where the text cannot go on with a token.
 
         Raises:
-            EngineError: it cannot go on with any, or the form has become too complex.
+            FormError: it cannot go on with any, or the form has become too complex.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         mask = np.unpackbits(bits, bitorder="little")[: len(logits)]
         if not mask.any():
-            raise EngineError(
+            raise FormError(
                 "form: it wants characters that no token of the model has; allow others"
             )
         return np.where(mask.astype(bool), logits, np.float32(-np.inf))
@@ -108,7 +108,7 @@ class Holder:
 
     def _check(self) -> None:
         if error := self._matcher.get_error():
-            raise EngineError(f"form: {_first_line(error)}")
+            raise FormError(f"form: {_first_line(error)}")
 
 
 class _Vocabulary:
@@ -157,10 +157,10 @@ def tokenizer_of(
         encode: the tokens of a text.
 
     Raises:
-        EngineError: no end-of-sequence token, or llguidance is not installed.
+        FormError: no end-of-sequence token, or llguidance is not installed.
     """
     if not eos_tokens:
-        raise EngineError("form: the model has no end-of-sequence token that could end such a text")
+        raise FormError("form: the model has no end-of-sequence token that could end such a text")
     _matcher()
     from llguidance import LLTokenizer, TokenizerWrapper
 
@@ -172,7 +172,7 @@ def _matcher() -> Any:
     try:
         from llguidance import LLMatcher
     except ModuleNotFoundError:
-        raise EngineError(
+        raise FormError(
             "form: llguidance is not installed, and this needs it: pip install 'squat[forms]'"
         ) from None
     return LLMatcher
@@ -182,10 +182,10 @@ def _form(write: Callable[[], str]) -> Form:
     try:
         grammar = write()
     except ValueError as error:
-        raise EngineError(f"form: {_first_line(str(error))}") from None
+        raise FormError(f"form: {_first_line(str(error))}") from None
     failed, messages = _matcher().validate_grammar_with_warnings(grammar)
     if failed:
-        raise EngineError(f"form: {_first_line(messages[0])}")
+        raise FormError(f"form: {_first_line(messages[0])}")
     return Form(grammar)
 
 

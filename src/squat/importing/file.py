@@ -122,7 +122,7 @@ class GgufFile:
         try:
             with np.errstate(all="ignore"):  # what comes of infinite scales is seen below
                 values = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
-        except NotImplementedError:
+        except NotImplementedError:  # the gguf package's word for a type that it cannot read
             raise _unknown_type(self.path, name, tensor.tensor_type.name) from None
         if not np.isfinite(values).all():
             raise CheckpointError(

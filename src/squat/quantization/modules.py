@@ -27,7 +27,7 @@ from squat.quantization.numerics import (
     subsample,
     token_exponent,
 )
-from squat.quantization.products import code_product, remember_steps, steps_of
+from squat.quantization.products import code_product, frozen_product, remember_steps, steps_of
 from squat.quantization.quantizers import LearnedStepQuantizer, method_of
 
 WIDE, NARROW = 8, 4
@@ -65,18 +65,24 @@ class QuantizedWeight(nn.Module):
 
 
 def _multiply(
-    input: Tensor,
-    weight: Tensor,
-    quantizer: LearnedStepQuantizer,
-    frozen: Tensor | None,
-    bias: Tensor | None,
-    exact: bool,
+    layer: QuantizedLinear | QuantizedConv1D, input: Tensor, turned: bool = False
 ) -> Tensor:
-    """A linear layer's product with what the quantizer made of its weight: [out features, in features]."""
-    product, step = None, steps_of(input)
-    if step is not None and quantizer.on_lattice and weight.dtype == torch.float32:
-        weight_step = quantizer.step if frozen is None else quantizer.step_for(weight)
-        product = code_product(input, step, weight, weight_step, exact, frozen)
+    """A linear layer's product with what its quantizer makes of its weight.
+
+    `turned`: the weight is stored as [in features, out features].
+    """
+    quantizer, bias, exact = layer.weight_quantizer, layer.bias, is_exact(layer)
+    frozen, product = quantizer.frozen, None
+    on_lattice = quantizer.on_lattice and layer.weight.dtype == torch.float32
+    step = steps_of(input) if on_lattice else None
+    if step is not None and frozen is not None:
+        codes = frozen.T if turned else frozen
+        product = frozen_product(input, step, codes, quantizer.step_for(layer.weight), exact)
+    if product is None:
+        weight = quantizer(layer.weight)
+        weight = weight.T if turned else weight
+        if step is not None and frozen is None:
+            product = code_product(input, step, weight, quantizer.step, exact)
     if product is None and not exact:
         return F.linear(input, weight, bias)
     if product is None:
@@ -89,9 +95,7 @@ class QuantizedLinear(QuantizedWeight, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
-        quantizer = self.weight_quantizer
-        weight = quantizer(self.weight)
-        return _multiply(input, weight, quantizer, quantizer.frozen, self.bias, is_exact(self))
+        return _multiply(self, input)
 
 
 class QuantizedConv1D(QuantizedWeight, Conv1D):
@@ -99,10 +103,7 @@ class QuantizedConv1D(QuantizedWeight, Conv1D):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in features] to [..., out features]."""
-        quantizer = self.weight_quantizer
-        weight, frozen = quantizer(self.weight).T, quantizer.frozen
-        frozen = None if frozen is None else frozen.T
-        return _multiply(input, weight, quantizer, frozen, self.bias, is_exact(self))
+        return _multiply(self, input, turned=True)
 
     def codes(self) -> Tensor:
         """As of a linear layer: int8 [out features, in features]."""

@@ -63,7 +63,6 @@ def code_product(
     weight: Tensor,
     weight_step: Tensor,
     exact: bool,
-    frozen: Tensor | None = None,
 ) -> Tensor | None:
     """x @ weight^T of two quantized tensors by their codes; None where that is not possible.
 
@@ -73,24 +72,45 @@ def code_product(
         weight: float32 [out features, in features], codes times steps.
         weight_step: of weight, [out features], or one for all.
         exact: round once, at the end, as the engine does; otherwise after each step's product.
-        frozen: the weight's codes where they stand still: what has a gradient is then `weight_step`.
 
     Returns:
         float32 [..., out features]. Gradients are those of x @ weight^T, in autocast's dtype where it is on.
     """
-    inputs = x.shape[-1]
-    if not (x.numel() and 1 < inputs < _MOST_INPUTS and multiplies_exactly()):
+    if not _possible(x):
         return None
-    vectors = x.reshape(-1, inputs)
+    codes, of_rows = _codes(weight.detach(), weight_step.view(-1, 1))
+    return _product(x, step, weight, codes, of_rows, exact)
+
+
+def frozen_product(
+    x: Tensor, step: Tensor, codes: Tensor, weight_step: Tensor, exact: bool
+) -> Tensor | None:
+    """The same with a weight whose codes, int8 [out features, in features], stand still.
+
+    What has a gradient, beside x, is `weight_step`.
+    """
+    if not _possible(x):
+        return None
+    return _product(x, step, None, codes, weight_step.view(-1, 1), exact)
+
+
+def _possible(x: Tensor) -> bool:
+    return x.numel() > 0 and 1 < x.shape[-1] < _MOST_INPUTS and multiplies_exactly()
+
+
+def _product(
+    x: Tensor,
+    step: Tensor,
+    weight: Tensor | None,
+    codes: Tensor,
+    of_rows: Tensor,
+    exact: bool,
+) -> Tensor:
+    vectors = x.reshape(-1, x.shape[-1])
     of_vectors = (
         step.expand(*x.shape[:-1], 1).reshape(-1, 1) if step.numel() > 1 else step.view(1, 1)
     )
-    of_rows = weight_step.view(-1, 1)
-    if frozen is None:
-        frozen, of_rows = _codes(weight.detach(), of_rows)
-    else:
-        weight = weight.detach()
-    product = _CodeProduct.apply(vectors, of_vectors, weight, frozen, of_rows, exact)
+    product = _CodeProduct.apply(vectors, of_vectors, weight, codes, of_rows, exact)
     result: Tensor = product.view(*x.shape[:-1], -1)
     return result
 
@@ -117,7 +137,7 @@ class _CodeProduct(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         step: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         weight_codes: Tensor,
         weight_step: Tensor,
         exact: bool,

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from squat.engine import Engine, Generation
-from squat.errors import SquatError
+from squat.errors import FormError, SquatError
 from squat.serving.answers import DONE, Answer, RequestError, event
 from squat.serving.line import FullError, GoneError, Line, Place
 from squat.serving.metrics import Metrics
@@ -250,11 +250,10 @@ class Service:
             return await run_in_threadpool(
                 lambda: self._engine.generate(ids, limit, stream=True, **body.sampling)
             )
+        except FormError as error:
+            raise RequestError(400, str(error), param="response_format") from None
         except SquatError as error:
-            about_form = str(error).startswith("form: ")
-            raise RequestError(
-                400, str(error), param="response_format" if about_form else None
-            ) from None
+            raise RequestError(400, str(error)) from None
 
     def _join(self) -> Place:
         try:
