@@ -241,7 +241,7 @@ def advice(config: SquatConfig, weights: str) -> str:
     at_4_bits = config.activation_bits != 8
     settings = {
         "--weight-steps row": config.weight_steps != "row",
-        "--token-steps exponent": config.token_steps != "exponent",
+        "--token-steps peak": config.token_steps != "peak",
         "--hadamard all": config.hadamard != list(HADAMARD_SITES),
         "--weights descent": weights != "descent",
         "--weight-levels iq4_nl": config.weight_bits == 4 and config.weight_levels != "iq4_nl",

@@ -156,8 +156,12 @@ def quantize(
         str, typer.Option(help="row: a step for each output; tensor: one, as in the paper.")
     ] = "row",
     token_steps: Annotated[
-        str, typer.Option(help="exponent: tokens raise steps by powers of two; static: never.")
-    ] = "exponent",
+        str,
+        typer.Option(
+            help="peak: tokens' steps follow their largest magnitudes; exponent: tokens raise them by powers "
+            "of two; static: the same for all."
+        ),
+    ] = "peak",
     weight_levels: Annotated[
         str, typer.Option(help="What 4-bit weights stand for: iq4_nl or uniform.")
     ] = "iq4_nl",
@@ -171,6 +175,9 @@ def quantize(
             "llama.cpp reads, too."
         ),
     ] = "all",
+    channel_scales: Annotated[
+        bool, typer.Option(help="Balance what few bits carry with the weights that read it.")
+    ] = True,
     init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
     reconstruct: Annotated[
         bool,
@@ -197,6 +204,7 @@ def quantize(
         weight_levels=weight_levels,
         activation_levels=activation_levels,
         hadamard=sites.get(hadamard, hadamard.split(",")),
+        channel_scales=channel_scales,
         init=init,
     )
     found = quantize_without_training(model, config, output, data, by_source, weights, reconstruct)
