@@ -92,3 +92,8 @@ def test_the_first_download_is_the_file_that_the_next_line_names(
     download = lines_of(blocks_of(README)[0].text)[1]
     Reader(print).type(download)
     assert Path(FIRST_FILE).read_bytes()[:4] == b"GGUF"
+
+
+@pytest.mark.parametrize("name", ["huggingface.md"])
+def test_a_document(reader: Reader, name: str) -> None:
+    reader.read(ROOT / "docs" / name)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from squat.cli.studies import studies
+from squat.cli.studies import studies, typed
 from squat.errors import DivergedError, SquatError, UnfinishedError
 from squat.extras import what_to_install
 from squat.terminal import console, show, write_what_cannot_be_encoded
@@ -199,7 +199,9 @@ def quantize(
         hadamard=sites.get(hadamard, hadamard.split(",")),
         init=init,
     )
-    found = quantize_without_training(model, config, output, data, by_source, weights, reconstruct)
+    found = quantize_without_training(
+        model, config, output, data, by_source, weights, reconstruct, typed()
+    )
     print(f"model: {output}")
     print(found)
     if not found.kl <= LOST:  # also where it is NaN
@@ -368,12 +370,14 @@ def export(
     from squat.data.files import check_no_folder
     from squat.deploy.export import export as write
     from squat.deploy.export import remarks
+    from squat.model_card import tell_of_file
 
     check_no_folder(out)
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     for line in remarks(model, tokenizer):
         typer.echo(f"squat: warning: {line}", err=True)
     write(model, tokenizer, Path(checkpoint).resolve().name, out)
+    tell_of_file(Path(checkpoint), out)
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
 
 

@@ -19,7 +19,7 @@ BySource = Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")]
 Length = Annotated[int, typer.Option(help="Tokens per window.", min=2)]
 
 
-def _command() -> str:
+def typed() -> str:
     """What the user typed, for whoever reads the result."""
     return shlex.join(["squat", *sys.argv[1:]])
 
@@ -47,7 +47,7 @@ def compare(
 
     table = comparison_study(
         models, data, pairs or [], limit, tokens, sequence_length, by_source, speed,
-        json=json, csv=csv, output=output, command=_command(),
+        json=json, csv=csv, output=output, command=typed(),
     )  # fmt: skip
     show(table.to_rich())
 
@@ -78,7 +78,7 @@ def sensitivity(
         weight_bits=weight_bits, activation_bits=activation_bits, method=method, init=init
     )
     section = sensitivity_study(
-        model, data, output, config, calibration, tokens, sequence_length, by_source, _command()
+        model, data, output, config, calibration, tokens, sequence_length, by_source, typed()
     )
     _show(section, output)
 
@@ -105,7 +105,7 @@ def attention(
     from squat.report.studies import attention_study
 
     section = attention_study(
-        models, data, text, output, layer, windows, sequence_length, by_source, _command()
+        models, data, text, output, layer, windows, sequence_length, by_source, typed()
     )
     _show(section, output)
 
