@@ -383,7 +383,8 @@ class Engine:
         Args:
             messages: like `chat_tokens`.
             max_new_tokens: the most tokens; None: as many as the context has room for.
-            stream, options: like `generate`.
+            stream: like `generate`.
+            **options: like `generate`.
 
         Raises:
             ChatError: like `chat_tokens`.
