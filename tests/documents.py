@@ -139,10 +139,10 @@ def _check_requirement(requirement: str) -> None:
 def _shell(line: str) -> None:
     programs = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=300
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, (
+        f"{line}: {done.returncode}: {done.stderr.decode(errors='replace')}"
     )
-    assert done.returncode == 0, f"{line}: status {done.returncode}: {done.stderr}"
 
 
 def _small(text: str) -> str:
@@ -159,6 +159,7 @@ def lay_out(folder: Path, model: Path, corpus: Path) -> None:
         place = folder / "path/to" / name
         place.parent.mkdir(exist_ok=True)
         place.symlink_to(corpus / part)
+    (folder / "path/to/squat").symlink_to(ROOT)
     for recipe in (ROOT / "recipes").rglob("*.yaml"):
         place = folder / recipe.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,10 +17,13 @@ import squat.runs
 from chat_models import CHATML
 from documents import ROOT, Reader, blocks_of, lay_out, lines_of
 from foreign_files import keys_of, tensors_of, write
-from models import tiny_model
+from models import some_ids, tiny_model
 from real_models import smollm2
-from squat.checkpoints import save_model
+from squat.checkpoints import load_model, load_tokenizer, save_model
 from squat.data import train_tokenizer
+from squat.deploy.export import export
+from squat.engine import Engine
+from squat.quantization import quantize, quantizers
 from test_serving import running
 
 README = ROOT / "README.md"
@@ -47,6 +51,8 @@ def reader(
     monkeypatch.setattr(squat.runs, "CALIBRATION_TOKENS", 32)
     monkeypatch.setattr(squat.runs, "DESCENT_SEQUENCES", 8)
     monkeypatch.setattr(squat.runs, "CALIBRATION_SEQUENCES", 8)
+    # A document may add a row.
+    monkeypatch.setattr(quantizers, "QUANTIZERS", dict(quantizers.QUANTIZERS))
     for name, value in {"SQUAT_CACHE": "cache", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     with ExitStack() as servers:
@@ -94,6 +100,37 @@ def test_the_first_download_is_the_file_that_the_next_line_names(
     assert Path(FIRST_FILE).read_bytes()[:4] == b"GGUF"
 
 
-@pytest.mark.parametrize("name", ["huggingface.md"])
+@pytest.fixture
+def model_file(reader: Reader, reader_model: Path) -> Path:
+    """model.gguf, for documents that begin with one."""
+    model = quantize(load_model(str(reader_model)), calibration=[some_ids(4, 32)]).eval()
+    export(model, load_tokenizer(str(reader_model)), "model", "model.gguf")
+    return Path("model.gguf")
+
+
+@pytest.mark.parametrize(
+    "name", ["huggingface", "tutorials/your-model", "tutorials/train", "tutorials/report"]
+)
 def test_a_document(reader: Reader, name: str) -> None:
-    reader.read(ROOT / "docs" / name)
+    reader.read(ROOT / f"docs/{name}.md")
+
+
+@pytest.mark.parametrize("name", ["tutorials/serve", "tutorials/extend"])
+def test_a_document_about_a_file(reader: Reader, model_file: Path, name: str) -> None:
+    reader.read(ROOT / f"docs/{name}.md")
+
+
+@pytest.mark.slow
+def test_the_embedded_engine(reader: Reader, model_file: Path) -> None:
+    reader.read(ROOT / "docs/tutorials/embed.md")
+    told = subprocess.run(["./tell", model_file, "Once"], capture_output=True, check=True)
+    sampling: Any = {"temperature": 0.8, "top_p": 0.95, "seed": 1}
+    assert (
+        told.stdout.decode(errors="replace")
+        == f"Once{Engine(model_file).generate('Once', 32, **sampling)}\n"
+    )
+
+
+def test_every_tutorial_is_run() -> None:
+    there = {file.stem for file in (ROOT / "docs/tutorials").glob("*.md")}
+    assert there == {"your-model", "train", "report", "serve", "extend", "embed"}

@@ -112,7 +112,9 @@ def attention(
 
 @studies.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run of squat train or squat sweep.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run of squat train or squat sweep, or what studies left.")
+    ],
     include: Annotated[
         list[Path] | None, typer.Option(help="More folders with results; repeatable.")
     ] = None,
@@ -120,7 +122,7 @@ def report(
         Path | None, typer.Option(help="The file to write.  [default: RUN/report.html]")
     ] = None,
 ) -> None:
-    """One HTML file of everything that is known about a run; it needs no network."""
+    """One HTML file of everything that is known about a run or a model; it needs no network."""
     from squat.report.page import write_report
 
     file = write_report(run, include or [], output or run / "report.html")
