@@ -109,7 +109,8 @@ def model_file(reader: Reader, reader_model: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["huggingface", "tutorials/your-model", "tutorials/train", "tutorials/report"]
+    "name",
+    ["huggingface", "command-line", "tutorials/your-model", "tutorials/train", "tutorials/report"],
 )
 def test_a_document(reader: Reader, name: str) -> None:
     reader.read(ROOT / f"docs/{name}.md")

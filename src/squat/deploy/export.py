@@ -26,6 +26,7 @@ from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import ThresholdPolicy
 from squat.special_tokens import disagreements, end_tokens
+from squat.terminal import track
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -92,11 +93,12 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
     for path, place in row.model_names.items():
         if path not in tied:
             _add(model.get_submodule(path), place, matrices, floats)
-    for index, layer in enumerate(layers.children()):
-        for path, place in row.of(layer).layer_names.items():
-            order = row.file_order.get(path, _as_they_are)
-            place = f"blk.{index}.{place}"
-            _add(layer.get_submodule(path), place, matrices, floats, order, heads)
+    with track(list(layers.children()), "reading codes of layers") as steps:
+        for index, layer in enumerate(steps):
+            for path, place in row.of(layer).layer_names.items():
+                order = row.file_order.get(path, _as_they_are)
+                place = f"blk.{index}.{place}"
+                _add(layer.get_submodule(path), place, matrices, floats, order, heads)
     ffn_size = len(matrices["blk.0.ffn_up"].codes)
     return GgufModel(
         architecture=row.gguf,
