@@ -16,9 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.architectures import Architecture, architecture_of
 from squat.architectures.architecture import Rows
+from squat.chat_template import ChatTemplate
+from squat.deploy.chat_pieces import chat_pieces
 from squat.deploy.gguf import MAX_CONTEXT, CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.deploy.tokenizer import ggml_tokenizer
-from squat.errors import CheckpointError
+from squat.errors import ChatError, CheckpointError
 from squat.exact import ExactRMSNorm
 from squat.quantization.config import FLOAT, SITES, SquatConfig
 from squat.quantization.levels import LEVELS
@@ -100,6 +102,8 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
                 place = f"blk.{index}.{place}"
                 _add(layer.get_submodule(path), place, matrices, floats, order, heads)
     ffn_size = len(matrices["blk.0.ffn_up"].codes)
+    template = _chat_template(tokenizer)
+    special_tokens = {name: str(text) for name, text in tokenizer.special_tokens_map.items()}
     return GgufModel(
         architecture=row.gguf,
         name=name,
@@ -122,8 +126,9 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         bos_token_id=tokenizer.bos_token_id,
         eos_token_ids=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
-        chat_template=_chat_template(tokenizer),
-        special_tokens={name: str(text) for name, text in tokenizer.special_tokens_map.items()},
+        chat_template=template,
+        special_tokens=special_tokens,
+        chat_pieces=_chat_pieces(template, special_tokens, name),
     )
 
 
@@ -131,6 +136,16 @@ def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
     """A checkpoint's template for plain conversations; beside it there may be others, by name."""
     found: str | dict[str, str] | None = tokenizer.chat_template
     return found.get("default") if isinstance(found, dict) else found
+
+
+def _chat_pieces(template: str | None, special_tokens: dict[str, str], name: str) -> dict[str, str]:
+    """Of a template that is none the engine says so when it is used."""
+    if template is None:
+        return {}
+    try:
+        return chat_pieces(ChatTemplate(template, special_tokens, name))
+    except ChatError:
+        return {}
 
 
 def _check_deployable(name: str, shape: Any, config: SquatConfig, row: Architecture) -> None:
