@@ -156,8 +156,8 @@ std::string text_of(const char* argument) {
   return std::strcmp(argument, "-") == 0 ? read_input() : argument;
 }
 
-// ---- Chat: the pieces of a template that squat export found, docs/format.md
-// ----------------------
+// What follows makes a prompt of a message, from the pieces of a template that squat export found
+// (docs/format.md).
 
 bool has_string(squat_engine* engine, const char* key, std::string* text) {
   const char* data = nullptr;

@@ -123,9 +123,13 @@ def train(recipe: Recipe, max_minutes: MaxMinutes = None, json: Json = None) -> 
 
 
 def _report_training(model: Path, json: Path | None) -> None:
-    """Where the model is, and what the run's log ends with."""
+    """Where the model is, and what the run's log ends with; of several processes the first one tells."""
     from json import loads
 
+    from squat.replicas import is_first
+
+    if not is_first():
+        return
     log = loads((model.parent / "log.json").read_text())
     result = {"model": str(model), "seconds": log["seconds"], "last": (log["log"] or [None])[-1]}
     report(f"model: {model}", result, json)
