@@ -72,7 +72,7 @@ bool same(const Logits& a, const Logits& b) {
 }
 
 // Each as a file of version 1, with everything that version 2 has, so with sizes that are no
-// multiples of 32, and so with another graph.
+// multiples of 32, and so with steps by peaks, and so with another graph.
 std::vector<ModelOptions> variants() {
   std::vector<ModelOptions> all;
   for (const bool gpt2 : {false, true}) {
@@ -96,7 +96,7 @@ std::vector<ModelOptions> variants() {
       o.head_dim = gpt2 ? 9 : 10;
       o.ffn = 42;
       all.push_back(o);
-      o.weight_levels = true;
+      o.weight_levels = o.peaks = true;
       all.push_back(o);
       o.described = true;
       all.push_back(o);
