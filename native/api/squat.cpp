@@ -65,6 +65,8 @@ void require_capacity(const char* name, size_t capacity, size_t needed) {
 
 const char* squat_last_error(void) { return last_error.c_str(); }
 
+const char* squat_version(void) { return SQUAT_VERSION; }
+
 squat_status squat_load(const char* path, uint32_t threads, uint32_t context,
                         squat_engine** engine) {
   return guard([&] {
@@ -126,6 +128,18 @@ squat_status squat_eval(squat_engine* engine, const int32_t* tokens, size_t n, s
     if (wanted > 0) require_capacity("logits", capacity, wanted * n_vocab);
     engine->engine.session().eval(tokens, n, wanted, logits);
   });
+}
+
+uint64_t squat_hash_logits(const float* logits, size_t n) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (size_t i = 0; i < n; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, logits + i, sizeof bits);
+    for (int shift = 0; shift < 32; shift += 8) {
+      hash = (hash ^ (bits >> shift & 0xffu)) * 0x100000001b3u;
+    }
+  }
+  return hash;
 }
 
 size_t squat_length(const squat_engine* engine) {

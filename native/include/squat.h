@@ -11,9 +11,17 @@
  * One engine may be used by one thread at a time; different engines are independent of each other.
  * Logits do not depend, to the last bit, on how the tokens were cut into calls, on the number of
  * threads, or on the instruction set in use.
+ *
+ * What is here stays: a program that was compiled against this header runs with every later
+ * library. Functions, values of enums and macros are added, never changed or removed; structs keep
+ * their fields and their size, and what is new comes by functions of its own. New values of
+ * squat_status may be returned where a failure had another one before. A test compiles a caller
+ * against the header of version 0.1 and runs it.
  */
 #ifndef SQUAT_H
 #define SQUAT_H
+
+#define SQUAT_VERSION "0.2.0" /* of this header */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -42,6 +50,9 @@ typedef enum squat_status {
 
 /* The message of the calling thread's last failure; "" if there was none. */
 SQUAT_API const char* squat_last_error(void);
+
+/* The version of the library, "major.minor.patch". Since 0.2.0. */
+SQUAT_API const char* squat_version(void);
 
 /* ---- Engine ---------------------------------------------------------------------------------- */
 
@@ -96,6 +107,10 @@ typedef enum squat_logits {
  * `capacity` floats, at least that many. */
 SQUAT_API squat_status squat_eval(squat_engine* engine, const int32_t* tokens, size_t n,
                                   squat_logits which, float* logits, size_t capacity);
+
+/* A short name for n logits: FNV-1a, 64 bits, of their bytes as little-endian IEEE 754 numbers. The
+ * same model file and the same tokens give the same hash on every CPU. Since 0.2.0. */
+SQUAT_API uint64_t squat_hash_logits(const float* logits, size_t n);
 
 /* The number of tokens in the session. */
 SQUAT_API size_t squat_length(const squat_engine* engine);

@@ -50,8 +50,12 @@ class ChatTemplate:
                 "chat_template.jinja and export it again"
             ) from None
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], **names: Any) -> str:
         """The prompt for the assistant's next message.
+
+        Args:
+            messages: the conversation.
+            **names: what the template sees in place of its own names, such as `strftime_now`.
 
         Raises:
             ChatError: no messages, a message that is none, a role that is unknown or that the template
@@ -64,7 +68,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 tools=None,
                 documents=None,
-                **self._special_tokens,
+                **{**self._special_tokens, **names},
             )
         except _RefusedError as error:
             raise ChatError(
