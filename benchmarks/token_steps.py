@@ -2,8 +2,8 @@
 
     python benchmarks/token_steps.py MODEL --data FILE
 
-Of every site of a float model, behind its transform, some hundred tokens are quantized: at 8 bits, at 4 bits in
-equal steps, and at 4 bits with 16 levels; with token exponents and margins of 0, 1 and 2 powers of two of
+Of every site of a float model, behind its transform, some hundred tokens are quantized: at 8 bits, at 4 bits
+in equal steps, and at 4 bits with 16 levels; with token exponents and margins of 0, 1 and 2 powers of two of
 clipping, and with peaks; each with the base step that calibration would find. Printed is a token's squared
 error over its own squared length, mean over tokens and layers, and in brackets all squared errors over all
 squared lengths, where the few large tokens count.

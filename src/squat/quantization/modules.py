@@ -153,10 +153,10 @@ class SiteQuantizer(nn.Module):
     A site has one width for all tokens, or "4:8": then it owns a step for each width, and `forward` needs to
     know which tokens are wide. FLOAT bits make it pass everything through. On the way in, `block` > 1: the
     tensor is transformed by Hadamard matrices of this size. With `token_steps` "peak" every vector multiplies
-    the step by its largest magnitude, or nearly; with "exponent" it raises the step by a power of two until not
-    much of it is clipped. With `levels`, 4-bit codes stand for 16 of the 8-bit
-    codes. For calibration a site can collect a sample of what comes instead of quantizing it. `first` is the
-    model's first layer with attention.
+    the step by its largest magnitude, or nearly; with "exponent" it raises the step by a power of two until
+    not much of it is clipped. With `levels`, 4-bit codes stand for 16 of the 8-bit codes. For calibration a
+    site can collect a sample of what comes instead of quantizing it. `first` is the model's first layer with
+    attention.
     """
 
     levels: Tensor | None

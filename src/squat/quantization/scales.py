@@ -11,9 +11,9 @@ with a_c the root mean square of channel c, b_c the length of column c and s_c t
 spread evenly over their rows, meets all channels, and is the same product. By Cauchy and Schwarz it is least
 where s_c^2 = a_c / b_c: both sides then have the energy a_c * b_c.
 
-Where activations have 8 bits the weights' error is what counts. Descent has made it small already where a_c is
-(module `descent`): what is left of it grows with the sum of s_c^2 b_c^2 alone, which scales like these raise.
-So such a site stays as it is.
+Where activations have 8 bits the weights' error is what counts. Descent has made it small already where a_c
+is (module `descent`): what is left of it grows with the sum of s_c^2 b_c^2 alone, which scales like these
+raise. So such a site stays as it is.
 
 SmoothQuant (arXiv 2211.10438, eq. 4) has this form with largest magnitudes in place of root mean squares;
 OmniQuant and OSTQuant learn scales in the same places.
