@@ -87,7 +87,6 @@ class Engine:
         bos = info.pop("bos_token")
         self._info = EngineInfo(**info, kernels=dict(kernels), bos_token=None if bos < 0 else bos)
         self._turn = 0  # counts the calls that use the session
-        self._fed: list[int] = []  # the first tokens of the session, as far as they are known
 
     @property
     def info(self) -> EngineInfo:
@@ -199,7 +198,51 @@ class Engine:
         """
         self._turn += 1
         self._native.rewind(length)
-        del self._fed[length:]
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the session."""
+        return self._native.tokens()
+
+    def widths(self, begin: int = 0) -> NDArray[np.uint8] | None:
+        """The bits, 8 or 4, that each layer gave the session's tokens: uint8 [layers, tokens].
+
+        They are those of the layer's values; what is next computed from them has the same. None if the model
+        gives all its tokens one width.
+
+        Args:
+            begin: the first token that is asked for.
+
+        Raises:
+            EngineError: the session has fewer tokens.
+        """
+        if begin < 0:
+            raise EngineError(f"begin: {begin} is negative")
+        widths = np.asarray(self._native.widths(begin))
+        return widths if len(widths) else None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the session, its tokens and what the engine holds of them, to a file.
+
+        An engine of the same model file goes on from there (`load`), on any CPU and with any number of threads.
+        It is written under another name, then renamed. It holds the text in full.
+
+        Raises:
+            EngineError: the file cannot be written.
+        """
+        self._native.save_session(os.fspath(path))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Replace the session by one that `save` wrote: logits from there on are the same, bit for bit.
+
+        The file may come from anybody; the session stays as it was if it is refused.
+
+        Raises:
+            EngineError: the file is missing, damaged, of another version or of another model file, or its
+                session has more tokens than the context.
+        """
+        self._turn += 1
+        self._native.load_session(os.fspath(path))
 
     def score(self, texts: Sequence[str]) -> list[float]:
         """The log-probability of each text in nats, summed over its tokens.
@@ -406,8 +449,9 @@ class Engine:
 
     def _begin_with(self, prompt: list[int]) -> int:
         """Rewind to what session and prompt have in common, the last token apart: its logits are needed."""
-        kept = 0
-        while kept < min(len(self._fed), len(prompt) - 1) and self._fed[kept] == prompt[kept]:
+        held = self.tokens
+        kept, most = 0, min(len(held), len(prompt) - 1)
+        while kept < most and held[kept] == prompt[kept]:
             kept += 1
         try:
             self.rewind(kept)
@@ -419,12 +463,9 @@ class Engine:
     def _feed(self, ids: list[int], last: bool) -> NDArray[np.float32]:
         """Continue the session; if `last`, logits after the last token: float32 [vocabulary]."""
         if last:
-            logits = np.asarray(self._native.eval(_tokens(ids)))[0]
-        else:
-            self._native.append(_tokens(ids))
-            logits = np.empty(0, np.float32)
-        self._fed += ids  # after an error or Ctrl-C it may lack tokens, but never has too many
-        return logits
+            return np.asarray(self._native.eval(_tokens(ids)))[0]
+        self._native.append(_tokens(ids))
+        return np.empty(0, np.float32)
 
 
 class GenerationOptions(TypedDict, total=False):

@@ -7,6 +7,7 @@ checkpoint and its file, whose logits are the same, say the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,24 @@ def continue_text(
     temperature: float,
     top_p: float,
     seed: int,
+    session: Path | None = None,
 ) -> Iterator[str]:
     """The prompt and its continuation, piece by piece; by default of NEW_TOKENS, or what there is room for.
 
+    Args:
+        session: where the engine's session is kept: what the prompt has in common with the one that is there
+            is not computed again, and at the end it holds prompt and continuation.
+
     Raises:
         SquatError: a model that cannot be loaded, a prompt that is no text, settings that are not possible,
-            or more tokens than the model's context has room for.
+            more tokens than the model's context has room for, or a session that is none of this model.
     """
     if problem := broken_character(prompt):
         raise DataError(f"prompt: {problem}")
     if runs_in_engine(model):
         engine = Engine(model)
+        if session is not None and session.exists():
+            engine.load(session)
         ids = _begun(engine.tokenize(prompt), engine.info.bos_token)
         limit = _limit(ids, max_new_tokens, engine.info.context)
         yield prompt
@@ -47,6 +55,12 @@ def continue_text(
             top_p=top_p,
             seed=seed,
             stream=True,
+        )
+        if session is not None:
+            engine.save(session)
+    elif session is not None:
+        raise DataError(
+            f"session: {model} is no .gguf file, and only the engine keeps sessions; export it"
         )
     else:
         yield from _continue_in_pytorch(model, prompt, max_new_tokens, temperature, top_p, seed)

@@ -290,11 +290,18 @@ def generate(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: int = 0,
+    session: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a .gguf model: a file that keeps what was read, so that a prompt that begins alike costs "
+            "what is new of it."
+        ),
+    ] = None,
 ) -> None:
     """Continue a text."""
     from squat.generation import continue_text
 
-    for piece in continue_text(model, prompt, max_new_tokens, temperature, top_p, seed):
+    for piece in continue_text(model, prompt, max_new_tokens, temperature, top_p, seed, session):
         print(piece, end="", flush=True)
     print()
 
