@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypedDict, overload
+from typing import Any, Literal, TypedDict, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +28,9 @@ from squat.errors import ChatError, EngineError
 from squat.forms import Form, Holder, tokenizer_of
 from squat.text_stream import StopStrings, TextStream
 from squat.unicode import broken_character
+
+_Text = TypeVar("_Text")
+_Result = TypeVar("_Result")
 
 _PREFILL = 512
 """Prompt tokens between two looks at Ctrl-C; the logits do not depend on it."""
@@ -224,8 +227,8 @@ class Engine:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session, its tokens and what the engine holds of them, to a file.
 
-        An engine of the same model file goes on from there (`load`), on any CPU and with any number of threads.
-        It is written under another name, then renamed. It holds the text in full.
+        An engine of the same model file goes on from there (`load`), on any CPU. The file is written under
+        another name, then renamed. It holds the text in full.
 
         Raises:
             EngineError: the file cannot be written.
@@ -255,22 +258,82 @@ class Engine:
         """
         if isinstance(texts, str):
             raise EngineError("texts: is one string; give a list of strings")
+        return self._each(texts, lambda text: self._native.score(self._scored_tokens(text)))
+
+    def score_tokens(self, texts: Sequence[str]) -> list[TokenScores]:
+        """The log-probability of each token of each text in nats; their sum is what `score` gives.
+
+        Raises:
+            EngineError: like `score`.
+        """
+
+        def score(text: str) -> TokenScores:
+            ids = self._scored_tokens(text)
+            return TokenScores(tuple(ids[1:].tolist()), tuple(self._native.score_tokens(ids)))
+
+        return self._each(texts, score)
+
+    def _scored_tokens(self, text: str) -> NDArray[np.int32]:
+        """The tokens of a text behind the one that stands for its beginning."""
         info = self.info
         context = info.eos_token if info.bos_token is None else info.bos_token
         if context is None:
-            raise EngineError("texts: the model has neither a bos nor an eos token to begin with")
+            raise EngineError("the model has neither a bos nor an eos token to begin with")
+        ids = self.tokenize(text)[len(self.tokenize("")) :]
+        return _tokens(ids if ids[:1] == [context] else [context, *ids])
+
+    def hidden_states(self, ids: ArrayLike) -> NDArray[np.float32]:
+        """What the last norm makes of each of the tokens, a new session: float32 [tokens, hidden].
+
+        The last of transformers' `hidden_states`, bit for bit: the head's input before it is transformed and
+        quantized.
+
+        Raises:
+            EngineError: like `logits`.
+        """
+        tokens = _tokens(ids)
         self._begin()
-        sums = []
-        in_front = len(self.tokenize(""))
+        return np.asarray(self._native.eval_hidden(tokens))
+
+    def embed(
+        self, texts: Sequence[str | Sequence[int]], pooling: Literal["mean", "last"] = "mean"
+    ) -> NDArray[np.float32]:
+        """A vector of length 1 for each text, made of its tokens' `hidden_states`: float32 [texts, hidden].
+
+        A model that was trained to continue texts, and not to embed them, has vectors that are all rather
+        alike: compare them with each other, not with a fixed threshold.
+
+        Args:
+            texts: as `tokenize` reads them, what its tokenizer puts in front included; or token ids.
+            pooling: "mean" of all tokens, or the "last" one, which alone has seen the whole text.
+
+        Raises:
+            EngineError: a text without tokens or longer than the context, or an unknown pooling.
+        """
+        if pooling not in ("mean", "last"):
+            raise EngineError(f"pooling: {pooling!r} is unknown; choose mean or last")
+
+        def embed(text: str | Sequence[int]) -> NDArray[np.float32]:
+            ids = self.tokenize(text) if isinstance(text, str) else text
+            states = self.hidden_states(ids).astype(np.float64)
+            vector = states.mean(axis=0) if pooling == "mean" else states[-1]
+            return (vector / max(float(np.linalg.norm(vector)), 1e-30)).astype(np.float32)
+
+        rows = self._each(texts, embed)
+        return np.array(rows, np.float32).reshape(len(rows), self.info.hidden_size)
+
+    def _each(self, texts: Sequence[_Text], function: Callable[[_Text], _Result]) -> list[_Result]:
+        """A function of each text, and whose fault an error is."""
+        if isinstance(texts, str):
+            raise EngineError("texts: is one string; give a list of strings")
+        self._begin()
+        results = []
         for index, text in enumerate(texts):
-            ids = self.tokenize(text)[in_front:]
-            if ids[:1] != [context]:
-                ids = [context, *ids]
             try:
-                sums.append(self._native.score(_tokens(ids)))
+                results.append(function(text))
             except EngineError as error:
                 raise EngineError(f"texts: element {index}: {error}") from None
-        return sums
+        return results
 
     @overload
     def generate(
@@ -480,6 +543,14 @@ class GenerationOptions(TypedDict, total=False):
     stop: Sequence[str]
     logprobs: int | None
     form: Form | None
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """The tokens of a text, and the natural logarithm of each one's probability behind those before it."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -293,8 +293,7 @@ def generate(
     session: Annotated[
         Path | None,
         typer.Option(
-            help="Of a .gguf model: a file that keeps what was read, so that a prompt that begins alike costs "
-            "what is new of it."
+            help="Of a .gguf model: a file that keeps what was read, for prompts that begin alike."
         ),
     ] = None,
 ) -> None:

@@ -15,6 +15,8 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -26,6 +28,7 @@ from starlette.types import Message, Receive, Scope, Send
 from squat.engine import Engine, Generation
 from squat.errors import FormError, SquatError
 from squat.serving.answers import DONE, Answer, RequestError, event
+from squat.serving.embeddings import EmbeddingBody, embedding_list
 from squat.serving.line import FullError, GoneError, Line, Place
 from squat.serving.metrics import Metrics
 from squat.serving.requests import AnyBody, Body, ChatBody, CompletionBody, read
@@ -89,6 +92,7 @@ class Service:
             ("GET", "/v1/models/{model:path}", self._model, True),
             ("POST", "/v1/completions", self._complete, True),
             ("POST", "/v1/chat/completions", self._chat, True),
+            ("POST", "/v1/embeddings", self._embed, True),
         ]
         return Starlette(
             routes=[
@@ -162,17 +166,77 @@ class Service:
         prompt = body.prompt
         return await self._answer(request, body, lambda: self._prompt_tokens(prompt))
 
-    def _prompt_tokens(self, prompt: str | list[int]) -> list[int]:
+    def _prompt_tokens(self, prompt: str | list[int], field: str = "prompt") -> list[int]:
         if isinstance(prompt, str):
             return self._engine.tokenize(prompt)
         size = self._engine.info.vocab_size
         if (largest := max(prompt, default=0)) >= size:
             raise RequestError(
                 400,
-                f"prompt: token {largest} is outside the model's vocabulary of {size}",
-                param="prompt",
+                f"{field}: token {largest} is outside the model's vocabulary of {size}",
+                param=field,
             )
         return prompt
+
+    async def _embed(self, request: Request) -> Response:
+        body = await self._read(request, EmbeddingBody)
+        size = self._engine.info.hidden_size
+        if body.dimensions not in (None, size):
+            raise RequestError(
+                400,
+                f"dimensions: {body.dimensions} is not supported; this model's vectors have {size}",
+                param="dimensions",
+            )
+        with ExitStack() as stack:
+            place = self._join()
+            stack.callback(place.leave)
+            try:
+                texts = await run_in_threadpool(
+                    lambda: [self._prompt_tokens(text, "input") for text in body.input]
+                )
+            except SquatError as error:
+                raise RequestError(400, str(error), param="input") from None
+            for ids in texts:
+                self._check_context(ids, "input")
+            await place.reach(request.is_disconnected)
+            vectors = [vector async for vector in self._vectors(request, texts)]
+        tokens = sum(map(len, texts))
+        return JSONResponse(embedding_list(vectors, body.encoding_format, tokens, self._name))
+
+    async def _vectors(
+        self, request: Request, texts: list[list[int]]
+    ) -> AsyncGenerator[NDArray[np.float32], None]:
+        """A vector for each text, as long as there is a client and time; raises like `_pieces`."""
+        begin = time.monotonic()
+        for ids in texts:
+            started = time.monotonic()
+            yield (await run_in_threadpool(self._engine.embed, [ids]))[0]
+            self._metrics.count_prompt(len(ids), time.monotonic() - started)
+            await self._check_wanted(request)
+            if time.monotonic() - begin > self._limits.seconds:
+                raise RequestError(
+                    400,
+                    f"input: its {len(texts)} texts take more than this server's "
+                    f"{self._limits.seconds:.0f} seconds; send fewer at once",
+                    param="input",
+                )
+
+    async def _check_wanted(self, request: Request) -> None:
+        """Raises like `_pieces`."""
+        if self._closing:
+            raise RequestError(503, "the server was told to end; ask again later")
+        if await request.is_disconnected():
+            raise GoneError
+
+    def _check_context(self, ids: list[int], field: str) -> None:
+        context = self._engine.info.context
+        if len(ids) > context:
+            raise RequestError(
+                400,
+                f"{field}: has {len(ids)} tokens, and the model's context is {context}; shorten it",
+                param=field,
+                code="context_length_exceeded",
+            )
 
     async def _chat(self, request: Request) -> Response:
         body = await self._read(request, ChatBody)
@@ -239,14 +303,7 @@ class Service:
         """The answer before its first token; with whatever is wrong with prompt and options."""
         try:
             ids = await run_in_threadpool(tokens)
-            context = self._engine.info.context
-            if len(ids) > context:
-                raise RequestError(
-                    400,
-                    f"the prompt has {len(ids)} tokens, and the model's context is {context}; shorten it",
-                    param="messages" if isinstance(body, ChatBody) else "prompt",
-                    code="context_length_exceeded",
-                )
+            self._check_context(ids, "messages" if isinstance(body, ChatBody) else "prompt")
             return await run_in_threadpool(
                 lambda: self._engine.generate(ids, limit, stream=True, **body.sampling)
             )
@@ -281,10 +338,7 @@ class Service:
             while (piece := await run_in_threadpool(next, generation.steps, None)) is not None:
                 if piece:
                     yield piece
-                if self._closing:
-                    raise RequestError(503, "the server was told to end; ask again later")
-                if await request.is_disconnected():
-                    raise GoneError
+                await self._check_wanted(request)
                 if time.monotonic() - begin > self._limits.seconds:
                     return
         finally:

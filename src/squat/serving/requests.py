@@ -55,11 +55,16 @@ _NEUTRAL: dict[str, list[Any]] = {
 """Fields that are not supported, and the values that ask for nothing."""
 
 
+def is_tokens(value: Any) -> bool:
+    """Whether it may be a list of token ids."""
+    return isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
+
+
 def _prompt(value: Any) -> str | list[int]:
     match value:
         case str(text) | [str(text)]:
             return text
-        case [*ids] if all(type(i) is int and i >= 0 for i in ids):
+        case [*ids] if is_tokens(ids):
             return ids
     raise ValueError("give one text, or the token ids of one")
 
@@ -74,7 +79,9 @@ def _parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """An object of a request: nothing in it is unknown, and `null` is nothing."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -85,20 +92,25 @@ class _Part(BaseModel):
         return {name: given for name, given in value.items() if given is not None}
 
 
-class StreamOptions(_Part):
+class StreamOptions(Part):
     """What a stream has beside the text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False  # it would be padding, and there is none
 
 
-class Body(_Part):
-    """What both kinds of requests have."""
+class Named(Part):
+    """What all requests have."""
+
+    model: str | None = None
+
+
+class Body(Named):
+    """What both kinds of requests for a text have."""
 
     usual_tokens: ClassVar[int | None] = None
     """The most tokens of an answer if nobody says; None: as many as there is room for."""
 
-    model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -149,14 +161,14 @@ class CompletionBody(Body):
         return self.logprobs
 
 
-class TextPart(_Part):
+class TextPart(Part):
     """A part of a message's content; others than text are not supported."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Part):
+class ChatMessage(Part):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -177,7 +189,7 @@ class ChatMessage(_Part):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class Schema(_Part):
+class Schema(Part):
     """A JSON schema with a name; `strict` or not, it is kept."""
 
     name: str
@@ -186,7 +198,7 @@ class Schema(_Part):
     strict: bool = True
 
 
-class ResponseFormat(_Part):
+class ResponseFormat(Part):
     """What an answer has to be."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -242,7 +254,7 @@ class ChatBody(Body):
         return [message.message for message in self.messages]
 
 
-AnyBody = TypeVar("AnyBody", bound=Body)
+AnyBody = TypeVar("AnyBody", bound=Named)
 
 
 def read(kind: type[AnyBody], content: Any) -> AnyBody:
