@@ -10,24 +10,21 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from chat_models import chat_file, system, user
+from servers import client_of, metric, metrics, running, until
 from squat.engine import Engine
 from squat.serving.app import Limits
 from squat.serving.line import FullError, GoneError, Line
@@ -35,27 +32,6 @@ from squat.serving.server import listen, service_of
 
 LONG: Any = {"prompt": "a", "max_tokens": 59_000, "temperature": 0}
 OPTIONS: Any = {"temperature": 1.1, "top_p": 0.9, "seed": 7}
-
-
-@contextmanager
-def running(file: Path, api_key: str | None = None, **limits: Any) -> Iterator[str]:
-    """A server in a thread; its address."""
-    service = service_of(str(file), api_key, Limits(**limits))
-    config = uvicorn.Config(service.app(), log_level="warning", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    with listen("127.0.0.1", 0) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # who does not read is felt
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def client_of(url: str, api_key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -85,25 +61,6 @@ def http(file: Path) -> TestClient:
     """Requests without a network."""
     limits = Limits(body=20_000, tokens=40)
     return TestClient(service_of(str(file), None, limits).app(), raise_server_exceptions=False)
-
-
-def metrics(url: str) -> str:
-    with urllib.request.urlopen(f"{url}/metrics") as answer:
-        return str(answer.read().decode())
-
-
-def metric(url: str, name: str) -> float:
-    lines = metrics(url).splitlines()
-    (value,) = [line.split()[-1] for line in lines if line.startswith(f"{name} ")]
-    return float(value)
-
-
-def until(condition: Any) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came to that")
 
 
 def test_its_texts_are_the_engines(url: str, engine: Engine) -> None:

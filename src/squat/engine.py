@@ -424,6 +424,11 @@ class Engine:
         tokens = [self.token_bytes(token) for token in range(self.info.vocab_size)]
         return tokenizer_of(tokens, self.info.eos_tokens, self._native.tokenize)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` will find one in the file."""
+        return self._string("tokenizer.chat_template") is not None
+
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The checkpoint's chat template, which the file carries.

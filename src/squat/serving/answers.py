@@ -49,14 +49,21 @@ class Answer:
         generation: what is answered, as far as it is known.
         chat: whether it is a message of a conversation, or the continuation of a text.
         logprobs: whether log-probabilities are wanted.
+        widths: whether the tokens' widths are wanted, at the end.
         model: the name of the model.
     """
 
     def __init__(
-        self, engine: Engine, generation: Generation, chat: bool, logprobs: bool, model: str
+        self,
+        engine: Engine,
+        generation: Generation,
+        chat: bool,
+        logprobs: bool,
+        widths: bool,
+        model: str,
     ) -> None:
         self._engine, self._generation = engine, generation
-        self._chat, self._logprobs, self._model = chat, logprobs, model
+        self._chat, self._logprobs, self._widths, self._model = chat, logprobs, widths, model
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._told, self._offset = 0, 0  # tokens, and characters of them, in the chunks so far
@@ -99,7 +106,25 @@ class Answer:
 
     def _choice(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
         logprobs = self._new_logprobs() if self._logprobs else None
-        return {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
+        if self._widths and reason is not None:
+            choice["token_widths"] = self._token_widths()
+        return choice
+
+    def _token_widths(self) -> dict[str, Any] | None:
+        """Of all tokens that were read, prompt and answer: how many layers gave each of them 8 bits.
+
+        The session must still be this answer's. None if the model gives all its tokens one width.
+        """
+        widths = self._engine.widths()
+        if widths is None:
+            return None
+        wide = (widths == 8).sum(axis=0).tolist()
+        tokens = [
+            {"text": self._text(token) or self._engine.tokenizer.id_to_token(token), "wide": count}
+            for token, count in zip(self._engine.tokens, wide, strict=True)
+        ]
+        return {"layers": len(widths), "tokens": tokens}
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

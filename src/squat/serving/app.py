@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,19 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from squat.engine import Engine, Generation
 from squat.errors import FormError, SquatError
+from squat.serving import page
 from squat.serving.answers import DONE, Answer, RequestError, event
 from squat.serving.embeddings import EmbeddingBody, embedding_list
 from squat.serving.line import FullError, GoneError, Line, Place
@@ -86,7 +93,9 @@ class Service:
     def app(self) -> Starlette:
         """The application."""
         routes: list[tuple[str, str, Handler, bool]] = [
+            ("GET", "/", self._page, False),
             ("GET", "/health", self._health, False),
+            ("GET", "/info", self._info, True),
             ("GET", "/metrics", self._show_metrics, True),
             ("GET", "/v1/models", self._models, True),
             ("GET", "/v1/models/{model:path}", self._model, True),
@@ -129,6 +138,18 @@ class Service:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+    async def _page(self, request: Request) -> Response:
+        return HTMLResponse(page.HTML, headers=page.HEADERS)
+
+    async def _info(self, request: Request) -> Response:
+        """What the page shows of the engine."""
+        description = {
+            "model": self._name,
+            "chat": self._engine.has_chat_template,
+            "token_widths": self._engine.widths() is not None,
+        }
+        return JSONResponse(description | asdict(self._engine.info))
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -276,7 +297,8 @@ class Service:
             stack.callback(place.leave)
             generation = await self._generation(tokens, limit, body)
             chat, logprobs = isinstance(body, ChatBody), body.top is not None
-            answer = Answer(self._engine, generation, chat, logprobs, self._name)
+            widths = body.token_widths
+            answer = Answer(self._engine, generation, chat, logprobs, widths, self._name)
             if body.stream:
                 stack.pop_all()  # it is the stream that leaves
                 include_usage = body.stream_options.include_usage
@@ -284,7 +306,7 @@ class Service:
                 return _Stream(events, place)
             async with aclosing(self._pieces(request, place, generation)) as pieces:
                 text = "".join([piece async for piece in pieces])
-            return JSONResponse(answer.whole(text))
+            return JSONResponse(await run_in_threadpool(answer.whole, text))
 
     def _limit(self, body: Body) -> int | None:
         """The most tokens of an answer; None: as many as there is room for."""
@@ -364,7 +386,7 @@ class Service:
         except RequestError as error:
             yield event(error.content)
             return
-        yield event(answer.last_chunk())
+        yield event(await run_in_threadpool(answer.last_chunk))
         if include_usage:
             yield event(answer.usage_chunk())
         yield DONE

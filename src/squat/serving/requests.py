@@ -118,6 +118,7 @@ class Body(Named):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_strings)] = []
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    token_widths: bool = False  # which tokens had 8 bits; not OpenAI's
 
     @property
     def new_tokens(self) -> int | None:
