@@ -272,7 +272,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "logprobs: 3: ": ({"logprobs": 3}, "logprobs"),
     "top_logprobs: 21: ": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     "top_logprobs needs logprobs; set it to true": ({"top_logprobs": 2}, ""),
-    "tools: [{}] is not supported": ({"tools": [{}]}, "tools"),
+    "tools.0.type: Field required": ({"tools": [{}]}, "tools.0.type"),
     "response_format.type: 'xml': ": (
         {"response_format": {"type": "xml"}},
         "response_format.type",
@@ -295,11 +295,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "temprature: is unknown here; leave it out": ({"temprature": 1}, "temprature"),
     "messages: ": ({"messages": []}, "messages"),
     "messages: 'a': ": ({"messages": "a"}, "messages"),
-    "messages.0.role: 'tool': ": (
-        {"messages": [{"role": "tool", "content": "a"}]},
+    "messages.0.role: 'friend': ": (
+        {"messages": [{"role": "friend", "content": "a"}]},
         "messages.0.role",
     ),
-    "messages.0.content: Field required": ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    "messages.0: {'role': 'user'}: content: is missing": (
+        {"messages": [{"role": "user"}]},
+        "messages.0",
+    ),
     "messages.0.content.0.type: 'image_url': ": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         "messages.0.content.0.type",

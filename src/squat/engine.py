@@ -24,9 +24,10 @@ from typing_extensions import Unpack
 
 from squat import _native
 from squat.chat_template import ChatTemplate, Message
-from squat.errors import ChatError, EngineError
-from squat.forms import Form, Holder, tokenizer_of
+from squat.errors import ChatError, EngineError, ToolsError
+from squat.forms import Form, Holder, Tool, tokenizer_of
 from squat.text_stream import StopStrings, TextStream
+from squat.tool_calls import OPEN
 from squat.unicode import broken_character
 
 _Text = TypeVar("_Text")
@@ -449,16 +450,26 @@ class Engine:
             raise ChatError(f"{self._path}: key {key} is no JSON object; export it again") from None
         return ChatTemplate(source, names, self._path)
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def chat_tokens(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> list[int]:
         """Token ids of the prompt for the assistant's next message.
 
         Args:
-            messages: mappings with a `role` (system, user or assistant) and a `content`, in their order.
+            messages: mappings with a `role` (system, user, assistant, tool) and a `content`, in their order.
+            tools: that the model may call, as OpenAI's API has them. What it says to call one has the form of
+                `tool_calls.ToolCallReader`, and `forms.tool_calls` holds it to that.
 
         Raises:
+            ToolsError: the template does not let a model call tools, or not in a form that is known here.
             ChatError: a file without a chat template, or messages that the template makes no prompt of.
         """
-        text = self.chat_template.render(messages)
+        text = self.chat_template.render(messages, tools)
+        mark = self.tokenizer.token_to_id(OPEN) if tools else None
+        if mark is not None and not self.token_bytes(mark):
+            raise ToolsError(
+                f"tools: {OPEN} is a control token of {self._path}, which leaves no text; leave them out"
+            )
         return self.tokenize(text)[len(self.tokenize("")) :]  # the template writes bos itself
 
     @overload
@@ -467,6 +478,7 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = ...,
         *,
+        tools: Sequence[Tool] | None = ...,
         stream: Literal[False] = ...,
         **options: Unpack[GenerationOptions],
     ) -> str: ...
@@ -477,6 +489,7 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = ...,
         *,
+        tools: Sequence[Tool] | None = ...,
         stream: Literal[True],
         **options: Unpack[GenerationOptions],
     ) -> Generation: ...
@@ -486,13 +499,14 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = None,
         *,
+        tools: Sequence[Tool] | None = None,
         stream: bool = False,
         **options: Unpack[GenerationOptions],
     ) -> str | Generation:
         """The assistant's next message in a conversation.
 
         Args:
-            messages: like `chat_tokens`.
+            messages, tools: like `chat_tokens`.
             max_new_tokens: the most tokens; None: as many as the context has room for.
             stream, options: like `generate`.
 
@@ -500,7 +514,7 @@ class Engine:
             ChatError: like `chat_tokens`.
             EngineError: like `generate`.
         """
-        ids = self.chat_tokens(messages)
+        ids = self.chat_tokens(messages, tools)
         pieces = self.generate(ids, max_new_tokens, stream=True, **options)
         return pieces if stream else "".join(pieces)
 

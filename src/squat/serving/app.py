@@ -32,7 +32,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from squat.engine import Engine, Generation
-from squat.errors import FormError, SquatError
+from squat.errors import FormError, SquatError, ToolsError
 from squat.serving import page
 from squat.serving.answers import DONE, Answer, RequestError, event
 from squat.serving.embeddings import EmbeddingBody, embedding_list
@@ -261,8 +261,8 @@ class Service:
 
     async def _chat(self, request: Request) -> Response:
         body = await self._read(request, ChatBody)
-        messages = body.conversation
-        return await self._answer(request, body, lambda: self._engine.chat_tokens(messages))
+        messages, tools = body.conversation, body.callable_tools
+        return await self._answer(request, body, lambda: self._engine.chat_tokens(messages, tools))
 
     async def _read(self, request: Request, kind: type[AnyBody]) -> AnyBody:
         """The body of a request, checked."""
@@ -296,17 +296,27 @@ class Service:
             place = self._join()
             stack.callback(place.leave)
             generation = await self._generation(tokens, limit, body)
-            chat, logprobs = isinstance(body, ChatBody), body.top is not None
-            widths = body.token_widths
-            answer = Answer(self._engine, generation, chat, logprobs, widths, self._name)
+            answer = Answer(
+                self._engine,
+                generation,
+                self._name,
+                chat=isinstance(body, ChatBody),
+                logprobs=body.top is not None,
+                widths=body.token_widths,
+                most_calls=body.most_calls,
+            )
             if body.stream:
                 stack.pop_all()  # it is the stream that leaves
                 include_usage = body.stream_options.include_usage
                 events = self._events(request, place, generation, answer, include_usage)
                 return _Stream(events, place)
             async with aclosing(self._pieces(request, place, generation)) as pieces:
-                text = "".join([piece async for piece in pieces])
-            return JSONResponse(await run_in_threadpool(answer.whole, text))
+                async for piece in pieces:
+                    answer.read(piece)
+                    if answer.complete:
+                        break
+            answer.rest()
+            return JSONResponse(await run_in_threadpool(answer.whole))
 
     def _limit(self, body: Body) -> int | None:
         """The most tokens of an answer; None: as many as there is room for."""
@@ -330,7 +340,10 @@ class Service:
                 lambda: self._engine.generate(ids, limit, stream=True, **body.sampling)
             )
         except FormError as error:
-            raise RequestError(400, str(error), param="response_format") from None
+            field = "tools" if body.most_calls != 0 else "response_format"
+            raise RequestError(400, str(error), param=field) from None
+        except ToolsError as error:
+            raise RequestError(400, str(error), param=str(error).partition(":")[0]) from None
         except SquatError as error:
             raise RequestError(400, str(error)) from None
 
@@ -380,12 +393,17 @@ class Service:
         try:
             async with aclosing(self._pieces(request, place, generation)) as pieces:
                 async for piece in pieces:
-                    yield event(answer.chunk(piece))
+                    for delta in answer.read(piece):
+                        yield event(answer.chunk(delta))
+                    if answer.complete:
+                        break
         except GoneError:
             return
         except RequestError as error:
             yield event(error.content)
             return
+        for delta in answer.rest():
+            yield event(answer.chunk(delta))
         yield event(await run_in_threadpool(answer.last_chunk))
         if include_usage:
             yield event(answer.usage_chunk())

@@ -6,6 +6,7 @@ every name that is not known. Fields about accounting are ignored. `null` is wha
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -21,12 +22,11 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from squat.chat_template import Message
-from squat.forms import Form, json_schema
+from squat.forms import Form, json_schema, tool_calls
 from squat.serving.answers import RequestError
 
 _IGNORED = {
     "metadata",
-    "parallel_tool_calls",
     "prompt_cache_key",
     "safety_identifier",
     "service_tier",
@@ -47,8 +47,6 @@ _NEUTRAL: dict[str, list[Any]] = {
     "presence_penalty": [0],
     "reasoning_effort": [],
     "suffix": [""],
-    "tool_choice": ["none", "auto"],
-    "tools": [[]],
     "verbosity": [],
     "web_search_options": [],
 }
@@ -136,6 +134,11 @@ class Body(Named):
         return None
 
     @property
+    def most_calls(self) -> int | None:
+        """How many tools the answer may call; None: as many as it likes."""
+        return 0
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """The options of `Engine.generate`."""
         return {
@@ -169,11 +172,36 @@ class TextPart(Part):
     text: str
 
 
+def _arguments(value: Any) -> Any:
+    """JSON in text, as the API has it, as an object, as templates have it."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("are no JSON") from None
+
+
+class CalledFunction(Part):
+    """What an assistant called."""
+
+    name: str
+    arguments: Annotated[dict[str, Any], BeforeValidator(_arguments)]
+
+
+class Call(Part):
+    """A call in a message of the assistant."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(Part):
     """A message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_parts)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[list[TextPart] | None, BeforeValidator(_parts)] = None
+    tool_calls: list[Call] = []
+    tool_call_id: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -183,11 +211,58 @@ class ChatMessage(Part):
             return value
         return {n: v for n, v in value.items() if n == "content" or v not in ([], "")}
 
+    @model_validator(mode="after")
+    def _fields_fit(self) -> ChatMessage:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"tool_calls: only the assistant has them, and not the {self.role}")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id goes with the role tool, and with no other")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content: is missing")
+        return self
+
     @property
     def message(self) -> Message:
         """As a chat template wants it; a developer is what was called the system before."""
-        text = "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        text = "".join(part.text for part in self.content or [])
+        message: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": text,
+        }
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+class Function(Part):
+    """What a model may call; `strict` or not, its parameters are kept to."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool = True
+
+
+class FunctionTool(Part):
+    """A tool; others than functions are not supported."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Part):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Part):
+    """The tool that is to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class Schema(Part):
@@ -220,9 +295,25 @@ class ChatBody(Body):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     response_format: ResponseFormat = ResponseFormat()
+    tools: list[FunctionTool] = []
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _fields_fit(self) -> ChatBody:
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise ValueError("tools: two have the same name; give each its own")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(
+                f"tool_choice: {self.tool_choice.function.name!r:.60} is none of the tools"
+            )
+        if self.tool_choice == "required" and not self.tools:
+            raise ValueError("tool_choice: one is required, and there are no tools; give some")
+        if self.callable_tools and self.response_format.type != "text":
+            raise ValueError(
+                "response_format: an answer with a format cannot call tools; leave out one of them"
+            )
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs; set it to true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
@@ -245,9 +336,30 @@ class ChatBody(Body):
     def form(self) -> Form | None:
         """Like `Body.form`."""
         wanted = self.response_format
+        if tools := self.callable_tools:
+            return tool_calls(tools, required=self.tool_choice not in ("none", "auto"))
         if wanted.json_schema is not None:
             return json_schema(wanted.json_schema.schema_)
         return None if wanted.type == "text" else json_schema({"type": "object"})
+
+    @property
+    def most_calls(self) -> int | None:
+        """Like `Body.most_calls`."""
+        if not self.callable_tools:
+            return 0
+        return None if self.parallel_tool_calls and self.tool_choice == "auto" else 1
+
+    @property
+    def callable_tools(self) -> list[dict[str, Any]]:
+        """The tools that the answer may call, as a chat template wants them."""
+        if self.tool_choice == "none":
+            return []
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        return [
+            tool.model_dump(exclude_unset=True)
+            for tool in self.tools
+            if named in (None, tool.function.name)
+        ]
 
     @property
     def conversation(self) -> list[Message]:
