@@ -26,6 +26,8 @@ from starlette.testclient import TestClient
 from chat_models import chat_file, system, user
 from servers import client_of, metric, metrics, running, until
 from squat.engine import Engine
+from squat.errors import EngineError, FormError
+from squat.forms import Holder
 from squat.serving.app import Limits
 from squat.serving.line import FullError, GoneError, Line
 from squat.serving.server import listen, service_of
@@ -372,6 +374,70 @@ def test_a_prompt_beyond_the_context(url: str) -> None:
         assert "tokens, and the model's context is 512; shorten it" in raised.value.message
     with pytest.raises(openai.NotFoundError, match="this server has 'tiny'"):
         client.completions.create(model="gpt-4", prompt="a")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": 5, "maximum": 3},
+        {"enum": []},
+        {"type": "object", "required": ["a"], "properties": {"a": False}},
+        {"type": "string", "pattern": "^a$", "minLength": 4},
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_nothing_satisfies(url: str, schema: Any, stream: bool) -> None:
+    client = client_of(url)
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="form: Unsatisfiable schema") as raised:
+        client.chat.completions.create(
+            model="tiny", messages=[user("a")], response_format=wanted, stream=stream
+        )
+    assert raised.value.param == "response_format"
+    assert client.completions.create(model="tiny", prompt="a").usage is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (FormError("form: it has become too complex"), 400, "invalid_request_error"),
+        (EngineError("tokens: something broke"), 500, "server_error"),
+    ],
+)
+def test_an_answer_that_breaks_off_says_why(
+    url: str, monkeypatch: pytest.MonkeyPatch, error: EngineError, status: int, kind: str
+) -> None:
+    taken = 0
+
+    def accept(self: Holder, token: int) -> None:
+        nonlocal taken
+        taken += 1
+        if taken % 3 == 0:
+            raise error
+
+    monkeypatch.setattr(Holder, "accept", accept)
+    client = client_of(url)
+    asked: Any = {"messages": [user("a")], "response_format": {"type": "json_object"}}
+    with pytest.raises(openai.APIStatusError, match=str(error)) as raised:
+        client.chat.completions.create(model="tiny", **asked)
+    assert (raised.value.status_code, raised.value.type) == (status, kind)
+    with pytest.raises(openai.APIError, match=str(error)):
+        list(client.chat.completions.create(model="tiny", stream=True, **asked))
+    assert client.completions.create(model="tiny", prompt="a").usage is not None
+
+
+def test_huge_numbers(url: str, engine: Engine, http: TestClient) -> None:
+    client = client_of(url)
+    answer = client.completions.create(model="tiny", prompt="a", max_tokens=10**30, temperature=0)
+    assert answer.choices[0].text == engine.generate("a", None)  # what the context has room for
+    for body, message in (
+        ('{"prompt": "a", "temperature": 1e999}', "temperature: inf"),
+        ('{"prompt": "a", "top_p": NaN}', "top_p: nan"),
+        ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "the body is no JSON"),
+    ):
+        refused = http.post("/v1/completions", content=body)
+        assert refused.status_code == 400
+        assert message in refused.json()["error"]["message"]
 
 
 def test_routes_that_are_none(http: TestClient) -> None:

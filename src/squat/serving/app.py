@@ -365,7 +365,7 @@ class Service:
 
         Raises:
             GoneError: there is no client any more.
-            RequestError: the server ends.
+            RequestError: the server ends, or the form cannot be held to any further.
         """
         await place.reach(request.is_disconnected)
         begin = time.monotonic()
@@ -376,6 +376,10 @@ class Service:
                 await self._check_wanted(request)
                 if time.monotonic() - begin > self._limits.seconds:
                     return
+        except FormError as error:
+            raise RequestError(400, str(error)) from None
+        except SquatError as error:
+            raise RequestError(500, str(error)) from None
         finally:
             self._metrics.count_answer(generation, time.monotonic() - begin)
 
