@@ -74,6 +74,7 @@ PUBLISHED = {
     "weight_levels": "uniform",
     "activation_levels": "uniform",
     "hadamard": (),
+    "channel_scales": False,
 }
 """SquatConfig's fields for what the paper does: one step a tensor, and nothing done to the model before."""
 

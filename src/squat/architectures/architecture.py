@@ -60,6 +60,8 @@ class Architecture:
     inputs: site -> the module whose input it is.
     readers: site -> the modules whose weight matrices multiply it.
     value: the module that makes the values, alone or with queries and keys.
+    makers: site -> the norm or linear layer whose output it is, where nothing else reads that and the site is
+        linear in it, channel by channel. (attn_out is linear in the values.)
     exact: the float modules, and what makes evaluation exact in their place.
     layers, embeddings, norm, head: of the model; the last norm is the one before the head.
     model_exact: as `exact`, around the layers.
@@ -104,6 +106,7 @@ class Architecture:
     keys: Callable[[Any], dict[str, float | int]] = lambda config: {}
     value_rows: Callable[[Tensor, int, int], Tensor] = last_rows
     file_order: dict[str, Rows] = field(default_factory=dict)
+    makers: dict[str, str] = field(default_factory=dict)
     from_file: Callable[[str, NDArray[np.float32], Any], NDArray[np.float32]] = as_it_is
     convolution: Architecture | None = None
 

@@ -79,4 +79,5 @@ GEMMA3 = replace(
     },
     keys=lambda config: {"attention.sliding_window": config.sliding_window},
     from_file=_from_file,
+    makers=LLAMA.makers | {"mlp_in": "pre_feedforward_layernorm"},
 )

@@ -74,4 +74,5 @@ GPT2 = Architecture(
         "add_cross_attention": (False,),
     },
     epsilon="layer_norm_epsilon",
+    makers={"attn_in": "ln_1", "mlp_in": "ln_2"},
 )

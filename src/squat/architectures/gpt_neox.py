@@ -113,6 +113,7 @@ GPT_NEOX = Architecture(
     fields=_fields,
     only={"hidden_act": ("gelu", "gelu_new", "gelu_pytorch_tanh")},
     epsilon="layer_norm_eps",
+    makers={"attn_in": "input_layernorm", "mlp_in": "post_attention_layernorm"},
     keys=lambda config: {"use_parallel_residual": config.use_parallel_residual},
     value_rows=_value_rows,
     from_file=_from_file,

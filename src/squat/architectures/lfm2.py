@@ -114,6 +114,7 @@ def _fields(file: GgufFile, name: str) -> dict[str, Any]:
 
 _MLP = {"mlp_in": "feed_forward", "mlp_mid": "feed_forward.w2"}
 _MLP_READERS = {"mlp_in": ("feed_forward.w1", "feed_forward.w3"), "mlp_mid": ("feed_forward.w2",)}
+_MAKERS = {"attn_in": "operator_norm", "mlp_in": "ffn_norm", "mlp_mid": "feed_forward.w3"}
 _EXACT = {
     "operator_norm": ExactRMSNorm,
     "ffn_norm": ExactRMSNorm,
@@ -162,6 +163,7 @@ LFM2 = replace(
     only={"conv_bias": (False,)},
     epsilon="norm_eps",
     keys=lambda config: {"shortconv.l_cache": config.conv_L_cache},
+    makers=_MAKERS,
 )
 
 LFM2 = replace(

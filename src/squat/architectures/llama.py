@@ -78,6 +78,11 @@ LLAMA = Architecture(
     graph=graph,
     fields=decoder_fields,
     only={"hidden_act": tuple(ACTIVATIONS)},
+    makers={
+        "attn_in": "input_layernorm",
+        "mlp_in": "post_attention_layernorm",
+        "mlp_mid": "mlp.up_proj",
+    },
 )
 
 MISTRAL = LLAMA

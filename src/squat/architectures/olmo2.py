@@ -21,4 +21,5 @@ OLMO2 = replace(
     gguf="olmo2",
     layer_names=_MATRICES | _NORMS,
     graph=halves,
+    makers={"mlp_mid": "mlp.up_proj"},
 )

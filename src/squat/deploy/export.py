@@ -113,6 +113,7 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         floats=floats,
         sites=_sites(model, config, shape.num_hidden_layers),
         tokenizer_json=tokenizer_json(tokenizer),
+        peak_steps=config.token_steps == "peak",
         thresholds=_thresholds(layers) if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
         graph=row.graph(shape),
@@ -236,7 +237,9 @@ def _site(layers: list[SiteQuantizer | None], bits: str) -> GgufSite:
 
     def margin(width: int) -> int | None:
         found = [
-            layer.margin[width] for layer in present if layer.exponents and width in layer.margin
+            layer.margin[width]
+            for layer in present
+            if layer.token_steps == "exponent" and width in layer.margin
         ]
         return found[0] if found else None
 

@@ -213,6 +213,7 @@ class GgufModel:
         graph: what is computed beside them.
         keys: more of llama.cpp's keys, without the architecture's name in front.
         sites: all nine sites.
+        peak_steps: whether tokens multiply the steps of all sites by their largest magnitudes.
         thresholds, importance: given if any site is "4:8".
         tokenizer_json: the text of tokenizer.json.
         bos_token_id: given also if the tokenizer puts nothing in front of a text.
@@ -235,6 +236,7 @@ class GgufModel:
     floats: dict[str, NDArray[np.float32]]
     sites: dict[str, GgufSite]
     tokenizer_json: str
+    peak_steps: bool = False
     thresholds: Sequence[float] | None = None
     importance: str | None = None
     graph: GgufGraph = field(default_factory=GgufGraph)
@@ -629,6 +631,7 @@ def _features(model: GgufModel, tokenizer: GgmlTokenizer) -> list[str]:
     present = {
         "graph": model.architecture not in KNOWN_ALONE or _graph_keys(model),
         "token_exponents": any(site.has_exponents for site in sites),
+        "token_steps": model.peak_steps,
         "hadamard": any(site.hadamard is not None for site in sites),
         "levels": any(site.levels4 is not None for site in sites),
         "tokenizer": tokenizer.beyond_ggml or len(model.eos_token_ids) > 1,
@@ -653,6 +656,8 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
         if site.levels4 is not None:
             levels = [int(level) for row in site.levels4 for level in row]
             writer.add_array(f"squat.{name}.levels4", levels)
+    if model.peak_steps:
+        writer.add_string("squat.token_steps", "peak")
     if model.thresholds is not None and model.importance is not None:
         writer.add_string("squat.importance", model.importance)
         writer.add_array("squat.threshold", _floats(model.thresholds))

@@ -228,8 +228,13 @@ def squat_attention(
 
     if state.record:
         state.taps[squat.layer] = AttentionTap(query, key, probs)
-    value = sites["v"](value, widths(past_v, new_v))
-    weights = nn.functional.dropout(sites["probs"](probs), p=dropout, training=module.training)
+    multiplier = sites["v"].multiplier(value)
+    value, weights = sites["v"](value, widths(past_v, new_v)), probs
+    if multiplier is not None:
+        # A sum over tokens has no room for their steps: probabilities take them in.
+        value = value / multiplier.to(value.dtype)
+        weights = weights * _repeat_heads(multiplier, groups).transpose(2, 3)
+    weights = nn.functional.dropout(sites["probs"](weights), p=dropout, training=module.training)
     with full_precision(value):
         output = product(weights.to(value.dtype), _repeat_heads(value, groups))
     return output.transpose(1, 2).contiguous(), probs

@@ -32,8 +32,8 @@ class Site:
 
     `follows`: which layer's importance gives a token its width at this site, or None where the width
     never depends on the token. `bits`: the site's own bits; None: the config's `activation_bits`.
-    `exponents`: whether a token may raise its step by a power of two; not where the product's sum runs over
-    tokens. `levels`: whether 4-bit codes may stand for levels.
+    `exponents`: whether a token may raise its step by a power of two, if that is all that it may; not where
+    the product's sum runs over tokens. `levels`: whether 4-bit codes may stand for levels.
     `hadamard`: whether it can be transformed (at k, queries are transformed alike).
     """
 
@@ -59,7 +59,7 @@ SITES: dict[str, Site] = {
 
 HADAMARD_SITES = tuple(name for name, site in SITES.items() if site.hadamard)
 WEIGHT_STEPS = ("row", "tensor")
-TOKEN_STEPS = ("exponent", "static")
+TOKEN_STEPS = ("peak", "exponent", "static")
 ACTIVATION_LEVELS = ("uniform", "table")
 
 
@@ -92,13 +92,16 @@ class SquatConfig(QuantizationConfigMixin):
             each matrix, as in the paper.
         weight_levels: what 4-bit codes of weights stand for: "iq4_nl", 16 levels that are dense where weights
             are many, a type of GGUF that other programs read; or "uniform" steps, as in the paper.
-        token_steps: "exponent": every token may raise its activations' steps by a power of two; "static": the
-            same step for every token, as in the paper.
+        token_steps: "peak": every token's steps follow its largest magnitude, in quarters of an octave;
+            "exponent": it may raise them by powers of two; "static": the same for every token, as in the
+            paper.
         activation_levels: what 4-bit activation codes stand for: "uniform" steps, or a "table" of 16 levels
             that calibration fits to each site.
         hadamard: sites that are transformed by Hadamard matrices, and their weights by the inverse: outliers
             are spread over many elements, each of which needs fewer bits. At attn_out it costs nothing when
             the model runs: the value's weights take it in.
+        channel_scales: whether what matrices read is first brought into balance with them, channel by channel
+            (module `scales`). It costs nothing when the model runs.
         method: the quantizer, a row of `QUANTIZERS`.
         init: how step sizes start, a row of `INITIAL_STEPS`.
         ratio: rho, the fraction of tokens that get 8 bits at a "4:8" site (paper IV-C).
@@ -115,9 +118,10 @@ class SquatConfig(QuantizationConfigMixin):
     site_bits: dict[str, Bits] = field(default_factory=dict)
     weight_steps: str = "row"
     weight_levels: str = "iq4_nl"
-    token_steps: str = "exponent"
+    token_steps: str = "peak"
     activation_levels: str = "table"
     hadamard: Sequence[str] = HADAMARD_SITES
+    channel_scales: bool = True
     method: str = "lsq"
     init: str = "mse"
     ratio: float = 0.5
@@ -144,6 +148,8 @@ class SquatConfig(QuantizationConfigMixin):
         for site in self.hadamard:
             _check_row("hadamard", site, HADAMARD_SITES)
         self.hadamard = [site for site in HADAMARD_SITES if site in self.hadamard]
+        if not isinstance(self.channel_scales, bool):
+            raise ConfigError(f"channel_scales: {self.channel_scales!r} is neither true nor false")
         method_of(self.method)
         _check_row("init", self.init, INITIAL_STEPS)
         _check_row("policy", self.policy, POLICIES)
@@ -156,8 +162,13 @@ class SquatConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], *args: Any, **kwargs: Any) -> SquatConfig:
-        """What a checkpoint's config.json says; one that does not speak of weights' levels has none."""
-        return super().from_dict({"weight_levels": "uniform", **config_dict}, *args, **kwargs)
+        """What a checkpoint's config.json says; what an older one does not speak of it does not have."""
+        before = {
+            "weight_levels": "uniform",
+            "token_steps": "exponent",
+            "channel_scales": False,
+        }
+        return super().from_dict(before | config_dict, *args, **kwargs)
 
     def bits_of(self, site: str, layer: int = 1, first: int = 0) -> Bits:
         """Bits of a site in a layer of a model whose layer `first` is the first one with attention.
@@ -173,9 +184,10 @@ class SquatConfig(QuantizationConfigMixin):
         """Whether a site's tensor is transformed before it is quantized, when the model runs."""
         return site in self.hadamard and site != "attn_out"
 
-    def has_exponents(self, site: str) -> bool:
-        """Whether tokens may raise a site's step by powers of two."""
-        return self.token_steps == "exponent" and SITES[site].exponents
+    def token_steps_of(self, site: str) -> str:
+        """Where a token's step at a site comes from, a row of `TOKEN_STEPS`."""
+        raised = self.token_steps == "exponent" and not SITES[site].exponents
+        return "static" if raised else self.token_steps
 
     def has_levels(self, site: str) -> bool:
         """Whether a site's 4-bit codes stand for levels."""

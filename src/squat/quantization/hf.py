@@ -25,6 +25,7 @@ from squat.quantization.convert import (
     fold_transforms,
     self_generated_text,
 )
+from squat.quantization.scales import balance_channels
 
 
 @register_quantizer("squat")
@@ -111,7 +112,9 @@ def quantize(
     config = config or SquatConfig()
     check_convertible(model)
     torch.nn.Module.float(model)  # transformers' own refuses while it loads and quantizes
-    batches = [self_generated_text(model)] if calibration is None else calibration
+    batches = list([self_generated_text(model)] if calibration is None else calibration)
+    if config.channel_scales:
+        balance_channels(model, config, batches)
     convert(model, config)
     fold_transforms(model, config)
     # From here on transformers treats it like a model that was loaded quantized.
@@ -123,6 +126,6 @@ def quantize(
     for name, value in marks.items():
         setattr(model, name, value)
     model.config.quantization_config = config
-    if batches := list(batches):
+    if batches:
         calibrate(model, config, batches, weights, progress)
     return model

@@ -23,6 +23,7 @@ from squat.quantization.levels import HIGHEST, LEVELS, snap_to
 from squat.quantization.numerics import (
     Bound,
     Snap,
+    peak_multiplier,
     power_of_two,
     subsample,
     token_exponent,
@@ -151,8 +152,9 @@ class SiteQuantizer(nn.Module):
 
     A site has one width for all tokens, or "4:8": then it owns a step for each width, and `forward` needs to
     know which tokens are wide. FLOAT bits make it pass everything through. On the way in, `block` > 1: the
-    tensor is transformed by Hadamard matrices of this size. With token exponents every vector raises the step
-    by a power of two until not much of it is clipped. With `levels`, 4-bit codes stand for 16 of the 8-bit
+    tensor is transformed by Hadamard matrices of this size. With `token_steps` "peak" every vector multiplies
+    the step by its largest magnitude, or nearly; with "exponent" it raises the step by a power of two until not
+    much of it is clipped. With `levels`, 4-bit codes stand for 16 of the 8-bit
     codes. For calibration a site can collect a sample of what comes instead of quantizing it. `first` is the
     model's first layer with attention.
     """
@@ -167,7 +169,7 @@ class SiteQuantizer(nn.Module):
         bits = config.bits_of(site, layer, first)
         self.adaptive = bits == ADAPTIVE
         self.follows = SITES[site].follows
-        self.exponents = config.has_exponents(site)
+        self.token_steps = config.token_steps_of(site)
         if bits == ADAPTIVE:
             widths: tuple[int, ...] = (WIDE, NARROW)
         else:
@@ -177,6 +179,7 @@ class SiteQuantizer(nn.Module):
         by_width = {str(b): row.activations(b, signed) for b in widths}
         for quantizer in by_width.values():
             quantizer.spread = True
+            quantizer.coarse = self.token_steps == "peak"
         self.by_width = nn.ModuleDict(by_width)
         has_levels = config.has_levels(site) and NARROW in widths and signed
         self.register_buffer(
@@ -210,10 +213,13 @@ class SiteQuantizer(nn.Module):
             return x
         if not self.by_width:
             return x
+        multiplier = self.multiplier(x)
+        # To a step that tokens multiply, they are all as large.
+        equal = x if multiplier is None else x.detach() / multiplier
         if not self.adaptive:
             (bits,) = self.by_width
             quantizer, snap = self.quantizer(int(bits)), self._snap(int(bits))
-            step, (qmin, qmax) = quantizer.step_for(x), self._bounds(int(bits))
+            step, (qmin, qmax) = quantizer.step_for(equal), self._bounds(int(bits))
             reach: float | Tensor = self.reach[int(bits)]
         else:
             assert wide is not None, (
@@ -221,17 +227,25 @@ class SiteQuantizer(nn.Module):
             )
             quantizer, narrow = self.quantizer(WIDE), self.quantizer(NARROW)
             # Both widths in one pass: every token brings its own step and range.
-            step = torch.where(wide, quantizer.step_for(x, wide), narrow.step_for(x, ~wide))
+            step = torch.where(wide, quantizer.step_for(equal, wide), narrow.step_for(equal, ~wide))
             (low8, high8), (low4, high4) = self._bounds(WIDE), self._bounds(NARROW)
             qmin, qmax = torch.where(wide, low8, low4), torch.where(wide, high8, high4)
             snap = self._snap(NARROW, wide)
             reach = torch.where(wide, self.reach[WIDE], self.reach[NARROW])
-        if self.exponents:
+        if multiplier is not None:
+            step = step * multiplier
+        elif self.token_steps == "exponent":
             step = step * power_of_two(token_exponent(x, step.detach() * reach))
         quantized = quantizer.quantize(x, step, qmin, qmax, snap)
         if quantizer.on_lattice and quantizer.qmin < 0:
             remember_steps(quantized, step)
         return quantized
+
+    def multiplier(self, x: Tensor) -> Tensor | None:
+        """What each vector of the transformed x multiplies the step by, [..., 1]; None where none does."""
+        if self.token_steps != "peak" or self.collecting or not self.by_width:
+            return None
+        return peak_multiplier(x)
 
     def transformed(self, x: Tensor) -> Tensor:
         """What is quantized in place of x."""
@@ -276,12 +290,14 @@ class SiteQuantizer(nn.Module):
             seen = parts if any(len(part) for part in parts) else everything
             vectors = torch.cat(seen) if seen else torch.zeros(1, 1)
             quantizer, bits = self.quantizer(int(name)), int(name)
-            margin = self.margin[bits] if self.exponents else None
+            margin = self.margin[bits] if self.token_steps == "exponent" else None
+            if self.token_steps == "peak":
+                vectors = vectors / peak_multiplier(vectors)
             if bits == NARROW and self.levels is not None:
                 step, levels = fit_step_and_levels(vectors, margin)
                 self.levels.copy_(levels)
                 quantizer.start_at(step)
-            elif self.exponents and method == "mse":
+            elif self.token_steps != "static" and method == "mse":
                 quantizer.start_at(token_mse_step(vectors, quantizer.qmin, quantizer.qmax, margin))
             else:
                 quantizer.initialize(vectors, method)

@@ -6,8 +6,8 @@ A symmetric uniform quantizer (paper eq. 1-7):
     value = step * code                                what the model computes with
 
 A step stands where an integer product has room for it, outside of the sum over the inner dimension: one for a
-weight matrix (the paper's) or for each of its output rows, one for an activation site or, times a power of
-two, for each of its tokens.
+weight matrix (the paper's) or for each of its output rows, one for an activation site or, times a number of
+few bits, for each of its tokens.
 
 Three rules make the same numbers come out of PyTorch and of the integer engine:
 
@@ -39,6 +39,11 @@ MIN_STEP = 2.0**-14
 """The smallest normal fp16 number: below it a step would lose bits."""
 MAX_STEP = 65504.0
 """The largest finite fp16 number."""
+MAX_COARSE_STEP = 65408.0
+"""The largest of these with `COARSE` bits behind the point."""
+COARSE = 8
+"""Bits behind the point of a step that tokens multiply by numbers of two: products of two such token's steps,
+and of one with a weight's step, are then exact in float32."""
 MAX_EXPONENT = 31
 """The largest exponent by which a token raises a step."""
 
@@ -48,8 +53,12 @@ def code_range(bits: int, signed: bool = True) -> tuple[int, int]:
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
-def representable_step(step: Tensor) -> Tensor:
-    """The nearest step that fp16 represents exactly, as float32."""
+def representable_step(step: Tensor, coarse: bool = False) -> Tensor:
+    """The nearest step that fp16 represents exactly, with `coarse` in `COARSE` bits, as float32."""
+    if coarse:
+        dropped = 23 - COARSE
+        bits = step.float().contiguous().view(torch.int32) + (1 << (dropped - 1))
+        step = ((bits >> dropped) << dropped).view(torch.float32).clamp(max=MAX_COARSE_STEP)
     return step.clamp(MIN_STEP, MAX_STEP).half().float()
 
 
@@ -68,27 +77,29 @@ class _StepFromLog(torch.autograd.Function):
     """exp(log_step), snapped to fp16; the snap is straight-through and the LSQ scale is applied."""
 
     @staticmethod
-    def forward(ctx: Any, log_step: Tensor, gradient_scale: float) -> Tensor:
+    def forward(ctx: Any, log_step: Tensor, gradient_scale: float, coarse: bool) -> Tensor:
         # Through float64, so that the last bit of `exp` on another machine cannot change the fp16 step.
-        step = representable_step(log_step.double().exp().float())
+        step = representable_step(log_step.double().exp().float(), coarse)
         ctx.save_for_backward(step)
         ctx.gradient_scale = gradient_scale
         return step
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (step,) = ctx.saved_tensors
-        return grads[0] * step * ctx.gradient_scale, None
+        return grads[0] * step * ctx.gradient_scale, None, None
 
 
-def step_from_log(log_step: Tensor, numel: int = 1, qmax: int = 1) -> Tensor:
-    """The step size alpha = exp(log_step), representable in fp16; same shape, float32.
+def step_from_log(
+    log_step: Tensor, numel: int = 1, qmax: int = 1, coarse: bool = False
+) -> Tensor:
+    """The step size alpha = exp(log_step), a `representable_step`; same shape, float32.
 
     Steps are learned as logarithms: they stay positive, and an optimizer that normalises its updates
     (Adam) changes a large and a small step by the same ratio. The gradient with respect to alpha is
     scaled by 1 / sqrt(numel * qmax) as LSQ does, `numel` being the elements that share the step.
     """
-    return _StepFromLog.apply(log_step, 1.0 / math.sqrt(max(numel, 1) * qmax))
+    return _StepFromLog.apply(log_step, 1.0 / math.sqrt(max(numel, 1) * qmax), coarse)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -164,6 +175,16 @@ def token_exponent(x: Tensor, largest: Tensor) -> Tensor:
     raised = exponent - limit_exponent + (mantissa > limit_mantissa).int()
     raised = torch.where(peak.isinf(), MAX_EXPONENT, torch.where(peak > 0, raised, 0))
     return raised.clamp(0, MAX_EXPONENT).int()
+
+
+def peak_multiplier(x: Tensor) -> Tensor:
+    """What vectors multiply their step by (docs/format.md, "Token steps"): float32 [..., 1].
+
+    The largest magnitude of each vector of x [..., n], rounded up to two bits behind the point, over 128.
+    """
+    peak = x.detach().float().abs().amax(dim=-1, keepdim=True)
+    quarters = ((peak.view(torch.int32) + ((1 << 21) - 1)) >> 21) - 4 * (127 + 7)
+    return ((quarters.clamp(-128, 127) + 4 * 127) << 21).view(torch.float32)
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

@@ -71,6 +71,8 @@ class LearnedStepQuantizer(nn.Module):
     """Whether steps have gradients."""
     bypassed = False
     """Whether everything passes through as it is."""
+    coarse = False
+    """Whether steps have few bits: tokens multiply them."""
     frozen: Tensor | None = None
     """The codes of a weight, int8 in its shape, where they stand still (module `frozen`)."""
 
@@ -96,7 +98,7 @@ class LearnedStepQuantizer(nn.Module):
     @property
     def step(self) -> Tensor:
         """The step sizes in use: float32, representable in fp16, without gradient; shape of `log_step`."""
-        return step_from_log(self.log_step.detach())
+        return step_from_log(self.log_step.detach(), coarse=self.coarse)
 
     def rows(self, x: Tensor) -> Tensor:
         """The elements of x that share a step: [steps, elements]."""
@@ -122,8 +124,9 @@ class LearnedStepQuantizer(nn.Module):
 
     @torch.no_grad()
     def start_at(self, steps: Tensor) -> None:
-        """Set the steps, as many as there are, to the nearest that fp16 represents."""
-        self.log_step.copy_(representable_step(steps).double().log().view(self.log_step.shape))
+        """Set the steps, as many as there are, to the nearest that can be represented."""
+        steps = representable_step(steps, self.coarse)
+        self.log_step.copy_(steps.double().log().view(self.log_step.shape))
 
     def transform(self, x: Tensor) -> Tensor:
         """What is quantized in place of x; same shape."""
@@ -137,7 +140,7 @@ class LearnedStepQuantizer(nn.Module):
             part: bool, broadcasts against x: the elements that this quantizer is for; None: all.
         """
         numel = x.numel() // self.log_step.numel() * (replicas.count() if self.spread else 1)
-        return step_from_log(self.log_step, numel, self.qmax)
+        return step_from_log(self.log_step, numel, self.qmax, self.coarse)
 
     def quantize(
         self, x: Tensor, step: Tensor, qmin: Bound, qmax: Bound, snap: Snap | None = None
