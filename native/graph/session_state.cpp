@@ -6,9 +6,8 @@
 //   first                       by layer, position of the oldest token that it holds: int32 each
 //   widths                      where a site is 4:8, by layer, 8 or 4: a byte for each token
 //   by layer with attention,
-//     by key head               exponents of the keys, if they have any: a byte for each token
-//     held;
-//                               their keys, one after the other; their values
+//     by key head               exponents of the keys, if they have any: a byte each;
+//                               the keys, one after the other; the values
 //   by layer with a convolution what it mixes of the tokens held: float32 [held][n_embd]
 //   hash64                      of all before it
 //
