@@ -152,6 +152,15 @@ def test_what_is_no_request_is_refused_by_name(http: TestClient, message: str) -
         assert error["code"] == "context_length_exceeded"
 
 
+def test_a_text_without_tokens_is_refused(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "tokenize", lambda self, text: [])  # a normalizer may do that
+    answer = http.post("/v1/embeddings", json={"input": "\u00ad"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("input: a text has no tokens")
+
+
 def test_texts_that_take_too_long_are_refused(file: Path) -> None:
     http = TestClient(service_of(str(file), None, Limits(seconds=0.0)).app())
     answer = http.post("/v1/embeddings", json={"input": ["a", "b"]})

@@ -44,7 +44,9 @@ def unbalance(model, ids):
     """How far the sizes of channels and of columns are apart at a layer's down projection."""
     inputs = []
     layer = model.model.layers[1].mlp.down_proj
-    hook = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0].flatten(0, -2)))
+    hook = layer.register_forward_pre_hook(
+        lambda module, args: inputs.append(args[0].flatten(0, -2))
+    )
     logits_of(model, ids)
     hook.remove()
     energy = torch.nn.functional.normalize(inputs[0]).square().sum(dim=0)

@@ -90,9 +90,7 @@ class _StepFromLog(torch.autograd.Function):
         return grads[0] * step * ctx.gradient_scale, None, None
 
 
-def step_from_log(
-    log_step: Tensor, numel: int = 1, qmax: int = 1, coarse: bool = False
-) -> Tensor:
+def step_from_log(log_step: Tensor, numel: int = 1, qmax: int = 1, coarse: bool = False) -> Tensor:
     """The step size alpha = exp(log_step), a `representable_step`; same shape, float32.
 
     Steps are learned as logarithms: they stay positive, and an optimizer that normalises its updates

@@ -85,6 +85,12 @@ class Service:
         self._api_key, self._limits = api_key, limits
         self._line, self._metrics = Line(limits.waiting), Metrics()
         self._closing = False
+        self._facts = {
+            "model": name,
+            "chat": engine.has_chat_template,
+            "token_widths": engine.widths() is not None,
+            **asdict(engine.info),
+        }
 
     def close(self) -> None:
         """End every answer that is being computed or waited for, with an error."""
@@ -144,12 +150,7 @@ class Service:
 
     async def _info(self, request: Request) -> Response:
         """What the page shows of the engine."""
-        description = {
-            "model": self._name,
-            "chat": self._engine.has_chat_template,
-            "token_widths": self._engine.widths() is not None,
-        }
-        return JSONResponse(description | asdict(self._engine.info))
+        return JSONResponse(self._facts)
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -218,6 +219,8 @@ class Service:
             except SquatError as error:
                 raise RequestError(400, str(error), param="input") from None
             for ids in texts:
+                if not ids:
+                    raise RequestError(400, "input: a text has no tokens; leave it out", "input")
                 self._check_context(ids, "input")
             await place.reach(request.is_disconnected)
             vectors = [vector async for vector in self._vectors(request, texts)]
