@@ -1,6 +1,6 @@
 """Calls of tools in what a model says: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
-That is the form of ChatML templates with tools (Hermes, Qwen, SmolLM3). A model may call several tools in one
+That is the form of ChatML templates with tools (Hermes, Qwen). A model may call several tools in one
 answer, with text before them.
 """
 
