@@ -9,8 +9,8 @@
 #include <cstring>
 #include <limits>
 
-#include "exponents.h"
 #include "session.h"
+#include "token_steps.h"
 
 namespace squat {
 
@@ -54,17 +54,18 @@ void Session::attend(const Chunk& chunk, int layer) {
     const float rest = 1 / (static_cast<float>(block) * scale);
     const Layer& l = m.layers[static_cast<size_t>(layer)];
     const Vectors keys = {m.sites.k, chunk.previous, keys_at,    1,
-                          &l.k_norm, scale,          key_codes_, key_exponents_};
-    const Vectors queries = {m.sites.q,    chunk.previous,  0, m.group(), &l.q_norm, rest,
-                             query_codes_, query_exponents_};
+                          &l.k_norm, scale,          key_codes_, key_multipliers_};
+    const Vectors queries = {m.sites.q,    chunk.previous,    0, m.group(), &l.q_norm, rest,
+                             query_codes_, query_multipliers_};
     quantize_vectors(chunk, layer, keys, 0);
     quantize_vectors(chunk, layer, queries, first_query(chunk));
+    if (m.sites.v.multiplied()) measure_values(chunk, layer, values_at);
     for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
     decide_widths(chunk, layer);
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
-  const Vectors values = {m.sites.v, chunk.current, values_at, 1, nullptr,
-                          1,         value_codes_,  nullptr};
+  const Vectors values = {m.sites.v, chunk.current, values_at,         1, nullptr,
+                          1,         value_codes_,  value_multipliers_};
   quantize_vectors(chunk, layer, values, 0);
   for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
 }
@@ -112,12 +113,24 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vec
         }
         if (block > 1) ops_.hadamard(x, m.head_dim, block, vectors.scale);
         const size_t to = vector_of(chunk, group, v / group, i) + static_cast<size_t>(v % group);
-        const int exponent = quantize(site, layer, wide, x, m.head_dim,
-                                      vectors.codes + to * static_cast<size_t>(m.head_dim));
-        if (vectors.exponents != nullptr) vectors.exponents[to] = static_cast<uint8_t>(exponent);
+        vectors.multipliers[to] = quantize(site, layer, wide, x, m.head_dim,
+                                           vectors.codes + to * static_cast<size_t>(m.head_dim));
       }
     }
   });
+}
+
+// Probabilities take in what values multiply their steps by, which no width changes: it is known
+// before the tokens' widths are.
+void Session::measure_values(const Chunk& chunk, int layer, int column) {
+  const Model& m = model_;
+  for (int i = 0; i < chunk.count; i++) {
+    const float* x = qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + column;
+    for (int h = 0; h < m.n_head_kv; h++, x += m.head_dim) {
+      value_multipliers_[vector_of(chunk, 1, h, i)] =
+          multiplier_of(m.sites.v, layer, true, x, m.head_dim);
+    }
+  }
 }
 
 uint8_t* Session::probs_row(const Chunk& chunk, int token, int query_head) const {
@@ -143,11 +156,13 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     for_runs(key_widths, begin, end, [&](bool wide, int from, int count) {
       (wide ? pools.key8 : pools.key4).append(key_codes_ + codes_at(chunk, 1, head, from), count);
     });
-    if (pools.key_exponents != nullptr) {
-      std::memcpy(pools.key_exponents + chunk.past() + begin,
-                  key_exponents_ + vector_of(chunk, 1, head, begin),
+    const auto keep = [&](int8_t* kept, const int8_t* made) {
+      if (kept == nullptr) return;
+      std::memcpy(kept + chunk.past() + begin, made + vector_of(chunk, 1, head, begin),
                   static_cast<size_t>(end - begin));
-    }
+    };
+    keep(pools.key_multipliers, key_multipliers_);
+    keep(pools.value_multipliers, value_multipliers_);
     const int from = std::max(begin, first_query(chunk));
     if (from >= end) continue;
 
@@ -189,22 +204,19 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   const size_t vector =
       vector_of(chunk, group, query_head / group, token) + static_cast<size_t>(query_head % group);
   const float query_step =
-      q.step(layer, scratch.query_widths[row] == 8) * power_of_two(query_exponents_[vector]);
+      q.step(layer, scratch.query_widths[row] == 8) * multiplier(query_multipliers_[vector]);
   const float step8 = query_step * k.step(layer, true);
   const float step4 = query_step * k.step(layer, false);
   const size_t offset = static_cast<size_t>(row) * static_cast<size_t>(stride);
   const int32_t *wide = scratch.sums[0] + offset, *narrow = scratch.sums[1] + offset;
   float* scores = scratch.scores;
   if (pools.key4.count() == 0) {
-    ops_.scale_scores(wide, step8, scaling, visible, scores);
+    ops_.scale_scores(wide, step8, pools.key_multipliers, scaling, visible, scores);
   } else if (pools.key8.count() == 0) {
-    ops_.scale_scores(narrow, step4, scaling, visible, scores);
+    ops_.scale_scores(narrow, step4, pools.key_multipliers, scaling, visible, scores);
   } else {
     ops_.merge_scores(widths_[static_cast<size_t>(layer - 1)] + chunk.first, wide, step8, narrow,
-                      step4, scaling, visible, scores);
-  }
-  if (pools.key_exponents != nullptr) {
-    ops_.multiply_powers(pools.key_exponents, visible, scores);
+                      step4, pools.key_multipliers, scaling, visible, scores);
   }
   // What lies before the window is masked up to a whole vector, and not computed with before that.
   const int begin = first / kVector * kVector;
@@ -212,8 +224,15 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   uint8_t* probs = probs_row(chunk, token, query_head);
   std::memset(probs, 0, static_cast<size_t>(begin));
   first_probs_[token * m.n_head + query_head] =
-      ops_.softmax_codes(scores + begin, visible - begin, first - begin,
-                         1.0f / m.sites.probs_step[static_cast<size_t>(layer)], probs + begin);
+      ops_.softmax(scores + begin, visible - begin, first - begin);
+  float step = m.sites.probs_step[static_cast<size_t>(layer)];
+  if (pools.value_multipliers != nullptr) {
+    const float largest =
+        ops_.weigh(pools.value_multipliers + begin, visible - begin, scores + begin);
+    step *= multiplier(peak_quarters(largest));
+  }
+  probs_steps_[vector] = step;
+  ops_.unsigned_codes(scores + begin, visible - begin, 1.0f / step, probs + begin);
 }
 
 float Session::importance(int layer, int token, int position) const {
@@ -251,7 +270,7 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
   const uint8_t* value_widths = site_widths(v, chunk.current);
   const size_t stride = static_cast<size_t>(keys_padded(chunk.keys()));
   const float step8 = v.step(layer, true), step4 = v.step(layer, false);
-  const float step_p = m.sites.probs_step[static_cast<size_t>(layer)];
+  const float* steps_p = probs_steps_ + vector_of(chunk, group, head, 0);
 
   for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
     const int end = std::min(begin + kQueryBlock, chunk.count);
@@ -292,6 +311,8 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       const size_t token = static_cast<size_t>(from + row / group);
       float* out = attention_ + token * static_cast<size_t>(m.n_embd_q()) +
                    static_cast<size_t>(head * group + row % group) * head_dim;
+      const float step_p =
+          steps_p[token * static_cast<size_t>(group) + static_cast<size_t>(row % group)];
       ops_.combine_values(wide, step8, narrow, step4, step_p, m.head_dim, out);
     }
   }

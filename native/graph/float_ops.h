@@ -27,9 +27,14 @@ struct FloatOps {
   // out = (x - mean) / sqrt(variance + epsilon) * weight + bias; out may be x.
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon, int n,
                      float* out);
-  // p = exp(x - max) / sum(exp(x - max)), of which codes = rint(p * inverse_step), 0 .. 255;
-  // returns p[first]. Overwrites x. NaN becomes 0.
-  float (*softmax_codes)(float* x, int n, int first, float inverse_step, uint8_t* codes);
+  // p = exp(x - max) / sum(exp(x - max)) in place of x; returns p[first]. The row is padded, and
+  // up to a whole vector zero afterwards.
+  float (*softmax)(float* x, int n, int first);
+  // x *= multipliers (token_steps.h), both of them padded; returns the largest. A NaN counts as
+  // zero.
+  float (*weigh)(const int8_t* multipliers, int n, float* x);
+  // codes = rint(x * inverse_step), 0 .. 255, of padded rows. NaN becomes 0.
+  void (*unsigned_codes)(const float* x, int n, float inverse_step, uint8_t* codes);
   // log(sum(exp(x))).
   double (*log_sum_exp)(const float* x, int n);
   // Activation functions: out = f(x) * up, or f(x) where up is null; out may be x or up.
@@ -55,14 +60,14 @@ struct FloatOps {
   // Rotates the pairs (x[2i], x[2i+1]) of n elements by angles: x[j] * cosine[j] + x[j ^ 1] *
   // sine[j]. Both of a pair have the cosine, the first minus the sine, the second the sine.
   void (*rotate)(const float* cosine, const float* sine, int n, float* x);
-  // out = float(x) * step * scaling; both rows are padded.
-  void (*scale_scores)(const int32_t* x, float step, float scaling, int n, float* out);
+  // out = float(x) * (step * multipliers) * scaling; all rows are padded. Null: multipliers are 1.
+  void (*scale_scores)(const int32_t* x, float step, const int8_t* multipliers, float scaling,
+                       int n, float* out);
   // The same for sums that stand in two rows: out[i] is the next of `wide` where widths[i] is 8,
   // the next of `narrow` elsewhere, with the step of its width. All rows are padded.
   void (*merge_scores)(const uint8_t* widths, const int32_t* wide, float step8,
-                       const int32_t* narrow, float step4, float scaling, int n, float* out);
-  // x *= 2^exponents. Both rows are padded.
-  void (*multiply_powers)(const uint8_t* exponents, int n, float* x);
+                       const int32_t* narrow, float step4, const int8_t* multipliers, float scaling,
+                       int n, float* out);
   // The other way: codes whose width is 8 one after the other in `wide`, the others in `narrow`.
   // All rows are padded.
   void (*split_codes)(const uint8_t* widths, const uint8_t* codes, int n, uint8_t* wide,

@@ -69,7 +69,7 @@ class Loader {
     }
     if (version_ == 1 || !file_.has(kFeatureList)) return;
     for (const std::string_view name : file_.string_array(kFeatureList)) {
-      const auto known = {kExponents, kHadamard, kLevels, kGraph, kTokenizer};
+      const auto known = {kExponents, kTokenSteps, kHadamard, kLevels, kGraph, kTokenizer};
       if (std::find(known.begin(), known.end(), name) == known.end()) {
         fail("key '" + std::string(kFeatureList) + "' names '" + std::string(name.substr(0, 64)) +
              "', which this engine does not know; use the engine that belongs to the exporter");
@@ -172,6 +172,13 @@ class Loader {
       if (used[i] && !is_step(values[i])) {
         fail("key '" + name + "' element " + std::to_string(i) + " is " +
              std::to_string(values[i]) + ", which is not an fp16 number of at least 2^-14");
+      }
+      // Then products of multiplied steps are exact.
+      if (used[i] && peaks_ &&
+          std::fmod(std::ldexp(values[i], 8 - std::ilogb(values[i])), 1) != 0) {
+        fail("key '" + name + "' element " + std::to_string(i) + " is " +
+             std::to_string(values[i]) +
+             ", which has more than 8 bits behind the point and is multiplied by tokens");
       }
     }
     return values;
@@ -286,7 +293,8 @@ class Loader {
     if (!all_wide) site.step4 = steps(prefix + "step4", used4);
     adaptive_ = adaptive_ || site.by_token();
 
-    read_margins(prefix, kind.exponents, &site);
+    site.peaks = peaks_;
+    read_margins(prefix, kind.exponents && !peaks_, &site);
     if (has_feature(prefix + "hadamard", kHadamard, kind.transformed > 0)) {
       site.hadamard = read_blocks(prefix + "hadamard", count, kind.transformed);
     }
@@ -301,6 +309,12 @@ class Loader {
     const int n_embd = model_.n_embd, n_ff = model_.n_ff, head_dim = model_.head_dim;
     // Version 1 has one feature, which it does not name.
     if (version_ == 1 && file_.has("squat.mlp_mid.hadamard")) features_.emplace_back(kHadamard);
+    const std::string token_steps = "squat.token_steps";
+    peaks_ = has_feature(token_steps, kTokenSteps, true);
+    if (peaks_ && file_.string(token_steps) != "peak") {
+      fail("key '" + token_steps + "' is '" + std::string(file_.string(token_steps).substr(0, 64)) +
+           "', expected 'peak'");
+    }
     s.attn_in = read_site("attn_in", {true, false, true, n_embd, true});
     s.q = read_site("q", {true, true, true, 0, true});
     s.k = read_site("k", {true, true, true, head_dim, true});
@@ -580,6 +594,7 @@ class Loader {
   // What a file may have beyond the plain network.
   static constexpr const char* kFeatureList = "squat.features";
   static constexpr const char* kExponents = "token_exponents";
+  static constexpr const char* kTokenSteps = "token_steps";
   static constexpr const char* kHadamard = "hadamard";
   static constexpr const char* kLevels = "levels";
   static constexpr const char* kGraph = "graph";
@@ -593,6 +608,7 @@ class Loader {
   uint32_t version_ = 0;
   std::vector<std::string> features_;
   bool adaptive_ = false;
+  bool peaks_ = false;  // squat.token_steps
   std::vector<Pending> pending_;
   Model model_ = {};
 };

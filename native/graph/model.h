@@ -23,6 +23,7 @@ namespace squat {
 struct Site {
   enum class Bits { k4, k8, kByToken } bits = Bits::k8;
   std::vector<float> step8, step4;  // by layer; 0 where a width is never used
+  bool peaks = false;               // vectors multiply steps by their largest magnitude
   int margin8 = -1, margin4 = -1;   // of token exponents; -1: none, or a width that is never used
   std::vector<int> hadamard;        // blocks that are transformed, by layer; empty: none are
   std::vector<Levels> levels;       // of 4-bit codes, by layer; empty: codes are uniform
@@ -30,6 +31,7 @@ struct Site {
 
   bool by_token() const { return bits == Bits::kByToken; }
   bool token_exponents() const { return margin8 >= 0 || margin4 >= 0; }
+  bool multiplied() const { return peaks || token_exponents(); }
   int margin(bool wide) const { return wide ? margin8 : margin4; }
   float step(int layer, bool wide) const {
     const std::vector<float>& steps = wide ? step8 : step4;
@@ -50,7 +52,7 @@ struct Site {
 
 struct Sites {
   Site attn_in, q, k, v, attn_out, mlp_in, mlp_mid, head_in;
-  std::vector<float> probs_step;  // by layer
+  std::vector<float> probs_step;  // by layer; multiplied where values' are
 };
 
 // A quantized matrix with its bias.

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "exponents.h"
+#include "token_steps.h"
 
 namespace squat {
 
@@ -85,8 +85,10 @@ size_t Session::lay_out(Arena arena) {
   query_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_q()));
   key_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
   value_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
-  query_exponents_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head));
-  key_exponents_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head_kv));
+  query_multipliers_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_head));
+  key_multipliers_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_head_kv));
+  value_multipliers_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_head_kv));
+  probs_steps_ = arena.take<float>(chunk * static_cast<size_t>(m.n_head));
   attention_ = arena.take<float>(chunk * attended);
   mlp_ = arena.take<float>(chunk * 2 * static_cast<size_t>(m.n_ff));
   const size_t angles = chunk * static_cast<size_t>(m.graph.rotated());
@@ -135,7 +137,7 @@ size_t Session::lay_out(Arena arena) {
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / m.n_head_kv;
     room = capacity(layer);
-    pools_[i].key_exponents = nullptr;
+    pools_[i].key_multipliers = pools_[i].value_multipliers = nullptr;
     if (!m.graph.attends(layer)) continue;
     const bool narrow_keys =
         k.bits == Site::Bits::k4 || (k.by_token() && layer > m.graph.first_attention());
@@ -143,9 +145,9 @@ size_t Session::lay_out(Arena arena) {
     pools_[i].key4 = key_pool(k.narrow_form(), narrow_keys, k.level_table(layer));
     pools_[i].value8 = value_pool(Form::w8, v.bits != Site::Bits::k4);
     pools_[i].value4 = value_pool(v.narrow_form(), v.bits != Site::Bits::k8, v.level_table(layer));
-    if (k.token_exponents()) {
-      pools_[i].key_exponents = arena.take<uint8_t>(static_cast<size_t>(keys_padded(room)));
-    }
+    const size_t positions = static_cast<size_t>(keys_padded(room));
+    if (k.multiplied()) pools_[i].key_multipliers = arena.take<int8_t>(positions);
+    if (v.multiplied()) pools_[i].value_multipliers = arena.take<int8_t>(positions);
   }
   for (int l = 0; l < m.n_layer; l++) {
     const int rows = m.graph.attends(l) ? 0 : m.graph.reach(l) - 1 + capacity(l);
@@ -314,8 +316,8 @@ void Session::make_room(int layer, int count) {
       if (keys > 0) (is_wide ? pools.key8 : pools.key4).drop(keys);
       if (values > 0) (is_wide ? pools.value8 : pools.value4).drop(values, codes_);
     }
-    if (pools.key_exponents != nullptr) {
-      std::memmove(pools.key_exponents, pools.key_exponents + dropped, left);
+    for (int8_t* multipliers : {pools.key_multipliers, pools.value_multipliers}) {
+      if (multipliers != nullptr) std::memmove(multipliers, multipliers + dropped, left);
     }
   }
   first += dropped;
@@ -342,23 +344,25 @@ float Session::hadamard_scale(int block) {
   return scale;
 }
 
-int Session::quantize(const Site& site, int layer, bool wide, const float* x, int n,
-                      int8_t* codes) const {
+int8_t Session::multiplier_of(const Site& site, int layer, bool wide, const float* x, int n) const {
+  if (site.peaks) return peak_quarters(ops_.largest(x, n));
+  if (!site.token_exponents()) return kOne;
+  const int most = wide || site.has_levels() ? 127 : 7;
+  const float reach = site.step(layer, wide) * static_cast<float>(most << site.margin(wide));
+  return exponent_quarters(ops_.largest(x, n), reach);
+}
+
+int8_t Session::quantize(const Site& site, int layer, bool wide, const float* x, int n,
+                         int8_t* codes) const {
   const bool levels = !wide && site.has_levels();
-  const int bits = wide || levels ? 8 : 4;
-  const float step = site.step(layer, wide);
-  int exponent = 0;
-  if (site.token_exponents()) {
-    const int most = (1 << (bits - 1)) - 1;
-    const float reach = step * static_cast<float>(most << site.margin(wide));
-    exponent = token_exponent(ops_.largest(x, n), reach);
-  }
-  kernels::quantize(choice_, x, n, step * power_of_two(exponent), bits, codes);
+  const int8_t quarters = multiplier_of(site, layer, wide, x, n);
+  kernels::quantize(choice_, x, n, site.step(layer, wide) * multiplier(quarters),
+                    wide || levels ? 8 : 4, codes);
   if (levels) {
     const Levels& table = site.levels[static_cast<size_t>(layer)];
     (site.cached ? ops_.to_level_codes : ops_.to_levels)(table, n, codes);
   }
-  return exponent;
+  return quarters;
 }
 
 template <class Row>
@@ -379,9 +383,9 @@ Session::Input Session::quantize_rows(Step step_of_graph, const Site& site, int 
       float* values = row(i, scratch_[static_cast<size_t>(thread)].row);
       if (block > 1) ops_.hadamard(values, size, block, hadamard_scale(block));
       const bool wide = is_wide(widths, i);
-      const int exponent = quantize(site, layer, wide, values, size,
-                                    codes_ + static_cast<size_t>(i) * static_cast<size_t>(size));
-      steps_[i] = site.step(layer, wide) * power_of_two(exponent);
+      const int8_t quarters = quantize(site, layer, wide, values, size,
+                                       codes_ + static_cast<size_t>(i) * static_cast<size_t>(size));
+      steps_[i] = site.step(layer, wide) * multiplier(quarters);
     }
   });
   return input;

@@ -88,7 +88,8 @@ class Session {
   struct HeadPools {
     kernels::KeyPool key8, key4;
     kernels::ValuePool value8, value4;
-    uint8_t* key_exponents;  // by position, whatever pool; null if keys have none
+    // By position, whatever pool; null if there are none.
+    int8_t *key_multipliers, *value_multipliers;
 
     size_t used_bytes() const {
       size_t sum = 0;
@@ -154,7 +155,7 @@ class Session {
   };
 
   // Vectors of q, k or v in the columns of qkv_ behind `column`, `group` of them for each key head,
-  // and where their codes and exponents go: [key head][token][group][head_dim].
+  // and where their codes and multipliers go: [key head][token][group][head_dim].
   struct Vectors {
     const Site& site;
     const uint8_t* by_token;  // what decides their widths
@@ -162,7 +163,7 @@ class Session {
     const Norm* norm;  // queries and keys may be normalized, rotated and transformed first,
     float scale;       // with this scale; values (null) are not
     int8_t* codes;
-    uint8_t* exponents;  // null: not kept
+    int8_t* multipliers;
   };
 
   size_t lay_out(Arena arena);
@@ -252,8 +253,11 @@ class Session {
 
   // 1 / sqrt(block), or the power of two next to it from above.
   static float hadamard_scale(int block);
-  // Makes a vector's codes; returns its exponent.
-  int quantize(const Site& site, int layer, bool wide, const float* x, int n, int8_t* codes) const;
+  // What a vector multiplies its site's step by (token_steps.h).
+  int8_t multiplier_of(const Site& site, int layer, bool wide, const float* x, int n) const;
+  // Makes a vector's codes; returns that multiplier.
+  int8_t quantize(const Site& site, int layer, bool wide, const float* x, int n,
+                  int8_t* codes) const;
   // Quantizes rows first .. first+count-1 of a float tensor into codes_; row(i, buffer) returns row
   // i, which it may make in the buffer. Where the site says so the row is transformed, in place.
   template <class Row>
@@ -294,6 +298,7 @@ class Session {
     return site.has_levels() ? nullptr : widths;
   }
 
+  void measure_values(const Chunk& chunk, int layer, int column);
   uint8_t* probs_row(const Chunk& chunk, int token, int query_head) const;
 
   const Model& model_;
@@ -329,10 +334,12 @@ class Session {
   int8_t* query_codes_;  // [key head][token][q head of the group][head_dim]
   int8_t* key_codes_;    // [key head][token][head_dim]
   int8_t* value_codes_;
-  uint8_t* query_exponents_;  // [key head][token][q head of the group]
-  uint8_t* key_exponents_;    // [key head][token]
-  float* attention_;          // [token][q heads][head_dim], or a convolution's result
-  float* mlp_;                // [token][gate, up]; gpt2: [token][up]
+  int8_t* query_multipliers_;  // [key head][token][q head of the group]
+  int8_t* key_multipliers_;    // [key head][token]
+  int8_t* value_multipliers_;  // [key head][token]
+  float* probs_steps_;         // [key head][token][q head of the group]
+  float* attention_;           // [token][q heads][head_dim], or a convolution's result
+  float* mlp_;                 // [token][gate, up]; gpt2: [token][up]
   float* branch_;       // [token][n_embd]: what is added to the residual, if anything is done to it
   uint8_t* probs_;      // [key head][token][q head of the group][keys]
   float* first_probs_;  // [token][q head]: attention to the first token

@@ -6,13 +6,14 @@
 //   first                       by layer, position of the oldest token that it holds: int32 each
 //   widths                      where a site is 4:8, by layer, 8 or 4: a byte for each token
 //   by layer with attention,
-//     by key head               exponents of the keys, if they have any: a byte each;
-//                               the keys, one after the other; the values
+//     by key head               what the keys multiply their steps by, if they do: a byte each;
+//                               the same of the values; the keys, one after the other; the values
 //   by layer with a convolution what it mixes of the tokens held: float32 [held][n_embd]
 //   hash64                      of all before it
 //
 // A vector of 8-bit codes has a byte for each, one of 4-bit codes half a byte, the first one low,
-// and so there is no byte of it that would not be a code. Numbers are little-endian.
+// and so there is no byte of it that would not be a code, nor one that is no multiplier. Numbers
+// are little-endian.
 //
 // Bytes may come from a stranger, who can make any hash. The sizes of everything follow from the
 // model, the number of tokens (at most the context), `first` and `widths`, which are checked before
@@ -23,7 +24,6 @@
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "exponents.h"
 #include "session.h"
 
 namespace squat {
@@ -100,9 +100,10 @@ size_t Session::saved_layer_bytes(int layer, int held, int wide_keys, int wide_v
     return static_cast<size_t>(wide) * vector_bytes(model_.head_dim, true) +
            static_cast<size_t>(held - wide) * vector_bytes(model_.head_dim, false);
   };
-  const size_t exponents = model_.sites.k.token_exponents() ? tokens : 0;
+  const size_t multipliers =
+      tokens * (size_t{model_.sites.k.multiplied()} + size_t{model_.sites.v.multiplied()});
   return static_cast<size_t>(model_.n_head_kv) *
-         (exponents + vectors(wide_keys) + vectors(wide_values));
+         (multipliers + vectors(wide_keys) + vectors(wide_values));
 }
 
 size_t Session::most_saved_bytes() const {
@@ -162,7 +163,9 @@ std::vector<uint8_t> Session::save(uint64_t identity) const {
     const uint8_t* by_key = widths_.empty() || l == 0 ? nullptr : widths_[layer - 1];
     for (int h = 0; h < model_.n_head_kv; h++) {
       const HeadPools& pools = pools_[static_cast<size_t>(l * model_.n_head_kv + h)];
-      if (pools.key_exponents != nullptr) append(pools.key_exponents, held);
+      for (const int8_t* multipliers : {pools.key_multipliers, pools.value_multipliers}) {
+        if (multipliers != nullptr) append(multipliers, held);
+      }
       append_vectors(model_.sites.k, by_key, first, pools.key8, pools.key4);
       append_vectors(model_.sites.v, by_value, first, pools.value8, pools.value4);
     }
@@ -258,17 +261,7 @@ Session::Saved Session::check_saved(const std::vector<uint8_t>& bytes, uint64_t 
       keys += wide_at(model_.sites.k, saved.key_widths(l), t);
       values += wide_at(model_.sites.v, saved.value_widths(l), t);
     }
-    const size_t size = saved_layer_bytes(l, held, keys, values);
-    const uint8_t* layer = take(size);
-    saved.layers.push_back(layer);
-    if (!model_.graph.attends(l) || !model_.sites.k.token_exponents()) continue;
-    for (int h = 0; h < model_.n_head_kv; h++) {
-      const uint8_t* exponents =
-          layer + static_cast<size_t>(h) * (size / static_cast<size_t>(model_.n_head_kv));
-      if (std::any_of(exponents, exponents + held, [](uint8_t e) { return e > kMostExponent; })) {
-        damaged("a key of layer " + std::to_string(l) + " has an exponent that there is not");
-      }
-    }
+    saved.layers.push_back(take(saved_layer_bytes(l, held, keys, values)));
   }
   if (at != end) damaged("there is more than its parts");
   return saved;
@@ -306,8 +299,9 @@ void Session::restore(const std::vector<uint8_t>& bytes, uint64_t identity,
     }
     for (int h = 0; h < model_.n_head_kv; h++) {
       HeadPools& pools = pools_[static_cast<size_t>(l * model_.n_head_kv + h)];
-      if (pools.key_exponents != nullptr) {
-        std::memcpy(pools.key_exponents, from, held);
+      for (int8_t* multipliers : {pools.key_multipliers, pools.value_multipliers}) {
+        if (multipliers == nullptr) continue;
+        std::memcpy(multipliers, from, held);
         from += held;
       }
       from =

@@ -131,6 +131,7 @@ struct ModelOptions {
   uint32_t version = 2;
   // What version 1 has not. All on, as a file may have it; every combination is tested from Python.
   bool row_steps = true, exponents = true, hadamard = true, levels = true;
+  bool peaks = false;  // in place of exponents
   // Whether there is a description of the graph, and as much as possible in it is unusual.
   bool described = false;
   // Of a Llama with a description: whether its first and its last layer have a convolution of three
@@ -323,20 +324,23 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     file.u32("llama.attention.key_length", static_cast<uint32_t>(o.head_dim));
     file.f32("llama.rope.freq_base", 10000.0f);
   }
-  const bool exponents = o.version > 1 && o.exponents, hadamard = o.version > 1 && o.hadamard;
+  const bool exponents = o.version > 1 && o.exponents && !o.peaks;
+  const bool hadamard = o.version > 1 && o.hadamard;
   const bool levels = o.version > 1 && o.levels;
   if (o.version > 1) {
     std::vector<std::string> features = {"token_exponents", "hadamard", "levels"};
     if (o.described) features.push_back("graph");
+    if (o.peaks) features.push_back("token_steps");
     file.string_array("squat.features", features);
   }
   if (o.described) describe(o, &file);
+  if (o.peaks) file.string("squat.token_steps", "peak");
   for (const std::string site : {"attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid"}) {
     const std::string prefix = "squat." + site;
     const bool follows = site == "attn_in" || site == "q" || site == "k";
     const bool has_exponents = exponents && site != "v";
     // Vectors with exponents are several times as large as their steps reach.
-    const float scale = has_exponents ? 0.125f : 1.0f;
+    const float scale = has_exponents ? 0.125f : o.peaks ? 32 : 1.0f;
     file.string(prefix + ".bits", o.activations);
     if (o.activations != "4") {
       file.f32_array(prefix + ".step8", std::vector<float>(layers, 0.03125f * scale));
@@ -365,9 +369,10 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     }
   }
   file.string("squat.probs.bits", "8");
-  file.f32_array("squat.probs.step8", std::vector<float>(layers, 0.00390625f));
+  file.f32_array("squat.probs.step8",
+                 std::vector<float>(layers, o.peaks ? 0.50390625f : 0.00390625f));
   file.string("squat.head_in.bits", "8");
-  file.f32_array("squat.head_in.step8", {0.03125f});
+  file.f32_array("squat.head_in.step8", {o.peaks ? 1.00390625f : 0.03125f});
   if (exponents) file.u32("squat.head_in.margin8", 0);
   if (hadamard) file.u32_array("squat.head_in.hadamard", hadamard_blocks(1, o.hidden));
   if (o.activations == "4:8") {
@@ -431,7 +436,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
 }
 
 // Each as a file of version 1, with everything that version 2 has, so with sizes that are no
-// multiples of 32, and so with another graph.
+// multiples of 32, and so with steps by peaks, and so with another graph.
 inline std::vector<ModelOptions> variants() {
   std::vector<ModelOptions> all;
   for (const bool gpt2 : {false, true}) {
@@ -455,7 +460,7 @@ inline std::vector<ModelOptions> variants() {
       o.head_dim = gpt2 ? 9 : 10;
       o.ffn = 42;
       all.push_back(o);
-      o.weight_levels = true;
+      o.weight_levels = o.peaks = true;
       all.push_back(o);
       o.described = true;
       all.push_back(o);

@@ -1,6 +1,6 @@
 // Softmax to codes: every instruction set that this CPU runs gives the same bits, rounds ties to
 // even, and writes nothing but zeros behind a row's end. Rotation: the textbook formula, bit by
-// bit. Hadamard transform, exponents and levels: their definitions in docs/format.md. Importance:
+// bit. Hadamard transform, token steps and levels: their definitions in docs/format.md. Importance:
 // the largest value and a plain sum. Rows of two widths: taken apart and put together again, for
 // every share of wide tokens.
 #include <algorithm>
@@ -15,8 +15,8 @@
 
 #include "base/cpu.h"
 #include "check.h"
-#include "graph/exponents.h"
 #include "graph/float_ops.h"
+#include "graph/token_steps.h"
 #include "kernels/kernels.h"
 
 using squat::FloatOps;
@@ -36,10 +36,12 @@ std::vector<const FloatOps*> implementations() {
 void test_equal_scores(const FloatOps& ops) {
   for (int n = 1; n <= 70; ++n) {
     std::vector<float> x(padded(n), 99.0f);  // what lies behind the end does not count
-    for (int i = 0; i < n; ++i) x[static_cast<size_t>(i)] = -3.25f;
+    std::fill_n(x.begin(), n, -3.25f);
     std::vector<uint8_t> codes(padded(n), 7);
     const float p = 1.0f / static_cast<float>(n);
-    CHECK(ops.softmax_codes(x.data(), n, 0, 255.0f, codes.data()) == p);
+    CHECK(ops.softmax(x.data(), n, 0) == p);
+    for (int i = 0; i < n; ++i) CHECK(x[static_cast<size_t>(i)] == p);
+    ops.unsigned_codes(x.data(), n, 255.0f, codes.data());
     for (size_t i = 0; i < codes.size(); ++i) {
       if (i < static_cast<size_t>(n)) {
         CHECK(codes[i] == std::rint(double{p * 255.0f}));
@@ -53,10 +55,12 @@ void test_equal_scores(const FloatOps& ops) {
 void test_ends(const FloatOps& ops) {
   std::vector<float> x(16);
   std::vector<uint8_t> codes(16);
-  ops.softmax_codes(x.data(), 1, 0, 1000.0f, codes.data());
+  CHECK(ops.softmax(x.data(), 1, 0) == 1);
+  ops.unsigned_codes(x.data(), 1, 1000.0f, codes.data());
   CHECK(codes[0] == 255);  // clipped
   x[0] = std::numeric_limits<float>::quiet_NaN();
-  ops.softmax_codes(x.data(), 3, 0, 255.0f, codes.data());
+  ops.softmax(x.data(), 3, 0);
+  ops.unsigned_codes(x.data(), 3, 255.0f, codes.data());
   CHECK(codes[0] == 0);
 }
 
@@ -66,14 +70,21 @@ void test_same_bits(const std::vector<const FloatOps*>& all) {
   for (int n = 1; n <= 200; ++n) {
     std::vector<float> x(padded(n));
     for (float& v : x) v = normal(random);
+    std::vector<int8_t> multipliers(padded(n));
+    for (int8_t& m : multipliers) m = static_cast<int8_t>(random() % 40);
     std::vector<uint8_t> first;
-    float first_p = 0;
+    std::vector<float> first_x;
+    float first_p = 0, first_peak = 0;
     for (const FloatOps* ops : all) {
       std::vector<float> copy = x;
       std::vector<uint8_t> codes(padded(n));  // zeros, as what may be written behind the end
-      const float p = ops->softmax_codes(copy.data(), n, 0, 254.5f, codes.data());
-      if (first.empty()) first = codes, first_p = p;
-      CHECK(codes == first && std::memcmp(&p, &first_p, sizeof p) == 0);
+      const float p = ops->softmax(copy.data(), n, 0);
+      const float peak = ops->weigh(multipliers.data(), n, copy.data());
+      ops->unsigned_codes(copy.data(), n, 254.5f / peak, codes.data());
+      CHECK(peak == *std::max_element(copy.begin(), copy.begin() + n));
+      if (first.empty()) first = codes, first_x = copy, first_p = p, first_peak = peak;
+      CHECK(codes == first && p == first_p && peak == first_peak);
+      CHECK(std::memcmp(copy.data(), first_x.data(), static_cast<size_t>(n) * sizeof(float)) == 0);
     }
   }
 }
@@ -146,8 +157,8 @@ void test_largest(const FloatOps& ops) {
   }
 }
 
-// The definition, written out with powers in float64.
-void test_exponents() {
+// The definitions, written out with powers in float64.
+void test_token_steps() {
   std::mt19937 random(7);
   for (int round = 0; round < 20000; ++round) {
     const float reach =
@@ -158,31 +169,47 @@ void test_exponents() {
         std::nextafter(reach * power, 0.0f),
         std::nextafter(reach * power, std::numeric_limits<float>::infinity()),
         std::ldexp(static_cast<float>(random() % 1000), -static_cast<int>(random() % 160)),
+        std::ldexp(static_cast<float>(random() % 9), static_cast<int>(random() % 90) - 45),
         std::numeric_limits<float>::infinity(),
         0.0f};
     for (const float largest : near) {
-      int expected = 0;
-      while (expected < 31 && static_cast<double>(largest) > std::ldexp(double{reach}, expected)) {
-        ++expected;
-      }
-      CHECK(squat::token_exponent(largest, reach) == expected);
+      int e = 0;
+      while (e < 31 && static_cast<double>(largest) > std::ldexp(double{reach}, e)) ++e;
+      CHECK(squat::multiplier(squat::exponent_quarters(largest, reach)) == std::ldexp(1.0f, e));
+      const float multiplier = squat::multiplier(squat::peak_quarters(largest));
+      // The smallest of its kind that reaches the peak with 128 steps, if any does.
+      const float smaller =
+          squat::multiplier(static_cast<int8_t>(std::max(squat::peak_quarters(largest) - 1, -128)));
+      CHECK(largest <= 128 * multiplier || multiplier == std::ldexp(1.75f, 31));
+      CHECK(largest > 128 * smaller || smaller == std::ldexp(1.0f, -32));
     }
   }
-  for (int e = 0; e <= 31; ++e) CHECK(squat::power_of_two(e) == std::ldexp(1.0f, e));
+  for (int quarters = -128; quarters < 128; ++quarters) {
+    const int power = quarters >> 2;
+    CHECK(squat::multiplier(static_cast<int8_t>(quarters)) ==
+          std::ldexp(1 + 0.25f * static_cast<float>(quarters & 3), power));
+  }
 }
 
-void test_multiply_powers(const FloatOps& ops) {
+void test_multipliers(const FloatOps& ops) {
   std::mt19937 random(8);
   for (int n = 1; n <= 70; ++n) {
-    std::vector<float> x(padded(n), 1.5f), expected(padded(n));
-    std::vector<uint8_t> exponents(padded(n));
+    std::vector<float> x(padded(n)), scores(padded(n));
+    std::vector<int32_t> sums(padded(n));
+    std::vector<int8_t> multipliers(padded(n));
     for (size_t i = 0; i < x.size(); ++i) {
-      exponents[i] = static_cast<uint8_t>(random() % 32);
-      x[i] += static_cast<float>(random() % 1000);
-      expected[i] = std::ldexp(x[i], exponents[i]);
+      multipliers[i] = static_cast<int8_t>(random());
+      sums[i] = static_cast<int32_t>(random() % 1000000) - 500000;
     }
-    ops.multiply_powers(exponents.data(), n, x.data());
-    CHECK(std::equal(x.begin(), x.begin() + n, expected.begin()));
+    ops.scale_scores(sums.data(), 0.3f, multipliers.data(), 0.11f, n, scores.data());
+    for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+      const float step = 0.3f * squat::multiplier(multipliers[i]);
+      CHECK(scores[i] == static_cast<float>(sums[i]) * step * 0.11f);
+    }
+    ops.scale_scores(sums.data(), 0.3f, nullptr, 0.11f, n, scores.data());
+    for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+      CHECK(scores[i] == static_cast<float>(sums[i]) * 0.3f * 0.11f);
+    }
   }
 }
 
@@ -256,11 +283,17 @@ void test_widths(const FloatOps& ops) {
     const std::vector<int32_t> wide_sums(wide.begin(), wide.end());
     const std::vector<int32_t> narrow_sums(narrow.begin(), narrow.end());
     std::vector<float> scores(size);
-    ops.merge_scores(widths.data(), wide_sums.data(), 0.3f, narrow_sums.data(), 0.7f, 0.11f, n,
-                     scores.data());
-    for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
-      const float step = widths[i] == 8 ? 0.3f : 0.7f;
-      CHECK(scores[i] == static_cast<float>(codes[i]) * step * 0.11f);
+    std::vector<int8_t> multipliers(size);
+    for (int8_t& m : multipliers) m = static_cast<int8_t>(random());
+    for (const bool multiplied : {false, true}) {
+      const int8_t* given = multiplied ? multipliers.data() : nullptr;
+      ops.merge_scores(widths.data(), wide_sums.data(), 0.3f, narrow_sums.data(), 0.7f, given,
+                       0.11f, n, scores.data());
+      for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+        float step = widths[i] == 8 ? 0.3f : 0.7f;
+        if (given != nullptr) step *= squat::multiplier(given[i]);
+        CHECK(scores[i] == static_cast<float>(codes[i]) * step * 0.11f);
+      }
     }
   }
 }
@@ -275,12 +308,12 @@ int main() {
     test_rotation(*ops);
     test_hadamard(*ops);
     test_largest(*ops);
-    test_multiply_powers(*ops);
+    test_multipliers(*ops);
     test_levels(*ops);
     test_value_peak(*ops);
     test_widths(*ops);
   }
   test_same_bits(all);
-  test_exponents();
+  test_token_steps();
   return squat::test::report("test_float_ops");
 }

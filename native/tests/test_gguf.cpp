@@ -310,8 +310,8 @@ void test_features() {
                  with([](G& f) { f.string_array("squat.features", {"hadamard", "sparsity"}); }),
                  {"'squat.features' names 'sparsity'", "does not know"});
   CHECK(refusal(with([](G& f) {
-                  f.string_array("squat.features",
-                                 {"token_exponents", "hadamard", "levels", "graph", "tokenizer"});
+                  f.string_array("squat.features", {"token_exponents", "token_steps", "hadamard",
+                                                    "levels", "graph", "tokenizer"});
                 }).bytes())
             .empty());
   expect_refusal("feature type", with([](G& f) { f.string("squat.features", "levels"); }),
@@ -346,6 +346,28 @@ void test_features() {
                    f.u32("squat.head_in.margin4", 0);
                  }),
                  {"'squat.head_in.margin8' is missing"});
+
+  const auto with_peaks = [](auto&& change) {
+    ModelOptions options;
+    options.peaks = true;
+    GgufBuilder file = tiny_model(options);
+    change(file);
+    return file;
+  };
+  const std::string token_steps = "squat.token_steps";
+  CHECK(refusal(with_peaks([](G&) {}).bytes()).empty());
+  expect_refusal("other token steps", with_peaks([&](G& f) { f.string(token_steps, "median"); }),
+                 {"'" + token_steps + "' is 'median', expected 'peak'"});
+  expect_refusal("type of token steps", with_peaks([&](G& f) { f.u32(token_steps, 1); }),
+                 {"'" + token_steps + "' has type u32"});
+  expect_refusal("unnamed token steps", with([&](G& f) { f.string(token_steps, "peak"); }),
+                 {"'" + token_steps + "' is there", "does not name 'token_steps'"});
+  expect_refusal("peaks and exponents", with_peaks([](G& f) { f.u32("squat.q.margin8", 0); }),
+                 {"'squat.q.margin8' is there", "no token_exponents"});
+  expect_refusal("fine step", with_peaks([](G& f) {
+                   f.f32_array("squat.probs.step8", {0.5f, 0.5f, 0.50048828125f});
+                 }),
+                 {"'squat.probs.step8' element 2", "more than 8 bits behind the point"});
 
   for (const uint32_t block : {0u, 12u, 64u, 1u << 20}) {
     expect_refusal("block",
