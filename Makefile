@@ -7,7 +7,7 @@ BUILD ?= build
 # wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-arm lint format clean
+.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-arm lint format docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ format: setup  ## put all code into its format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
+
+docs: setup  ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
 clean:  ## remove what was built; runs/ stays
 	rm -rf $(BUILD) .mypy_cache .pytest_cache .ruff_cache

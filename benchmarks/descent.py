@@ -44,7 +44,10 @@ def main() -> None:
         descent._MADE_UP_FOR = share
         model = copy.deepcopy(original)
         config = SquatConfig(
-            activation_bits=arguments.activation_bits, weight_levels=arguments.weight_levels
+            activation_bits=arguments.activation_bits,
+            weight_levels=arguments.weight_levels,
+            token_steps="exponent",
+            channel_scales=False,
         )
         with progress(f"share {share}") as tell:
             quantize(model, config, seen.split(BATCH), "descent", tell)

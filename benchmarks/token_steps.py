@@ -1,12 +1,12 @@
-"""How much of a token may be clipped before it raises its step, site by site (docs/design.md).
+"""What steps that follow the token leave of it, site by site (docs/design.md).
 
     python benchmarks/token_steps.py MODEL --data FILE
 
-Of every site of a float model, behind its transform, some hundred tokens are quantized with token exponents:
-at 8 bits, at 4 bits in equal steps, and at 4 bits with 16 levels; with margins of 0, 1 and 2 powers of two of
-clipping, each with the base step that calibration would find. Printed is a token's squared error over its own
-squared length, mean over tokens and layers, and in brackets all squared errors over all squared lengths,
-where the few large tokens count.
+Of every site of a float model, behind its transform, some hundred tokens are quantized: at 8 bits, at 4 bits in
+equal steps, and at 4 bits with 16 levels; with token exponents and margins of 0, 1 and 2 powers of two of
+clipping, and with peaks; each with the base step that calibration would find. Printed is a token's squared
+error over its own squared length, mean over tokens and layers, and in brackets all squared errors over all
+squared lengths, where the few large tokens count.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ from squat.checkpoints import load_model, load_tokenizer
 from squat.exact import approximately
 from squat.quantization import SquatConfig
 from squat.quantization.activation_steps import fit_step_and_levels, token_mse_step
+from squat.quantization.config import SITES
 from squat.quantization.convert import convert, fold_transforms
 from squat.quantization.levels import HIGHEST, LOWEST, snap_to
 from squat.quantization.modules import SiteQuantizer
 from squat.quantization.numerics import (
     fake_quantize,
+    peak_multiplier,
     power_of_two,
     token_exponent,
 )
 
 WINDOWS, LENGTH, TOKENS = 4, 256, 512
-MARGINS = (0, 1, 2)
+RULES: dict[str, int | None] = {"0": 0, "1": 1, "2": 2, "peak": None}
+"""Margins of exponents, and peaks, which have none."""
 KINDS = ("8 bits", "4 bits", "4 bits, levels")
 
 
@@ -60,13 +63,15 @@ def samples_of(model: str, data: Path) -> dict[str, list[Tensor]]:
         network(input_ids=windows, use_cache=False)
     found: dict[str, list[Tensor]] = defaultdict(list)
     for site in sites:
-        if site.exponents:
+        if SITES[site.site].signed:
             found[site.site].append(torch.cat(site.sample["8"])[:TOKENS])
     return found
 
 
-def errors_of(vectors: Tensor, kind: str, margin: int) -> Tensor:
+def errors_of(vectors: Tensor, kind: str, margin: int | None) -> Tensor:
     """The mean relative squared error of tokens, and that of all together: [2]."""
+    multipliers = peak_multiplier(vectors) if margin is None else torch.ones(len(vectors), 1)
+    original, vectors = vectors, vectors / multipliers
     low, high, snap = LOWEST, HIGHEST, None
     if kind == "4 bits, levels":
         step, levels = fit_step_and_levels(vectors, margin)
@@ -74,9 +79,11 @@ def errors_of(vectors: Tensor, kind: str, margin: int) -> Tensor:
     else:
         low, high = (LOWEST, HIGHEST) if kind == "8 bits" else (-8, 7)
         step = token_mse_step(vectors, low, high, margin)
-    steps = step * power_of_two(token_exponent(vectors, step * float(high << margin)))
-    squares = (fake_quantize(vectors, steps, low, high, snap) - vectors).square().sum(1)
-    lengths = vectors.square().sum(1).clamp_min(1e-30)
+    if margin is not None:
+        multipliers = power_of_two(token_exponent(original, step * float(high << margin)))
+    quantized = fake_quantize(original, step * multipliers, low, high, snap)
+    squares = (quantized - original).square().sum(1)
+    lengths = original.square().sum(1).clamp_min(1e-30)
     return torch.stack([(squares / lengths).mean(), squares.sum() / lengths.sum()])
 
 
@@ -88,14 +95,14 @@ def main() -> None:
     table = Table(title="Relative squared error, in thousandths")
     table.add_column("site")
     for kind in KINDS:
-        for margin in MARGINS:
-            table.add_column(f"{kind}, {margin}", justify="right")
+        for rule in RULES:
+            table.add_column(f"{kind}, {rule}", justify="right")
     console = Console(width=160)
     samples = samples_of(arguments.model, arguments.data)
     for site, layers in track(samples.items(), "sites", console=Console(stderr=True)):
         cells = []
         for kind in KINDS:
-            for margin in MARGINS:
+            for margin in RULES.values():
                 mean = torch.stack([errors_of(x, kind, margin) for x in layers]).mean(0) * 1e3
                 cells.append(f"{mean[0]:.3g} ({mean[1]:.3g})")
         table.add_row(site, *cells)

@@ -9,7 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from engine_models import byte_level_tokenizer, random_model
+from squat.chat_template import ChatTemplate
+from squat.deploy.chat_pieces import chat_pieces
 from squat.deploy.gguf import write_gguf
+from squat.errors import ChatError
 
 CHATML = (
     "{% for message in messages %}\n"
@@ -156,6 +159,13 @@ def chat_tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
+def _pieces(template: str, tokens: dict[str, str]) -> dict[str, str]:
+    try:
+        return chat_pieces(ChatTemplate(template, tokens, "template"))
+    except ChatError:  # it is no template
+        return {}
+
+
 def chat_file(path: Path, template: str | None = CHATML, ends: bool = True, **options: Any) -> Path:
     """A model's file; everything about the model is random. Without `ends` no token ends an answer."""
     options = {"context": 512, "activations": "8"} | options
@@ -168,6 +178,7 @@ def chat_file(path: Path, template: str | None = CHATML, ends: bool = True, **op
             model,
             chat_template=template,
             special_tokens=tokens,
+            chat_pieces={} if template is None else _pieces(template, tokens),
             eos_token_ids=[end, 2] if ends else [],
         ),
     )

@@ -1,20 +1,26 @@
 """The command line, end to end on small real input: train, resume, evaluate, generate, refuse."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.main import get_command
 
+import squat
 from models import tiny_model
 from squat import info
 from squat.checkpoints import load_model, load_tokenizer, save_model
+from squat.cli import app
 from squat.demo import next_command
+from squat.engine import Engine, hash_of
 from squat.quantization import SquatConfig
 from squat.quantization.modules import QuantizedWeight
 from squat.runs import advice
@@ -301,6 +307,83 @@ def test_another_recipe_does_not_overwrite_a_run(shell, tmp_path, model, corpus)
 )
 def test_help_helps(shell, command):
     assert "Usage" in shell.succeed(*command, "--help")
+
+
+def test_every_command_with_a_result_has_it_as_json():
+    commands = get_command(app).commands
+    without = {
+        name
+        for name, command in commands.items()
+        if not any("--json" in option.opts for option in command.params)
+    }
+    assert without == {"demo", "chat", "serve", "lm-eval"}
+
+
+def test_json_is_all_there_is_on_standard_output(shell, tmp_path, model, corpus):
+    def said(*command):
+        return json.loads(shell.succeed(*command, "--json", "-"))
+
+    text, made, file = ("--data", corpus / "train"), tmp_path / "made", tmp_path / "made.gguf"
+    assert said("check", model)["trains"] == "yes"
+    found = said("quantize", model, made, "--weights", "nearest", *text)
+    assert found["model"] == str(made)
+    assert 0 < found["kl"] < 1
+    assert said("export", made, file) == {
+        "file": str(file), "bytes": file.stat().st_size, "warnings": []
+    }  # fmt: skip
+    found = said("parity", made, file, *text, "--tokens", 64, "--sequence-length", 32)
+    assert found["holds"]
+    assert found["positions"] == 64
+    found = said("train", recipe(tmp_path, model, corpus))
+    assert load_model(found["model"]).is_quantized
+    assert found["last"]["step"] == 4
+    found = said("tokenize", corpus / "train", model, tmp_path / "tokens")
+    assert found["bytes"] == 2 * found["tokens"]
+    few = ("--data", corpus / "dev", "--tokens", 64, "--sequence-length", 32)
+    assert len(said("compare", model, file, "--no-speed", *few)) == 2
+    found = said("sensitivity", model, *few, "--output", tmp_path / "s")
+    assert found == json.loads((tmp_path / "s/numbers.json").read_text())
+    assert said("report", tmp_path / "s")["file"] == str(tmp_path / "s/report.html")
+    assert shell.succeed("report", tmp_path / "s", "--json", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["bytes"] > 0
+
+
+def test_the_hash_of_a_run_is_that_of_its_last_logits_on_every_cpu(
+    shell, tmp_path, model, corpus, monkeypatch
+):
+    file = tmp_path / "made.gguf"
+    shell.succeed(
+        "quantize", model, tmp_path / "made", "--weights", "nearest", "--data", corpus / "dev"
+    )
+    shell.succeed("export", tmp_path / "made", file)
+    command = ("generate", file, "The girl", "--max-new-tokens", 5)
+    found = json.loads(shell.succeed(*command, "--stats", "--json", "-"))
+    engine = Engine(file)
+    ids, stats = engine.tokenize("The girl"), found["stats"]
+    assert stats["prompt_tokens"] == len(ids)
+    for _ in range(stats["decoded_tokens"]):
+        ids.append(int(engine.logits(ids)[-1].argmax()))
+    assert stats["logits_hash"] == hash_of(engine.logits(ids)[-1])
+    for rate in ("prefill_tokens", "decode_tokens", "decode_gigabytes"):
+        assert stats[f"{rate}_per_second"] > 0
+    monkeypatch.setenv("SQUAT_ISA", "reference")
+    _, text, error = shell.run(*command, "--stats")
+    assert text.strip() == found["text"].strip()
+    assert f"hash     {stats['logits_hash']} of the last logits" in error
+    assert "reference" in error
+    assert "is no .gguf file" in shell.refuse("generate", model, "The girl", "--stats")
+
+
+def test_version_exit_status_and_completion(shell):
+    assert shell.succeed("--version").strip() == f"squat {squat.__version__}"
+    assert "3 time was up" in " ".join(shell.succeed("--help").replace("│", "").split())
+    done = subprocess.run(
+        [Path(sys.executable).with_name("squat")],
+        env={**os.environ, "_SQUAT_COMPLETE": "source_bash"},
+        capture_output=True,
+        text=True,
+    )
+    assert "complete -o default -F _squat_completion squat" in done.stdout
 
 
 def test_the_demo_ends_with_a_command_that_works(shell, tmp_path, model, corpus):

@@ -1,12 +1,15 @@
 """Public names survive every order of imports."""
 
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import squat
+from squat import _native
 
 # Torch and transformers are loaded once; then a process of its own for each module that comes first.
 _SCRIPT = """
@@ -49,3 +52,18 @@ def test_whatever_package_is_imported_first():
 @pytest.mark.slow
 def test_whatever_module_is_imported_first():
     survive(all_modules(packages_only=False))
+
+
+def test_everything_is_of_one_version():
+    root = Path(__file__).parents[1]
+    places = {
+        "pyproject.toml": r'^version = "(.*)"',
+        "CMakeLists.txt": r"^project\(squat VERSION (\S+)",
+        "native/include/squat.h": r'^#define SQUAT_VERSION "(.*)"',
+        "CHANGELOG.md": r"^## (\S+)",
+    }
+    found = {
+        file: re.search(pattern, (root / file).read_text(), re.MULTILINE)[1]
+        for file, pattern in places.items()
+    }
+    assert {*found.values(), _native.version()} == {squat.__version__}, found

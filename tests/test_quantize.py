@@ -59,7 +59,7 @@ def test_every_matrix_product_has_quantized_operands(name, config):
 
 def test_what_reaches_every_matrix_lies_on_its_lattice():
     """Observed through hooks of the test's own: operands are integers times the step."""
-    model = quantized(config=SquatConfig(activation_bits=4))
+    model = quantized(config=SquatConfig(activation_bits=4, token_steps="static"))
     seen = []
 
     def check(module, args):

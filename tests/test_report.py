@@ -157,7 +157,7 @@ def test_a_sweep_becomes_tables_and_figures(shell, run):
 
 def test_what_it_refuses(shell, run, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "neither a run of squat train" in shell.refuse("report", tmp_path / "empty")
+    assert "holds no run of squat train" in shell.refuse("report", tmp_path / "empty")
     assert "holds no section" in shell.refuse("report", run, "--include", tmp_path / "empty")
     (run / "study/section.json").write_text('{"title": 1}')
     assert "not a section of a report" in shell.refuse("report", run)

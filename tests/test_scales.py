@@ -73,9 +73,19 @@ def test_rounding_does_less_harm(bits):
     ids = some_ids()
     errors = []
     for scales in (False, True):
-        model = uneven_model("llama")
+        model = tiny_model()
+        with torch.no_grad():  # some channels of the norms are loud, and hardly listened to
+            for layer in model.model.layers:
+                for norm, readers in (
+                    (layer.input_layernorm, layer.self_attn),
+                    (layer.post_attention_layernorm, layer.mlp),
+                ):
+                    norm.weight[:4] *= 20
+                    for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+                        if hasattr(readers, name):
+                            getattr(readers, name).weight[:, :4] /= 20
         expected = logits_of(model, ids)
         config = SquatConfig(activation_bits=bits, channel_scales=scales)
         quantize(model, config, calibration=[ids])
         errors.append(float((logits_of(model, ids) - expected).square().mean()))
-    assert errors[1] < 0.8 * errors[0]
+    assert errors[1] < 0.5 * errors[0]

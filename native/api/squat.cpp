@@ -82,6 +82,8 @@ void require_rows(const char* name, const float* buffer, size_t capacity, size_t
 
 const char* squat_last_error(void) { return last_error.c_str(); }
 
+const char* squat_version(void) { return SQUAT_VERSION; }
+
 squat_status squat_load(const char* path, uint32_t threads, uint32_t context,
                         squat_engine** engine) {
   return guard([&] {
@@ -149,6 +151,18 @@ squat_status squat_eval_hidden(squat_engine* engine, const int32_t* tokens, size
     require_rows("hidden", hidden, capacity, wanted, engine->engine.model().n_embd);
     engine->engine.session().eval_hidden(tokens, n, wanted, hidden);
   });
+}
+
+uint64_t squat_hash_logits(const float* logits, size_t n) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (size_t i = 0; i < n; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, logits + i, sizeof bits);
+    for (int shift = 0; shift < 32; shift += 8) {
+      hash = (hash ^ (bits >> shift & 0xffu)) * 0x100000001b3u;
+    }
+  }
+  return hash;
 }
 
 size_t squat_length(const squat_engine* engine) {

@@ -11,9 +11,17 @@
  * One engine may be used by one thread at a time; different engines are independent of each other.
  * Logits do not depend, to the last bit, on how the tokens were cut into calls, on the number of
  * threads, or on the instruction set in use.
+ *
+ * What is here stays: a program that was compiled against this header runs with every later
+ * library. Functions, values of enums and macros are added, never changed or removed; structs keep
+ * their fields and their size, and what is new comes by functions of its own. New values of
+ * squat_status may be returned where a failure had another one before. A test compiles a caller
+ * against the header of version 0.1 and runs it.
  */
 #ifndef SQUAT_H
 #define SQUAT_H
+
+#define SQUAT_VERSION "0.2.0" /* of this header */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -42,6 +50,9 @@ typedef enum squat_status {
 
 /* The message of the calling thread's last failure; "" if there was none. */
 SQUAT_API const char* squat_last_error(void);
+
+/* The version of the library, "major.minor.patch". Since 0.2.0. */
+SQUAT_API const char* squat_version(void);
 
 /* ---- Engine ---------------------------------------------------------------------------------- */
 
@@ -98,15 +109,19 @@ SQUAT_API squat_status squat_eval(squat_engine* engine, const int32_t* tokens, s
                                   squat_logits which, float* logits, size_t capacity);
 
 /* Like squat_eval, but for what the last norm makes of a token, the input of the head before it is
- * quantized: `which` counts rows of n_embd floats. */
+ * quantized: `which` counts rows of n_embd floats. Since 0.2.0. */
 SQUAT_API squat_status squat_eval_hidden(squat_engine* engine, const int32_t* tokens, size_t n,
                                          squat_logits which, float* hidden, size_t capacity);
+
+/* A short name for n logits: FNV-1a, 64 bits, of their bytes as little-endian IEEE 754 numbers. The
+ * same model file and the same tokens give the same hash on every CPU. Since 0.2.0. */
+SQUAT_API uint64_t squat_hash_logits(const float* logits, size_t n);
 
 /* The number of tokens in the session. */
 SQUAT_API size_t squat_length(const squat_engine* engine);
 
 /* The tokens in the session, of which *n receives the number; when it exceeds `capacity` nothing is
- * written and the status is SQUAT_ERROR_ARGUMENT. */
+ * written and the status is SQUAT_ERROR_ARGUMENT. Since 0.2.0. */
 SQUAT_API squat_status squat_get_tokens(const squat_engine* engine, int32_t* tokens,
                                         size_t capacity, size_t* n);
 
@@ -121,13 +136,13 @@ SQUAT_API squat_status squat_rewind(squat_engine* engine, size_t length);
 SQUAT_API squat_status squat_score(squat_engine* engine, const int32_t* tokens, size_t n,
                                    double* sum);
 
-/* Like squat_score; `each` receives the n - 1 terms of the sum. */
+/* Like squat_score; `each` receives the n - 1 terms of the sum. Since 0.2.0. */
 SQUAT_API squat_status squat_score_tokens(squat_engine* engine, const int32_t* tokens, size_t n,
                                           double* each, size_t capacity);
 
 /* The widths that the layers gave the session's tokens from `begin` on: rows of squat_length -
  * `begin` bytes, 8 or 4, as many as *n_layer then says: one for each layer, or none if the model
- * has no token-adaptive sites. `capacity` is in bytes. */
+ * has no token-adaptive sites. `capacity` is in bytes. Since 0.2.0. */
 SQUAT_API squat_status squat_get_widths(const squat_engine* engine, size_t begin, uint8_t* bits,
                                         size_t capacity, size_t* n_layer);
 
@@ -141,12 +156,12 @@ SQUAT_API squat_status squat_wide_counts(const squat_engine* engine, uint64_t* w
 
 /* Writes the session's tokens and what the engine holds of them to a file, which an engine of the
  * same model file can load, on any CPU: what it evaluates then is the same, bit for bit. The file
- * is written under another name beside it, and then renamed. */
+ * is written under another name beside it, and then renamed. Since 0.2.0. */
 SQUAT_API squat_status squat_save_session(squat_engine* engine, const char* path);
 
 /* Replaces the session by one that squat_save_session wrote. The file may come from anybody: one
  * that is damaged, of another version or of another model file is SQUAT_ERROR_FORMAT, one of more
- * tokens than the context SQUAT_ERROR_CONTEXT. */
+ * tokens than the context SQUAT_ERROR_CONTEXT. Since 0.2.0. */
 SQUAT_API squat_status squat_load_session(squat_engine* engine, const char* path);
 
 /* ---- Profile --------------------------------------------------------------------------------- */

@@ -290,6 +290,11 @@ void bind_engine(nb::module_& module) {
       PyErr_SetString(type.ptr(), failure.what());
     }
   });
+  module.def("version", &squat_version, "The version of the engine.");
+  module.def(
+      "hash_logits",
+      [](const LogitsRow& logits) { return squat_hash_logits(logits.data(), logits.size()); },
+      nb::arg("logits"), "FNV-1a of the bytes of logits.");
   nb::class_<Engine>(module, "Engine")
       .def(nb::init<const std::string&, uint32_t, uint32_t>(), nb::arg("path"), nb::arg("threads"),
            nb::arg("context"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from squat.extras import what_to_install
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Engine": "squat.engine",

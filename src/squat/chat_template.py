@@ -58,13 +58,17 @@ class ChatTemplate:
             ) from None
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **names: Any,
     ) -> str:
         """The prompt for the assistant's next message.
 
         Args:
             messages: the conversation.
             tools: that the model may call, as OpenAI's API has them.
+            **names: what the template sees in place of its own names, such as `strftime_now`.
 
         Raises:
             ToolsError: the template tells the model nothing of tools or of calls, or lets it call them in
@@ -73,9 +77,9 @@ class ChatTemplate:
                 leaves out, or whatever the template itself objects to.
         """
         check_messages(messages)
-        text = self._text(messages, tools)
+        text = self._text(messages, tools, names)
         self._check_nothing_is_lost(messages, text)
-        if tools and self._is_made_by(text, messages, None):
+        if tools and self._is_made_by(text, messages, None, names):
             raise ToolsError(
                 f"tools: the chat template of {self._name} does not use them; leave them out"
             )
@@ -86,7 +90,7 @@ class ChatTemplate:
             )
         if any(message.get("tool_calls") for message in messages):
             silent = [{n: v for n, v in m.items() if n != "tool_calls"} for m in messages]
-            if self._is_made_by(text, silent, tools):
+            if self._is_made_by(text, silent, tools, names):
                 raise ToolsError(
                     f"messages: the chat template of {self._name} leaves out tool_calls; put them into the "
                     "content of a message"
@@ -94,21 +98,30 @@ class ChatTemplate:
         return text
 
     def _is_made_by(
-        self, text: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+        self,
+        text: str,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        names: Mapping[str, Any],
     ) -> bool:
         try:
-            return self._text(messages, tools) == text
+            return self._text(messages, tools, names) == text
         except ChatError:
             return False
 
-    def _text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:
+    def _text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        names: Mapping[str, Any],
+    ) -> str:
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=True,
                 tools=list(tools) if tools else None,
                 documents=None,
-                **self._special_tokens,
+                **{**self._special_tokens, **names},
             )
         except _RefusedError as error:
             raise ChatError(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.architectures import architecture_of
@@ -25,40 +24,33 @@ CALIBRATION_PASSES, TRAINING_PASSES = 12, 7.5
 original in bfloat16: as on SmolLM2-135M, one core (13 minutes for 32,768 tokens, 7.5 seconds for 512)."""
 
 
-def check_table(
+def facts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, config: SquatConfig
-) -> Table:
-    """Two columns: a question and its answer for this model, quantized as `config` says."""
+) -> dict[str, str | list[str]]:
+    """Questions and their answers for this model, quantized as `config` says."""
     shape = model.config.get_text_config()
-    table = Table(title=name, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_row(
-        "architecture", f"{model.config.model_type}, context {shape.max_position_embeddings:,}"
-    )
-    table.add_row("parameters", f"{model.num_parameters():,}")
-    table.add_row("trains", _answer(lambda: check_convertible(model)))
-    table.add_row(
-        "exports, and runs in the engine",
-        _answer(lambda: check_exportable(model, tokenizer, config, name)),
-    )
-    table.add_row("tokenizer", _answer(lambda: _tokenizer(tokenizer, shape.vocab_size)))
-    for line in remarks(model, tokenizer):
-        table.add_row("beware", line)
+    found: dict[str, str | list[str]] = {
+        "architecture": f"{model.config.model_type}, context {shape.max_position_embeddings:,}",
+        "parameters": f"{model.num_parameters():,}",
+        "trains": _answer(lambda: check_convertible(model)),
+        "exports, and runs in the engine": _answer(
+            lambda: check_exportable(model, tokenizer, config, name)
+        ),
+        "tokenizer": _answer(lambda: _tokenizer(tokenizer, shape.vocab_size)),
+        "beware": remarks(model, tokenizer),
+    }
     try:
         layers, others = _weights(model)
     except ConfigError:
-        return table
+        return found
     for bits in (8, 4):
         size = (layers * 4.5 + others * (bits + 0.5)) / 8e6
-        table.add_row(f"file, {bits}-bit embedding and head", f"about {size:.0f} MB")
+        found[f"file, {bits}-bit embedding and head"] = f"about {size:.0f} MB"
     seconds = _seconds_a_token(model)
     minutes = seconds * CALIBRATION_PASSES * DESCENT_SEQUENCES * CALIBRATION_TOKENS / 60
-    table.add_row("squat quantize here", f"about {minutes:.0f} minutes")
-    table.add_row(
-        "squat train here", f"about {1 / (seconds * TRAINING_PASSES):.0f} tokens a second"
-    )
-    return table
+    found["squat quantize here"] = f"about {minutes:.0f} minutes"
+    found["squat train here"] = f"about {1 / (seconds * TRAINING_PASSES):.0f} tokens a second"
+    return found
 
 
 def _answer(check: Callable[[], object]) -> str:

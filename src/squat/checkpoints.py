@@ -29,6 +29,7 @@ from squat.finite import not_finite
 from squat.importing.file import GgufFile
 from squat.importing.model import read_model
 from squat.importing.tokenizer import read_tokenizer
+from squat.model_card import ModelCard, write_card
 from squat.model_names import is_gguf
 from squat.quantization import SquatConfig
 from squat.quantization.hf import saving  # also registers the checkpoint format with transformers
@@ -88,10 +89,12 @@ def save_model(
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     weights: dict[str, Tensor] | None = None,
+    card: ModelCard | None = None,
 ) -> None:
     """Write model and tokenizer to `folder`, which appears complete or not at all.
 
     `weights`: the state of a model that is sharded over processes; by default it is the model's own.
+    `card`: what README.md there says, unless the user has written one.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to.
@@ -101,6 +104,7 @@ def save_model(
         with quiet(), saving(model, weights):
             model.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
+        write_card(card, folder.resolve().name, partial, folder)
 
     write_folder(folder, write)
 

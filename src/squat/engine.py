@@ -508,7 +508,8 @@ class Engine:
         Args:
             messages, tools: like `chat_tokens`.
             max_new_tokens: the most tokens; None: as many as the context has room for.
-            stream, options: like `generate`.
+            stream: like `generate`.
+            **options: like `generate`.
 
         Raises:
             ChatError: like `chat_tokens`.
@@ -596,9 +597,11 @@ class Generation(Iterator[str]):
         prompt_tokens: of the prompt.
         reused_tokens: how many of them were not computed again.
         new_tokens: so far, without the one that ends a text.
+        decoded_tokens: how many of them were evaluated; the last one need not be.
         logprobs: of the tokens so far, if they were asked for.
         finish_reason: "stop" after an end-of-sequence token, a stop string or a complete form; "length" after
             the last token that there was room for; None before the end.
+        logits: after the last token that was evaluated: float32 [vocabulary]; none before the first.
     """
 
     def __init__(
@@ -615,7 +618,9 @@ class Generation(Iterator[str]):
         self._holder = holder
         self._top, self.logprobs = top, list[TokenLogprobs]()
         self.prompt_tokens, self.reused_tokens, self.new_tokens = len(prompt), 0, 0
+        self.decoded_tokens = 0
         self.finish_reason: Literal["stop", "length"] | None = None
+        self.logits: NDArray[np.float32] = np.empty(0, np.float32)
         self.steps = self._steps(prompt)
 
     def __next__(self) -> str:
@@ -630,16 +635,16 @@ class Generation(Iterator[str]):
         self.reused_tokens = engine._begin_with(prompt)
         turn = engine._turn
         self._sampler.accept(_tokens(prompt))
-        logits = np.empty(0, np.float32)
         for begin in range(self.reused_tokens, len(prompt), _PREFILL):
             if begin > self.reused_tokens:
                 yield ""
                 self._check(turn)
             end = begin + _PREFILL
-            logits = engine._feed(prompt[begin:end], last=end >= len(prompt))
+            self.logits = engine._feed(prompt[begin:end], last=end >= len(prompt))
         text = TextStream(engine._native, prompt)
         reason: Literal["stop", "length"] = "length"
         for count in range(1, self._limit + 1):
+            logits = self.logits
             token = self._sampler.next(holder.allowed(logits) if holder else logits)
             if token in engine.info.eos_tokens:
                 reason = "stop"
@@ -656,7 +661,8 @@ class Generation(Iterator[str]):
             if count == self._limit or len(prompt) + count > context:
                 break
             self._check(turn)
-            logits = engine._feed([token], last=True)
+            self.logits = engine._feed([token], last=True)
+            self.decoded_tokens = count
         if not self._stop.found:
             rest = self._stop.push(text.rest())
             yield rest + self._stop.rest()
@@ -665,6 +671,14 @@ class Generation(Iterator[str]):
     def _check(self, turn: int) -> None:
         if turn != self._engine._turn:
             raise EngineError("stream: another call has used this engine in the meantime")
+
+
+def hash_of(logits: NDArray[np.float32]) -> str:
+    """A short name for logits, 16 hexadecimal digits: FNV-1a of their bytes.
+
+    The engine's are the same on every CPU: equal hashes, equal computations.
+    """
+    return f"{_native.hash_logits(logits):016x}"
 
 
 def _logprobs(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:

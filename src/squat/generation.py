@@ -6,18 +6,100 @@ checkpoint and its file, whose logits are the same, say the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from squat.engine import Engine, new_sampler
+from squat.engine import Engine, Generation, hash_of, new_sampler
 from squat.errors import DataError
 from squat.model_names import runs_in_engine
 from squat.unicode import broken_character
 
 NEW_TOKENS = 64
+
+
+@dataclass
+class Stats:
+    """What a run of the engine took.
+
+    Attributes:
+        prompt_tokens: of the prompt, without those that a session had already.
+        prefill_seconds: until its logits and the first new token were there.
+        decoded_tokens: new tokens that were evaluated.
+        decode_seconds: for these.
+        decode_bytes: weights, keys and values that were read for these.
+        logits_hash: of the last logits; the same on every CPU.
+        isa: the instruction set in use.
+        threads: that computed.
+    """
+
+    prompt_tokens: int
+    prefill_seconds: float
+    decoded_tokens: int
+    decode_seconds: float
+    decode_bytes: int
+    logits_hash: str
+    isa: str
+    threads: int
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields, with the rates that they make."""
+        rates: dict[str, float | None] = {
+            "prefill_tokens_per_second": self.prompt_tokens / self.prefill_seconds,
+            "decode_tokens_per_second": None,
+            "decode_gigabytes_per_second": None,
+        }
+        if self.decoded_tokens:
+            rates["decode_tokens_per_second"] = self.decoded_tokens / self.decode_seconds
+            rates["decode_gigabytes_per_second"] = self.decode_bytes / 1e9 / self.decode_seconds
+        return asdict(self) | rates
+
+    def __str__(self) -> str:
+        found = self.as_json()
+        lines = [
+            f"prefill  {self.prompt_tokens} tokens, {found['prefill_tokens_per_second']:,.0f} tokens/s"
+        ]
+        if self.decoded_tokens:
+            lines.append(
+                f"decode   {self.decoded_tokens} tokens, {found['decode_tokens_per_second']:,.0f} tokens/s, "
+                f"{found['decode_gigabytes_per_second']:.1f} GB/s"
+            )
+        lines += [
+            f"hash     {self.logits_hash} of the last logits: the same on every CPU",
+            f"engine   {self.isa}, threads {self.threads}",
+        ]
+        return "\n".join(lines)
+
+
+def _measured(
+    engine: Engine, generation: Generation, take: Callable[[Stats], None]
+) -> Iterator[str]:
+    """The pieces of a generation; in the end `take` is told what it took."""
+    start = first = time.perf_counter()
+    for piece in generation.steps:
+        if first == start and generation.new_tokens:
+            first = time.perf_counter()
+            engine.start_profile()
+        if piece:
+            yield piece
+    end = time.perf_counter()
+    decoded = generation.decoded_tokens
+    take(
+        Stats(
+            generation.prompt_tokens - generation.reused_tokens,
+            (first if decoded else end) - start,
+            decoded,
+            end - first if decoded else 0.0,
+            sum(row["bytes"] for row in engine.profile()) if decoded else 0,
+            hash_of(generation.logits),
+            engine.info.isa,
+            engine.info.threads,
+        )
+    )
 
 
 def continue_text(
@@ -27,11 +109,13 @@ def continue_text(
     temperature: float,
     top_p: float,
     seed: int,
+    stats: Callable[[Stats], None] | None = None,
     session: Path | None = None,
 ) -> Iterator[str]:
     """The prompt and its continuation, piece by piece; by default of NEW_TOKENS, or what there is room for.
 
     Args:
+        stats: is told in the end what the engine took; of a .gguf file only.
         session: where the engine's session is kept: what the prompt has in common with the one that is there
             is not computed again, and at the end it holds prompt and continuation.
 
@@ -48,7 +132,7 @@ def continue_text(
         ids = _begun(engine.tokenize(prompt), engine.info.bos_token)
         limit = _limit(ids, max_new_tokens, engine.info.context)
         yield prompt
-        yield from engine.generate(
+        generation = engine.generate(
             ids,
             max_new_tokens=limit,
             temperature=temperature,
@@ -56,8 +140,11 @@ def continue_text(
             seed=seed,
             stream=True,
         )
+        yield from generation if stats is None else _measured(engine, generation, stats)
         if session is not None:
             engine.save(session)
+    elif stats is not None:
+        raise DataError(f"--stats: {model} is no .gguf file, and they are the engine's; export it")
     elif session is not None:
         raise DataError(
             f"session: {model} is no .gguf file, and only the engine keeps sessions; export it"

@@ -6,8 +6,6 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from rich.table import Table
-
 from squat import __version__, _native
 from squat.extras import extras
 
@@ -27,16 +25,6 @@ def facts() -> dict[str, str]:
     for extra, packages in extras().items():
         found[f"extra {extra}"] = _state(extra, packages)
     return found | _native.chosen_kernels()
-
-
-def info_table(facts: dict[str, str]) -> Table:
-    """Two columns: a thing and what it is here."""
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for row in facts.items():
-        table.add_row(*row)
-    return table
 
 
 def _cpus() -> int:

@@ -16,6 +16,7 @@ import copy
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
 from squat.errors import CheckpointError, ConfigError, DataError, UnfinishedError
 from squat.exact import approximately
+from squat.model_card import ModelCard
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.config import HADAMARD_SITES
 from squat.recipes import Data, PretrainRecipe, Training, TrainRecipe
@@ -168,7 +170,22 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
         freeze=recipe.training.codes == "frozen",
         callbacks=[stop],
     )
-    return _run(trainer, tokenizer, folder)
+    return _run(trainer, tokenizer, folder, lambda log: _card_of(recipe, config, log))
+
+
+def _card_of(recipe: TrainRecipe, config: SquatConfig, log: list[dict[str, Any]]) -> ModelCard:
+    """The card of a trained model: the recipe, and the losses that the log ends with."""
+    text = recipe.model_dump_json(indent=2, exclude=recipe.unsaid)
+    made = f"`squat train recipe.yaml`, where recipe.yaml is\n\n```json\n{text}\n```"
+    last = log[-1] if log else {}
+    terms = ("loss", "ce", "kl", "entropy", "distribution")
+    where = f"on training text, about step {last.get('step')}"
+    measured = {
+        f"training: {term}": f"{float(last[term]):.4f}, {where}" for term in terms if term in last
+    }
+    codes = "steps, norms and biases" if recipe.training.codes == "frozen" else "all weights"
+    training = f"{codes}, {last.get('step')} steps"
+    return ModelCard(config, recipe.model, training, made, measured)
 
 
 def _say_what_to_expect(
@@ -235,13 +252,21 @@ class Distance:
             f"(on {self.tokens:,} tokens that it was not calibrated on)"
         )
 
+    def as_rows(self) -> dict[str, str]:
+        """The same for a model card."""
+        where = f"on {self.tokens:,} tokens that it was not calibrated on"
+        return {
+            "KL to the original": f"{self.kl:.3f} nats a token, {where}",
+            "same top token": f"{100 * self.same:.1f} %, {where}",
+        }
+
 
 def advice(config: SquatConfig, weights: str) -> str:
     """The setting of `squat quantize` that would keep more of a model of which little is left."""
     at_4_bits = config.activation_bits != 8
     settings = {
         "--weight-steps row": config.weight_steps != "row",
-        "--token-steps exponent": config.token_steps != "exponent",
+        "--token-steps peak": config.token_steps != "peak",
         "--hadamard all": config.hadamard != list(HADAMARD_SITES),
         "--weights descent": weights != "descent",
         "--weight-levels iq4_nl": config.weight_bits == 4 and config.weight_levels != "iq4_nl",
@@ -259,6 +284,7 @@ def quantize_without_training(
     by_source: bool,
     weights: str,
     layer_by_layer: bool = False,
+    command: str | None = None,
 ) -> Distance:
     """Post-training quantization (PTQ): calibrate a model on some text, measure it, and save it.
 
@@ -270,6 +296,7 @@ def quantize_without_training(
         by_source: clean BabyLM's files by source.
         weights: "nearest" or "descent".
         layer_by_layer: train each layer by itself afterwards, on the same text.
+        command: what the user typed, for the model card.
 
     Raises:
         SquatError: a model, a text or a config that cannot be used, or a full disk.
@@ -294,7 +321,11 @@ def quantize_without_training(
         with progress("training layers") as show:
             reconstruct(model, original, windows, Reconstruction(), progress=show)
     found = distance(original, model, others.split(BATCH))
-    save_model(model, tokenizer, output)
+    made = f"```sh\n{command}\n```" if command else "By `squat.runs.quantize_without_training`."
+    training = "each layer by itself" if layer_by_layer else "none"
+    save_model(
+        model, tokenizer, output, card=ModelCard(config, name, training, made, found.as_rows())
+    )
     return found
 
 
@@ -473,7 +504,12 @@ class _StopAfter(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def _run(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+def _run(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    card: Callable[[list[dict[str, Any]]], ModelCard] | None = None,
+) -> Path:
     started = time.monotonic()
     last = _last_complete_checkpoint(folder / "checkpoints")
     if last is not None:
@@ -496,7 +532,8 @@ def _run(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> 
     if trainer.is_world_process_zero():
         _write_log(folder, log, time.monotonic() - started)
         model = trainer.accelerator.unwrap_model(trainer.model)
-        save_model(model, tokenizer, folder / "model", weights)
+        about = None if card is None else card(log)
+        save_model(model, tokenizer, folder / "model", weights, about)
     return folder / "model"
 
 

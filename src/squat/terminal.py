@@ -9,21 +9,31 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from textwrap import fill
 from typing import TypeVar
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 console = Console(markup=False, emoji=False, highlight=False)
 
-SECONDS = 30.0
-"""Between two lines that say how far work is."""
+FIRST_SECONDS, SECONDS = 2.0, 30.0
+"""Before the first line that says how far work is, and between two."""
 
 Item = TypeVar("Item")
 Show = Callable[[int, int], None]
@@ -48,6 +58,17 @@ def show(table: Table) -> None:
     for column, width in zip(table.columns, _widths(table), strict=True):
         column.width = width
     console.print(table)
+
+
+def two_columns(facts: Mapping[str, object], title: str | None = None) -> Table:
+    """A table of things and what they are; one that is a list has a row for each."""
+    table = Table(title=title, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in facts.items():
+        for part in value if isinstance(value, list) else [value]:
+            table.add_row(name, str(part))
+    return table
 
 
 def _ranges(table: Table) -> list[Measurement]:
@@ -99,6 +120,18 @@ def _show_by_row(table: Table) -> None:
         print(fill(line, console.width, break_long_words=False, break_on_hyphens=False))
 
 
+class _Rate(ProgressColumn):
+    """How much is done in a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else _rate(task.speed))
+
+
+def _rate(speed: float) -> str:
+    """More digits where less is done."""
+    return f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s"
+
+
 @contextmanager
 def progress(description: str) -> Iterator[Show]:
     """Say how far some work is; call the result with how much is done, and of how much."""
@@ -110,6 +143,7 @@ def progress(description: str) -> Iterator[Show]:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=errors, transient=True) as bar:
@@ -118,13 +152,22 @@ def progress(description: str) -> Iterator[Show]:
 
 
 def _lines(description: str) -> Show:
-    last = time.monotonic()
+    start, due = time.monotonic(), time.monotonic() + FIRST_SECONDS
+    first: int | None = None  # what an earlier run has done is no work of this one
 
     def show(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SECONDS:
-            last = time.monotonic()
-            print(f"{description}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+        nonlocal due, first
+        now = time.monotonic()
+        first = done if first is None else first
+        if now < due:
+            return
+        due = now + SECONDS
+        line = f"{description}: {done:,} of {total:,}"
+        if done > first:
+            speed = (done - first) / (now - start)
+            left = timedelta(seconds=round((total - done) / speed))
+            line += f", {_rate(speed)}, {left} left"
+        print(line, file=sys.stderr, flush=True)
 
     return show
 

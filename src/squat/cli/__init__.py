@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from squat.cli.studies import studies
+from squat.cli.results import Json, only_json, report
+from squat.cli.studies import studies, typed
 from squat.errors import DivergedError, SquatError, UnfinishedError
 from squat.extras import what_to_install
-from squat.terminal import console, show, write_what_cannot_be_encoded
+from squat.terminal import console, two_columns, write_what_cannot_be_encoded
+
+EXIT_STATUS = (
+    "Exit status: 0 done; 1 something does not hold (parity), a run failed, or training left the finite "
+    "numbers; 2 bad input; 3 time was up (--max-minutes), the same command goes on; 130 Ctrl-C."
+)
 
 app = typer.Typer(
     help="Quantize small language models to 4 bits, keep what they know, run them on a CPU.",
+    epilog=EXIT_STATUS,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -40,6 +45,26 @@ Model = Annotated[str, typer.Argument(help="A model's folder or Hub name, or a .
 File = Annotated[str, typer.Argument(help="A .gguf file that squat export wrote.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.", min=0)]
 TopP = Annotated[float, typer.Option(min=0, max=1)]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from squat import __version__
+
+        print(f"squat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """What stands in front of every command."""
 
 
 def main() -> None:
@@ -76,21 +101,38 @@ def demo(
 
 
 @app.command()
-def pretrain(recipe: Recipe, max_minutes: MaxMinutes = None) -> None:
+def pretrain(recipe: Recipe, max_minutes: MaxMinutes = None, json: Json = None) -> None:
     """Train a full-precision model from scratch. Run it again to resume."""
     from squat.recipes import PretrainRecipe, read_recipe
     from squat.runs import pretrain as run
 
-    print(f"model: {run(read_recipe(recipe, PretrainRecipe), max_minutes)}")
+    with only_json(json):
+        model = run(read_recipe(recipe, PretrainRecipe), max_minutes)
+    _report_training(model, json)
 
 
 @app.command()
-def train(recipe: Recipe, max_minutes: MaxMinutes = None) -> None:
+def train(recipe: Recipe, max_minutes: MaxMinutes = None, json: Json = None) -> None:
     """Quantization-aware training of an existing model. Run it again to resume."""
     from squat.recipes import TrainRecipe, read_recipe
     from squat.runs import train as run
 
-    print(f"model: {run(read_recipe(recipe, TrainRecipe), max_minutes)}")
+    with only_json(json):
+        model = run(read_recipe(recipe, TrainRecipe), max_minutes)
+    _report_training(model, json)
+
+
+def _report_training(model: Path, json: Path | None) -> None:
+    """Where the model is, and what the run's log ends with; of several processes the first one tells."""
+    from json import loads
+
+    from squat.replicas import is_first
+
+    if not is_first():
+        return
+    log = loads((model.parent / "log.json").read_text())
+    result = {"model": str(model), "seconds": log["seconds"], "last": (log["log"] or [None])[-1]}
+    report(f"model: {model}", result, json)
 
 
 @app.command()
@@ -99,6 +141,7 @@ def tokenize(
     tokenizer: Annotated[str, typer.Argument(help="A model, or a tokenizer.json.")],
     out: Annotated[Path, typer.Argument(help="Without a suffix: it will be .uint16 or .uint32.")],
     by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
+    json: Json = None,
 ) -> None:
     """Write a text's token ids to a file, to train with as data.train on a machine without the text."""
     from squat.checkpoints import load_tokenizer
@@ -110,7 +153,11 @@ def tokenize(
     file = out.parent / f"{out.name}.{tokens.dtype.name}"
     with writing(file) as stream:
         tokens.tofile(stream)
-    print(f"{file}: {tokens.size:,} tokens, {tokens.nbytes / 1e6:.1f} MB")
+    report(
+        f"{file}: {tokens.size:,} tokens, {tokens.nbytes / 1e6:.1f} MB",
+        {"file": str(file), "tokens": tokens.size, "bytes": tokens.nbytes},
+        json,
+    )
 
 
 @app.command()
@@ -120,11 +167,16 @@ def sweep(
         list[str] | None, typer.Option(help="Do this run only, by its name (repeatable).")
     ] = None,
     max_minutes: MaxMinutes = None,
+    json: Json = None,
 ) -> None:
     """Train and measure the runs of a folder, one after another; one table. Run it again to resume."""
+    from squat.report.sweep import plain
     from squat.sweeps import run_sweep
 
-    rows = run_sweep(folder, console, only or (), max_minutes)
+    with only_json(json):
+        rows = run_sweep(folder, console, only or (), max_minutes)
+    if json is not None:
+        report(str(json), plain(rows), json)
     if any(row.problem for row in rows):
         raise typer.Exit(1)
 
@@ -133,11 +185,13 @@ def sweep(
 def import_(
     file: Annotated[str, typer.Argument(help="A .gguf file that another program wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    json: Json = None,
 ) -> None:
     """Make a float32 model's folder of a .gguf file, also one that is quantized in blocks."""
     from squat.importing.folder import import_model
 
-    show(import_model(file, output))
+    found = import_model(file, output)
+    report(two_columns(found), found, json)
 
 
 @app.command()
@@ -156,8 +210,12 @@ def quantize(
         str, typer.Option(help="row: a step for each output; tensor: one, as in the paper.")
     ] = "row",
     token_steps: Annotated[
-        str, typer.Option(help="exponent: tokens raise steps by powers of two; static: never.")
-    ] = "exponent",
+        str,
+        typer.Option(
+            help="peak: tokens' steps follow their largest magnitudes; exponent: tokens raise them by powers "
+            "of two; static: the same for all."
+        ),
+    ] = "peak",
     weight_levels: Annotated[
         str, typer.Option(help="What 4-bit weights stand for: iq4_nl or uniform.")
     ] = "iq4_nl",
@@ -171,6 +229,9 @@ def quantize(
             "llama.cpp reads, too."
         ),
     ] = "all",
+    channel_scales: Annotated[
+        bool, typer.Option(help="Balance what few bits carry with the weights that read it.")
+    ] = True,
     init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
     reconstruct: Annotated[
         bool,
@@ -180,8 +241,11 @@ def quantize(
         Path | None, typer.Option(help="Text to calibrate on; default: its own.")
     ] = None,
     by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
+    json: Json = None,
 ) -> None:
     """Quantize without training (PTQ): minutes; says how far it is from the original."""
+    from dataclasses import asdict
+
     from squat.quantization import SquatConfig
     from squat.quantization.config import HADAMARD_SITES
     from squat.runs import LOST, advice, quantize_without_training
@@ -197,13 +261,16 @@ def quantize(
         weight_levels=weight_levels,
         activation_levels=activation_levels,
         hadamard=sites.get(hadamard, hadamard.split(",")),
+        channel_scales=channel_scales,
         init=init,
     )
-    found = quantize_without_training(model, config, output, data, by_source, weights, reconstruct)
-    print(f"model: {output}")
-    print(found)
+    found = quantize_without_training(
+        model, config, output, data, by_source, weights, reconstruct, typed()
+    )
+    lines = [f"model: {output}", str(found)]
     if not found.kl <= LOST:  # also where it is NaN
-        print(f"warning: little is left of the model; {advice(config, weights)} would help")
+        lines.append(f"warning: little is left of the model; {advice(config, weights)} would help")
+    report("\n".join(lines), {"model": str(output), **asdict(found)}, json)
 
 
 @app.command(name="eval")
@@ -217,7 +284,7 @@ def evaluate(
             "glue: the folder of <task>.train.jsonl and <task>.valid.jsonl."
         ),
     ],
-    json: Annotated[Path | None, typer.Option(help="Write the result here; - for stdout.")] = None,
+    json: Json = None,
     limit: Annotated[
         int | None, typer.Option(help="blimp: pairs per paradigm; glue: examples per file.", min=1)
     ] = None,
@@ -261,7 +328,7 @@ def evaluate(
         train_batch_size,
     )
     table, result = run_task(task, model, settings)
-    _report(table, result, json)
+    report(table, result, json)
 
 
 @app.command(
@@ -296,13 +363,36 @@ def generate(
             help="Of a .gguf model: a file that keeps what was read, for prompts that begin alike."
         ),
     ] = None,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats", help="Of a .gguf file: tokens/s, GB/s, a hash of the last logits, on stderr."
+        ),
+    ] = False,
+    json: Json = None,
 ) -> None:
     """Continue a text."""
-    from squat.generation import continue_text
+    from squat.generation import Stats, continue_text
 
-    for piece in continue_text(model, prompt, max_new_tokens, temperature, top_p, seed, session):
-        print(piece, end="", flush=True)
-    print()
+    took: list[Stats] = []
+    text = []
+    for piece in continue_text(
+        model,
+        prompt,
+        max_new_tokens,
+        temperature,
+        top_p,
+        seed,
+        took.append if stats else None,
+        session,
+    ):
+        text.append(piece)
+        if str(json) != "-":
+            print(piece, end="", flush=True)
+    result = {"text": "".join(text), "stats": took[0].as_json() if took else None}
+    report("", result, json)
+    if took:
+        typer.echo(took[0], err=True)
 
 
 @app.command()
@@ -368,19 +458,28 @@ def serve(
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A quantized model's folder.")],
     out: Annotated[Path, typer.Argument(help="The .gguf file to write.")],
+    json: Json = None,
 ) -> None:
     """Write a trained model's integer codes to one .gguf file, for the engine and for llama.cpp."""
     from squat.checkpoints import load_model, load_tokenizer
     from squat.data.files import check_no_folder
     from squat.deploy.export import export as write
     from squat.deploy.export import remarks
+    from squat.model_card import tell_of_file
 
     check_no_folder(out)
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    for line in remarks(model, tokenizer):
+    warnings = remarks(model, tokenizer)
+    for line in warnings:
         typer.echo(f"squat: warning: {line}", err=True)
     write(model, tokenizer, Path(checkpoint).resolve().name, out)
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
+    tell_of_file(Path(checkpoint), out)
+    size = out.stat().st_size
+    report(
+        f"{out}: {size / 1e6:.2f} MB",
+        {"file": str(out), "bytes": size, "warnings": warnings},
+        json,
+    )
 
 
 @app.command()
@@ -391,8 +490,10 @@ def parity(
     tokens: Annotated[int, typer.Option(help="How much of it.", min=2)] = 4096,
     sequence_length: Annotated[int, typer.Option(help="Tokens per window.", min=2)] = 128,
     by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
+    json: Json = None,
 ) -> None:
     """Compare a checkpoint with its file: codes, tokens, and logits of PyTorch and of the engine."""
+    from dataclasses import asdict
     from itertools import islice
 
     from squat.checkpoints import load_model, load_tokenizer
@@ -404,7 +505,7 @@ def parity(
     windows = [ids[i : i + sequence_length] for i in range(0, len(ids), sequence_length)]
     texts = list(islice(read_corpus(data, by_source), TEXTS))
     found = compare(load_model(checkpoint), tokenizer, file, windows, texts)
-    show(parity_table(found))
+    report(parity_table(found), {"holds": found.holds, **asdict(found)}, json)
     if not found.holds:
         raise typer.Exit(1)
 
@@ -435,7 +536,7 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where the time goes, step by step, instead.")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the result here; - for stdout.")] = None,
+    json: Json = None,
 ) -> None:
     """Measure the engine's speed, on a model file or on random weights of a shape."""
     from squat.bench import Settings, measurements_table, profile_table, run
@@ -455,49 +556,32 @@ def bench(
     )
     if profile:
         rows = run_profile(settings)
-        _report(profile_table(rows), rows, json)
+        report(profile_table(rows), rows, json)
         return
     measured = run(settings)
-    _report(measurements_table(measured), [m.as_json() for m in measured], json)
+    report(measurements_table(measured), [m.as_json() for m in measured], json)
 
 
 @app.command()
 def check(
     model: Annotated[str, typer.Argument(help="A folder, a .gguf file, or a name on the Hub.")],
+    json: Json = None,
 ) -> None:
     """Whether a model will train, export and run here; why not; how large and how long."""
-    from squat.check import check_table
+    from squat.check import facts
     from squat.checkpoints import load_model, load_tokenizer
     from squat.quantization import SquatConfig
 
-    found = check_table(
-        load_model(model), load_tokenizer(model), model, SquatConfig(activation_bits=8)
-    )
-    show(found)
+    found = facts(load_model(model), load_tokenizer(model), model, SquatConfig(activation_bits=8))
+    report(two_columns(found, model), found, json)
 
 
 @app.command()
 def info(
-    json: Annotated[Path | None, typer.Option(help="Write it here as well; - for stdout.")] = None,
+    json: Json = None,
 ) -> None:
     """What this installation and this machine can do, and what is missing."""
-    from squat.info import facts, info_table
+    from squat.info import facts
 
     found = facts()
-    _report(info_table(found), found, json)
-
-
-def _report(table: Table, result: object, file: Path | None) -> None:
-    """Print the table and write the result as JSON, or print only that where `file` is "-"."""
-    from json import dumps
-
-    text = dumps(result, indent=2)
-    if str(file) == "-":
-        print(text)
-        return
-    show(table)
-    if file is not None:
-        from squat.data.files import writing
-
-        with writing(file) as out:
-            out.write(text.encode())
+    report(two_columns(found), found, json)

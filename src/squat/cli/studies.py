@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from squat.cli import results
+from squat.cli.results import Json
 from squat.terminal import show
 
 studies = typer.Typer()
@@ -19,7 +22,7 @@ BySource = Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")]
 Length = Annotated[int, typer.Option(help="Tokens per window.", min=2)]
 
 
-def _command() -> str:
+def typed() -> str:
     """What the user typed, for whoever reads the result."""
     return shlex.join(["squat", *sys.argv[1:]])
 
@@ -38,18 +41,18 @@ def compare(
     sequence_length: Length = 128,
     by_source: BySource = True,
     speed: Annotated[bool, typer.Option(help="Take the time, too.")] = True,
-    json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
+    json: Json = None,
     csv: Annotated[Path | None, typer.Option(help="Write a table for spreadsheets here.")] = None,
     output: Annotated[Path | None, typer.Option(help="Leave a section for squat report.")] = None,
 ) -> None:
     """Put models side by side: size, speed, perplexity, KL divergence, minimal pairs."""
     from squat.report.studies import comparison_study
 
-    table = comparison_study(
+    table, numbers = comparison_study(
         models, data, pairs or [], limit, tokens, sequence_length, by_source, speed,
-        json=json, csv=csv, output=output, command=_command(),
+        csv=csv, output=output, command=typed(),
     )  # fmt: skip
-    show(table.to_rich())
+    results.report(table.to_rich(), numbers, json)
 
 
 @studies.command()
@@ -69,6 +72,7 @@ def sensitivity(
     tokens: Annotated[int, typer.Option(help="How much of the text.", min=2)] = 8192,
     sequence_length: Length = 128,
     by_source: BySource = True,
+    json: Json = None,
 ) -> None:
     """Quantize each part of a model alone, without training: which one hurts? (Figure 1)"""
     from squat.quantization import SquatConfig
@@ -78,9 +82,9 @@ def sensitivity(
         weight_bits=weight_bits, activation_bits=activation_bits, method=method, init=init
     )
     section = sensitivity_study(
-        model, data, output, config, calibration, tokens, sequence_length, by_source, _command()
+        model, data, output, config, calibration, tokens, sequence_length, by_source, typed()
     )
-    _show(section, output)
+    _show(section, output, json)
 
 
 @studies.command()
@@ -100,35 +104,41 @@ def attention(
     windows: Annotated[int, typer.Option(help="Windows of the text.", min=1)] = 16,
     sequence_length: Length = 64,
     by_source: BySource = True,
+    json: Json = None,
 ) -> None:
     """Draw q and k, attention maps, and which tokens get 8 bits, model by model (Figures 2, 3)."""
     from squat.report.studies import attention_study
 
     section = attention_study(
-        models, data, text, output, layer, windows, sequence_length, by_source, _command()
+        models, data, text, output, layer, windows, sequence_length, by_source, typed()
     )
-    _show(section, output)
+    _show(section, output, json)
 
 
 @studies.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run of squat train or squat sweep.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run of squat train or squat sweep, or what studies left.")
+    ],
     include: Annotated[
         list[Path] | None, typer.Option(help="More folders with results; repeatable.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The file to write.  [default: RUN/report.html]")
     ] = None,
+    json: Json = None,
 ) -> None:
-    """One HTML file of everything that is known about a run; it needs no network."""
+    """One HTML file of everything that is known about a run or a model; it needs no network."""
     from squat.report.page import write_report
 
     file = write_report(run, include or [], output or run / "report.html")
-    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
+    size = file.stat().st_size
+    results.report(f"{file}: {size / 1e6:.2f} MB", {"file": str(file), "bytes": size}, json)
 
 
-def _show(section: Any, output: Path) -> None:
-    for table in section.tables:
-        show(table.to_rich())
-    for caption, name in section.figures.items():
-        print(f"{output / name}: {caption}")
+def _show(section: Any, output: Path, json: Path | None) -> None:
+    with results.only_json(json):
+        for table in section.tables:
+            show(table.to_rich())
+    figures = "\n".join(f"{output / name}: {text}" for text, name in section.figures.items())
+    results.report(figures, loads((output / "numbers.json").read_text()), json)

@@ -61,7 +61,8 @@ def tokenize_corpus(
         path: a folder of text files or one file (see `read_corpus`).
         tokenizer: any fast tokenizer with a bos or an eos token.
         cache: a folder, made if missing; by default that of `squat.data.cache`.
-        by_source, field: as in `read_corpus`.
+        by_source: as in `read_corpus`.
+        field: as in `read_corpus`.
 
     Returns:
         One dimension, uint16 or uint32.

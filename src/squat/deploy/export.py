@@ -16,9 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.architectures import Architecture, architecture_of
 from squat.architectures.architecture import Rows
+from squat.chat_template import ChatTemplate
+from squat.deploy.chat_pieces import chat_pieces
 from squat.deploy.gguf import MAX_CONTEXT, CodeMatrix, GgufModel, GgufSite, write_gguf
 from squat.deploy.tokenizer import ggml_tokenizer
-from squat.errors import CheckpointError
+from squat.errors import ChatError, CheckpointError
 from squat.exact import ExactRMSNorm
 from squat.quantization.config import FLOAT, SITES, SquatConfig
 from squat.quantization.levels import LEVELS
@@ -26,6 +28,7 @@ from squat.quantization.modules import QuantizedWeight, SiteQuantizer
 from squat.quantization.quantizers import method_of
 from squat.quantization.tokens import ThresholdPolicy
 from squat.special_tokens import disagreements, end_tokens
+from squat.terminal import track
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -92,12 +95,15 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
     for path, place in row.model_names.items():
         if path not in tied:
             _add(model.get_submodule(path), place, matrices, floats)
-    for index, layer in enumerate(layers.children()):
-        for path, place in row.of(layer).layer_names.items():
-            order = row.file_order.get(path, _as_they_are)
-            place = f"blk.{index}.{place}"
-            _add(layer.get_submodule(path), place, matrices, floats, order, heads)
+    with track(list(layers.children()), "reading codes of layers") as steps:
+        for index, layer in enumerate(steps):
+            for path, place in row.of(layer).layer_names.items():
+                order = row.file_order.get(path, _as_they_are)
+                place = f"blk.{index}.{place}"
+                _add(layer.get_submodule(path), place, matrices, floats, order, heads)
     ffn_size = len(matrices["blk.0.ffn_up"].codes)
+    template = _chat_template(tokenizer)
+    special_tokens = {name: str(text) for name, text in tokenizer.special_tokens_map.items()}
     return GgufModel(
         architecture=row.gguf,
         name=name,
@@ -121,8 +127,9 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         bos_token_id=tokenizer.bos_token_id,
         eos_token_ids=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
-        chat_template=_chat_template(tokenizer),
-        special_tokens={name: str(text) for name, text in tokenizer.special_tokens_map.items()},
+        chat_template=template,
+        special_tokens=special_tokens,
+        chat_pieces=_chat_pieces(template, special_tokens, name),
     )
 
 
@@ -130,6 +137,16 @@ def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
     """A checkpoint's template for plain conversations; beside it there may be others, by name."""
     found: str | dict[str, str] | None = tokenizer.chat_template
     return found.get("default") if isinstance(found, dict) else found
+
+
+def _chat_pieces(template: str | None, special_tokens: dict[str, str], name: str) -> dict[str, str]:
+    """Of a template that is none the engine says so when it is used."""
+    if template is None:
+        return {}
+    try:
+        return chat_pieces(ChatTemplate(template, special_tokens, name))
+    except ChatError:
+        return {}
 
 
 def _check_deployable(name: str, shape: Any, config: SquatConfig, row: Architecture) -> None:

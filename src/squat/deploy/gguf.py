@@ -220,6 +220,7 @@ class GgufModel:
         eos_token_ids: any of them ends an answer; the first one is for readers that know one only.
         chat_template: the Jinja program that makes a prompt of a conversation.
         special_tokens: by name, the texts of the tokens that it may write.
+        chat_pieces: the template in pieces, keys below `squat.chat.`; empty if it has none.
     """
 
     architecture: str
@@ -246,6 +247,7 @@ class GgufModel:
     pad_token_id: int | None = None
     chat_template: str | None = None
     special_tokens: dict[str, str] = field(default_factory=dict)
+    chat_pieces: dict[str, str] = field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -700,6 +702,9 @@ def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel, tokenizer: GgmlT
     if model.chat_template is not None:
         writer.add_chat_template(model.chat_template)
         writer.add_string("squat.tokenizer.special_tokens", json.dumps(model.special_tokens))
+    for name, piece in model.chat_pieces.items():
+        # add_string would leave out an empty one.
+        writer.add_key_value(f"squat.chat.{name}", piece, gguf.GGUFValueType.STRING)
 
 
 def _rope_heads(model: GgufModel, name: str) -> int | None:

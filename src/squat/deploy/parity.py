@@ -22,6 +22,7 @@ from squat.deploy.gguf import read_codes
 from squat.engine import Engine
 from squat.errors import CheckpointError
 from squat.special_tokens import end_tokens
+from squat.terminal import track
 
 TOP1 = 0.999
 """The least share of positions whose most probable token must be the same."""
@@ -92,16 +93,17 @@ def compare(
     misread = sum(tokenizer(text)["input_ids"] != engine.tokenize(text) for text in texts)
     ends = set(end_tokens(model, tokenizer)) == set(engine.info.eos_tokens)
     same, kl, largest, positions, chunked = 0, 0.0, 0.0, 0, True
-    for window in windows:
-        with torch.no_grad():
-            expected = model(torch.tensor([list(window)])).logits[0].double().log_softmax(-1)
-        logits = engine.logits(window)
-        got = torch.from_numpy(logits).double().log_softmax(-1)
-        same += int((expected.argmax(-1) == got.argmax(-1)).sum())
-        kl += float((expected.exp() * (expected - got)).sum())
-        largest = max(largest, float((expected - got).abs().max()))
-        positions += len(window)
-        chunked &= all(_in_chunks(engine, window, size, logits) for size in (1, 7, 32))
+    with track(windows, "comparing logits") as steps:
+        for window in steps:
+            with torch.no_grad():
+                expected = model(torch.tensor([list(window)])).logits[0].double().log_softmax(-1)
+            logits = engine.logits(window)
+            got = torch.from_numpy(logits).double().log_softmax(-1)
+            same += int((expected.argmax(-1) == got.argmax(-1)).sum())
+            kl += float((expected.exp() * (expected - got)).sum())
+            largest = max(largest, float((expected - got).abs().max()))
+            positions += len(window)
+            chunked &= all(_in_chunks(engine, window, size, logits) for size in (1, 7, 32))
     return Parity(
         codes,
         differing,

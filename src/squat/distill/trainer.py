@@ -37,6 +37,7 @@ from squat.finite import check_step, check_weights
 from squat.quantization.attention import TokenState
 from squat.quantization.frozen import freeze_codes, write_frozen
 from squat.quantization.hf import saving
+from squat.quantization.modules import QuantizedWeight
 from squat.quantization.tokens import follow_importance
 
 
@@ -160,7 +161,8 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         cache: keeps the teachers' logits, for a dataset whose samples have the number of their `window`.
 
     Raises:
-        ConfigError: a student that is not quantized, or a teacher that does not match it.
+        ConfigError: a student that is not quantized, or that has adapters beside its layers, or a teacher
+            that does not match it.
     """
 
     def __init__(
@@ -176,6 +178,7 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         **kwargs: Any,
     ) -> None:
         self.token_state: TokenState = _state_of(model)
+        _check_adapters(model)
         if freeze and args.fsdp:
             raise ConfigError(
                 "codes: frozen ones are not sharded; choose trained, or leave fsdp out"
@@ -319,3 +322,18 @@ def _state_of(model: PreTrainedModel) -> TokenState:
     if not isinstance(state, TokenState):
         raise ConfigError("model: it is not quantized; pass it through squat.quantize first")
     return state
+
+
+def _check_adapters(model: nn.Module) -> None:
+    """Refuse adapters beside a quantized layer: they compute in float, and merging would round them away.
+
+    peft's adapters of parameters stand in front of the quantizer, and what was trained is what is merged.
+    """
+    for name, module in model.named_modules():
+        beside = isinstance(getattr(module, "base_layer", None), QuantizedWeight)
+        if beside and not hasattr(module, "parameter_name"):
+            raise ConfigError(
+                f"{name}: an adapter beside a quantized layer computes in float and cannot be merged; name "
+                'parameters in its config: LoraConfig(target_modules=[], target_parameters=["'
+                f'{name.rpartition(".")[2]}.weight", ...])'
+            )

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from rich.table import Table
-
 from squat.checkpoints import check_output, quiet, save_model
 from squat.importing.file import GgufFile
 from squat.importing.model import read_model
 from squat.importing.tokenizer import read_tokenizer
 
 
-def import_model(path: str, folder: Path) -> Table:
+def import_model(path: str, folder: Path) -> dict[str, str]:
     """Write a .gguf file's model and tokenizer to a folder, which appears complete or not at all.
 
     Args:
@@ -21,7 +19,7 @@ def import_model(path: str, folder: Path) -> Table:
         folder: a model that is there is replaced.
 
     Returns:
-        What was made.
+        What was made, by name.
 
     Raises:
         CheckpointError: a file that cannot be imported, a folder that is no model's, or a full disk.
@@ -35,8 +33,7 @@ def import_model(path: str, folder: Path) -> Table:
     types = Counter(tensor.tensor_type.name for tensor in file.tensors.values())
     around = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
     special = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token, "pad": tokenizer.pad_token}
-    table = Table(show_header=False)
-    for name, value in {
+    return {
         "model": str(folder),
         "architecture": f"{model.config.model_type}, {model.config.num_hidden_layers} layers",
         "parameters": f"{model.num_parameters():,}, float32",
@@ -46,6 +43,4 @@ def import_model(path: str, folder: Path) -> Table:
         "special tokens": ", ".join(f"{role} {text}" for role, text in special.items() if text),
         "around a text": " ".join(around) or "nothing",
         "chat template": "yes" if tokenizer.chat_template else "no",
-    }.items():
-        table.add_row(name, value)
-    return table
+    }

@@ -46,25 +46,28 @@ class _Part:
 
 
 def write_report(run: Path, include: Sequence[Path], output: Path) -> Path:
-    """Write the report of a run or of a sweep; returns the file.
+    """Write the report of a run, of a sweep, or of studies alone; returns the file.
 
     Args:
-        run: the folder of either.
+        run: the folder of one of them.
         include: more folders to look for sections in.
         output: the HTML file.
 
     Raises:
-        DataError: no such run, an included folder without a section, or a file in them that is damaged.
+        DataError: nothing to report, an included folder without a section, or a file in them that is damaged.
     """
     if (run / "recipe.json").is_file():
         results, making = _run_parts(run)
     elif (run / "table.json").is_file():
         results, making = _sweep_parts(run), []
     else:
-        raise DataError(
-            f"{run}: neither a run of squat train (recipe.json) nor of squat sweep (table.json)"
-        )
+        results, making = [], []
     found = sorted(run.rglob(sections.FILE))
+    if not (results or found):
+        raise DataError(
+            f"{run}: holds no run of squat train (recipe.json) or squat sweep (table.json), and nothing that "
+            f"squat compare, sensitivity, attention or eval left ({sections.FILE})"
+        )
     for folder in include:
         more = sorted(folder.rglob(sections.FILE))
         if not more:

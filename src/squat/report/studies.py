@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +43,21 @@ def comparison_study(
     by_source: bool,
     speed: bool,
     *,
-    json: Path | None,
     csv: Path | None,
     output: Path | None,
     command: str,
-) -> Table:
-    """`squat.evaluate.comparison.compare`, its table, and the files that were asked for."""
+) -> tuple[Table, Any]:
+    """`squat.evaluate.comparison.compare`: its table, its numbers, and the files that were asked for."""
     results = compare(models, data, pairs, limit, tokens, sequence_length, by_source, speed)
     table = comparison_table(results)
     numbers = to_json(results)
-    texts = {json: dumps(numbers, indent=1), csv: to_csv(results)}
-    for file, text in texts.items():
-        if file is not None:
-            with writing(file) as out:
-                out.write(text.encode())
+    if csv is not None:
+        with writing(csv) as out:
+            out.write(to_csv(results).encode())
     if output is not None:
         about = "A file's size is the file's; a folder's is its weights at their bits, float ones at 16."
         write_section(output, "Models side by side", command, about, [table], {}, numbers)
-    return table
+    return table, numbers
 
 
 def sensitivity_study(

@@ -84,7 +84,7 @@ def write_tables(folder: Path, rows: Sequence[Row]) -> list[Table]:
     """Write table.md, table.csv and table.json to `folder`; returns what the Markdown shows."""
     tables = _tables(rows)
     markdown = "\n".join(map(_markdown, tables))
-    texts = {"md": markdown, "csv": _csv(rows), "json": json.dumps(_plain(rows), indent=1)}
+    texts = {"md": markdown, "csv": _csv(rows), "json": json.dumps(plain(rows), indent=1)}
     for suffix, text in texts.items():
         with writing(folder / f"table.{suffix}") as out:
             out.write(text.encode())
@@ -165,7 +165,7 @@ def _csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def _plain(rows: Sequence[Row]) -> dict[str, Any]:
+def plain(rows: Sequence[Row]) -> dict[str, Any]:
     """Every row with all that was measured, and for each run and measure the mean over its seeds."""
     reference = _reference(rows)
     summary: dict[str, Any] = {}
