@@ -400,12 +400,12 @@ def test_a_schema_that_nothing_satisfies(url: str, schema: Any, stream: bool) ->
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [
-        (FormError("form: it has become too complex"), 400, "invalid_request_error"),
-        (EngineError("tokens: something broke"), 500, "server_error"),
+        (FormError, 400, "invalid_request_error"),
+        (EngineError, 500, "server_error"),
     ],
 )
 def test_an_answer_that_breaks_off_says_why(
-    url: str, monkeypatch: pytest.MonkeyPatch, error: EngineError, status: int, kind: str
+    url: str, monkeypatch: pytest.MonkeyPatch, error: type[EngineError], status: int, kind: str
 ) -> None:
     taken = 0
 
@@ -413,15 +413,15 @@ def test_an_answer_that_breaks_off_says_why(
         nonlocal taken
         taken += 1
         if taken % 3 == 0:
-            raise error
+            raise error("form: something broke")
 
     monkeypatch.setattr(Holder, "accept", accept)
     client = client_of(url)
     asked: Any = {"messages": [user("a")], "response_format": {"type": "json_object"}}
-    with pytest.raises(openai.APIStatusError, match=str(error)) as raised:
+    with pytest.raises(openai.APIStatusError, match="form: something broke") as raised:
         client.chat.completions.create(model="tiny", **asked)
     assert (raised.value.status_code, raised.value.type) == (status, kind)
-    with pytest.raises(openai.APIError, match=str(error)):
+    with pytest.raises(openai.APIError, match="form: something broke"):
         list(client.chat.completions.create(model="tiny", stream=True, **asked))
     assert client.completions.create(model="tiny", prompt="a").usage is not None
 
