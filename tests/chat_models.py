@@ -96,7 +96,28 @@ EVERYTHING = (
     "{% endfor %}\n"
     "{{ dict(a=1) | tojson }}{{ pad_token }}{{ unk_token is defined }}{{ documents is none }}\n"
 )
+HERMES = (
+    "{%- if tools %}\n"
+    "    {{- '<|im_start|>system\nYou may call functions:\n' }}\n"
+    "    {%- for tool in tools %}{{- tool | tojson + '\n' }}{%- endfor %}\n"
+    '    {{- \'For a call return <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>\n\' }}\n'
+    "{%- endif %}\n"
+    "{%- for message in messages %}\n"
+    "    {%- if message.role == 'tool' %}\n"
+    "        {{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response>' }}\n"
+    "    {%- else %}\n"
+    "        {{- '<|im_start|>' + message.role + '\n' + message.content }}\n"
+    "        {%- for call in message.tool_calls or [] %}\n"
+    '            {{- \'\n<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}\n'
+    "            {{- call.function.arguments | tojson + '}\n</tool_call>' }}\n"
+    "        {%- endfor %}\n"
+    "    {%- endif %}\n"
+    "    {{- '<|im_end|>\n' }}\n"
+    "{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}\n"
+)
 TEMPLATES = {
+    "hermes": HERMES,
     "chatml": CHATML,
     "llama 3": LLAMA_3,
     "gemma": GEMMA,

@@ -19,12 +19,12 @@ from documents import ROOT, Reader, blocks_of, lay_out, lines_of
 from foreign_files import keys_of, tensors_of, write
 from models import some_ids, tiny_model
 from real_models import smollm2
+from servers import running
 from squat.checkpoints import load_model, load_tokenizer, save_model
 from squat.data import train_tokenizer
 from squat.deploy.export import export
 from squat.engine import Engine
 from squat.quantization import quantize, quantizers
-from test_serving import running
 
 README = ROOT / "README.md"
 FIRST_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

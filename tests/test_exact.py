@@ -122,8 +122,11 @@ def test_the_engine_computes_the_same_bits(name, config, tokenizer, tmp_path):
     parity = compare(model, tokenizer, str(file), ids.tolist())
     assert parity.holds
     assert (parity.differing, parity.largest) == (0, 0.0)
+    engine = Engine(file)
     with torch.no_grad():
-        assert np.array_equal(Engine(file).logits(ids[0].tolist()), model(ids[:1]).logits[0])
+        expected = model(ids[:1], output_hidden_states=True)
+    assert np.array_equal(engine.logits(ids[0]), expected.logits[0])
+    assert np.array_equal(engine.hidden_states(ids[0]), expected.hidden_states[-1][0])
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in TINY])

@@ -10,52 +10,30 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from chat_models import chat_file, system, user
+from servers import client_of, metric, metrics, running, until
 from squat.engine import Engine
+from squat.errors import EngineError, FormError
+from squat.forms import Holder
 from squat.serving.app import Limits
 from squat.serving.line import FullError, GoneError, Line
 from squat.serving.server import listen, service_of
 
 LONG: Any = {"prompt": "a", "max_tokens": 59_000, "temperature": 0}
 OPTIONS: Any = {"temperature": 1.1, "top_p": 0.9, "seed": 7}
-
-
-@contextmanager
-def running(file: Path, api_key: str | None = None, **limits: Any) -> Iterator[str]:
-    """A server in a thread; its address."""
-    service = service_of(str(file), api_key, Limits(**limits))
-    config = uvicorn.Config(service.app(), log_level="warning", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    with listen("127.0.0.1", 0) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # who does not read is felt
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def client_of(url: str, api_key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -85,25 +63,6 @@ def http(file: Path) -> TestClient:
     """Requests without a network."""
     limits = Limits(body=20_000, tokens=40)
     return TestClient(service_of(str(file), None, limits).app(), raise_server_exceptions=False)
-
-
-def metrics(url: str) -> str:
-    with urllib.request.urlopen(f"{url}/metrics") as answer:
-        return str(answer.read().decode())
-
-
-def metric(url: str, name: str) -> float:
-    lines = metrics(url).splitlines()
-    (value,) = [line.split()[-1] for line in lines if line.startswith(f"{name} ")]
-    return float(value)
-
-
-def until(condition: Any) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came to that")
 
 
 def test_its_texts_are_the_engines(url: str, engine: Engine) -> None:
@@ -315,7 +274,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "logprobs: 3: ": ({"logprobs": 3}, "logprobs"),
     "top_logprobs: 21: ": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     "top_logprobs needs logprobs; set it to true": ({"top_logprobs": 2}, ""),
-    "tools: [{}] is not supported": ({"tools": [{}]}, "tools"),
+    "tools.0.type: Field required": ({"tools": [{}]}, "tools.0.type"),
     "response_format.type: 'xml': ": (
         {"response_format": {"type": "xml"}},
         "response_format.type",
@@ -338,11 +297,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "temprature: is unknown here; leave it out": ({"temprature": 1}, "temprature"),
     "messages: ": ({"messages": []}, "messages"),
     "messages: 'a': ": ({"messages": "a"}, "messages"),
-    "messages.0.role: 'tool': ": (
-        {"messages": [{"role": "tool", "content": "a"}]},
+    "messages.0.role: 'friend': ": (
+        {"messages": [{"role": "friend", "content": "a"}]},
         "messages.0.role",
     ),
-    "messages.0.content: Field required": ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    "messages.0: {'role': 'user'}: content: is missing": (
+        {"messages": [{"role": "user"}]},
+        "messages.0",
+    ),
     "messages.0.content.0.type: 'image_url': ": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         "messages.0.content.0.type",
@@ -412,6 +374,70 @@ def test_a_prompt_beyond_the_context(url: str) -> None:
         assert "tokens, and the model's context is 512; shorten it" in raised.value.message
     with pytest.raises(openai.NotFoundError, match="this server has 'tiny'"):
         client.completions.create(model="gpt-4", prompt="a")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": 5, "maximum": 3},
+        {"enum": []},
+        {"type": "object", "required": ["a"], "properties": {"a": False}},
+        {"type": "string", "pattern": "^a$", "minLength": 4},
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_nothing_satisfies(url: str, schema: Any, stream: bool) -> None:
+    client = client_of(url)
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="form: Unsatisfiable schema") as raised:
+        client.chat.completions.create(
+            model="tiny", messages=[user("a")], response_format=wanted, stream=stream
+        )
+    assert raised.value.param == "response_format"
+    assert client.completions.create(model="tiny", prompt="a").usage is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (FormError, 400, "invalid_request_error"),
+        (EngineError, 500, "server_error"),
+    ],
+)
+def test_an_answer_that_breaks_off_says_why(
+    url: str, monkeypatch: pytest.MonkeyPatch, error: type[EngineError], status: int, kind: str
+) -> None:
+    taken = 0
+
+    def accept(self: Holder, token: int) -> None:
+        nonlocal taken
+        taken += 1
+        if taken % 3 == 0:
+            raise error("form: something broke")
+
+    monkeypatch.setattr(Holder, "accept", accept)
+    client = client_of(url)
+    asked: Any = {"messages": [user("a")], "response_format": {"type": "json_object"}}
+    with pytest.raises(openai.APIStatusError, match="form: something broke") as raised:
+        client.chat.completions.create(model="tiny", **asked)
+    assert (raised.value.status_code, raised.value.type) == (status, kind)
+    with pytest.raises(openai.APIError, match="form: something broke"):
+        list(client.chat.completions.create(model="tiny", stream=True, **asked))
+    assert client.completions.create(model="tiny", prompt="a").usage is not None
+
+
+def test_huge_numbers(url: str, engine: Engine, http: TestClient) -> None:
+    client = client_of(url)
+    answer = client.completions.create(model="tiny", prompt="a", max_tokens=10**30, temperature=0)
+    assert answer.choices[0].text == engine.generate("a", None)  # what the context has room for
+    for body, message in (
+        ('{"prompt": "a", "temperature": 1e999}', "temperature: inf"),
+        ('{"prompt": "a", "top_p": NaN}', "top_p: nan"),
+        ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "the body is no JSON"),
+    ):
+        refused = http.post("/v1/completions", content=body)
+        assert refused.status_code == 400
+        assert message in refused.json()["error"]["message"]
 
 
 def test_routes_that_are_none(http: TestClient) -> None:

@@ -9,6 +9,7 @@
 #endif
 
 #include "base/error.h"
+#include "base/hash.h"
 
 namespace squat {
 
@@ -132,8 +133,9 @@ Engine::Engine(const uint8_t* data, size_t size, const std::string& name, uint32
 Engine::Engine(std::unique_ptr<MappedFile> mapping, const uint8_t* data, size_t size,
                const std::string& name, uint32_t threads, uint32_t context)
     : mapping_(std::move(mapping)),
+      bytes_(mapping_ != nullptr ? mapping_->data() : data),
       file_bytes_(mapping_ != nullptr ? mapping_->size() : size),
-      file_(mapping_ != nullptr ? mapping_->data() : data, file_bytes_, name),
+      file_(bytes_, file_bytes_, name),
       choice_(choose()),
       threads_(thread_count(threads)),
       model_(load_model(file_, mapping_.get(), choice_, threads_)),
@@ -147,6 +149,14 @@ const Tokenizer& Engine::tokenizer() {
     tokenizer_ = std::make_unique<Tokenizer>(file_, static_cast<uint32_t>(model_.n_vocab));
   }
   return *tokenizer_;
+}
+
+uint64_t Engine::identity() {
+  if (!identity_) {
+    identity_ = hash64(bytes_, file_bytes_);
+    if (mapping_ != nullptr) mapping_->release(bytes_, file_bytes_);
+  }
+  return *identity_;
 }
 
 }  // namespace squat

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,9 @@ class Engine {
   // Made at the first call, so that whoever brings tokens does not pay for it. Throws Error.
   const Tokenizer& tokenizer();
 
+  // Tells the model's file from others; made from all of it at the first call.
+  uint64_t identity();
+
   const std::string& kernels() const { return kernels_; }
   const char* isa() const { return choice_.isa->name; }
   int threads() const { return threads_.size(); }
@@ -44,6 +48,7 @@ class Engine {
          const std::string& name, uint32_t threads, uint32_t context);
 
   std::unique_ptr<MappedFile> mapping_;  // null: the file lies in the caller's memory
+  const uint8_t* bytes_;
   size_t file_bytes_;
   Gguf file_;
   kernels::Choice choice_;
@@ -51,6 +56,7 @@ class Engine {
   Model model_;
   Session session_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  std::optional<uint64_t> identity_;
   std::string kernels_;
   int32_t bos_token_ = -1;
   std::vector<int32_t> eos_tokens_;

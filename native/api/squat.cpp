@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/whole_file.h"
 #include "engine.h"
 #include "graph/sampler.h"
 
@@ -59,6 +60,22 @@ void require_capacity(const char* name, size_t capacity, size_t needed) {
                                           std::to_string(capacity) + ", needs " +
                                           std::to_string(needed));
   }
+}
+
+// How many of n tokens are asked for.
+size_t wanted_tokens(squat_logits which, size_t n) {
+  require(which == SQUAT_LOGITS_NONE || which == SQUAT_LOGITS_LAST || which == SQUAT_LOGITS_ALL,
+          "which: is no value of squat_logits");
+  return which == SQUAT_LOGITS_ALL ? n : which == SQUAT_LOGITS_LAST ? 1 : 0;
+}
+
+// That the caller's buffer has room for rows of a size.
+void require_rows(const char* name, const float* buffer, size_t capacity, size_t rows, int size) {
+  const size_t row = static_cast<size_t>(size);
+  require(rows <= SIZE_MAX / row, "tokens: there are too many");
+  if (rows == 0) return;
+  require(buffer != nullptr, "results: the buffer is NULL");
+  require_capacity(name, capacity, rows * row);
 }
 
 }  // namespace
@@ -119,14 +136,20 @@ squat_status squat_eval(squat_engine* engine, const int32_t* tokens, size_t n, s
   return guard([&] {
     require(engine != nullptr, "engine: is NULL");
     require(tokens != nullptr && n > 0, "tokens: there are none");
-    require(which == SQUAT_LOGITS_NONE || which == SQUAT_LOGITS_LAST || which == SQUAT_LOGITS_ALL,
-            "which: is no value of squat_logits");
-    const size_t wanted = which == SQUAT_LOGITS_ALL ? n : which == SQUAT_LOGITS_LAST ? 1 : 0;
-    const size_t n_vocab = static_cast<size_t>(engine->engine.model().n_vocab);
-    require(n <= SIZE_MAX / n_vocab, "tokens: there are too many");
-    require(wanted == 0 || logits != nullptr, "logits: is NULL");
-    if (wanted > 0) require_capacity("logits", capacity, wanted * n_vocab);
+    const size_t wanted = wanted_tokens(which, n);
+    require_rows("logits", logits, capacity, wanted, engine->engine.model().n_vocab);
     engine->engine.session().eval(tokens, n, wanted, logits);
+  });
+}
+
+squat_status squat_eval_hidden(squat_engine* engine, const int32_t* tokens, size_t n,
+                               squat_logits which, float* hidden, size_t capacity) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(tokens != nullptr && n > 0, "tokens: there are none");
+    const size_t wanted = wanted_tokens(which, n);
+    require_rows("hidden", hidden, capacity, wanted, engine->engine.model().n_embd);
+    engine->engine.session().eval_hidden(tokens, n, wanted, hidden);
   });
 }
 
@@ -146,6 +169,19 @@ size_t squat_length(const squat_engine* engine) {
   return engine == nullptr ? 0 : static_cast<size_t>(engine->engine.session().length());
 }
 
+squat_status squat_get_tokens(const squat_engine* engine, int32_t* tokens, size_t capacity,
+                              size_t* n) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(n != nullptr, "n: is NULL");
+    const squat::Session& session = engine->engine.session();
+    *n = static_cast<size_t>(session.length());
+    require_capacity("tokens", capacity, *n);
+    require(tokens != nullptr || *n == 0, "tokens: is NULL");
+    std::copy(session.tokens(), session.tokens() + *n, tokens);
+  });
+}
+
 squat_status squat_rewind(squat_engine* engine, size_t length) {
   return guard([&] {
     require(engine != nullptr, "engine: is NULL");
@@ -158,7 +194,54 @@ squat_status squat_score(squat_engine* engine, const int32_t* tokens, size_t n, 
     require(engine != nullptr, "engine: is NULL");
     require(tokens != nullptr && n > 0, "tokens: there are none");
     require(sum != nullptr, "sum: is NULL");
-    *sum = engine->engine.session().score(tokens, n);
+    *sum = engine->engine.session().score(tokens, n, nullptr);
+  });
+}
+
+squat_status squat_score_tokens(squat_engine* engine, const int32_t* tokens, size_t n, double* each,
+                                size_t capacity) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(tokens != nullptr && n > 0, "tokens: there are none");
+    require(each != nullptr || n == 1, "each: is NULL");
+    require_capacity("each", capacity, n - 1);
+    engine->engine.session().score(tokens, n, each);
+  });
+}
+
+squat_status squat_get_widths(const squat_engine* engine, size_t begin, uint8_t* bits,
+                              size_t capacity, size_t* n_layer) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(n_layer != nullptr, "n_layer: is NULL");
+    const squat::Session& session = engine->engine.session();
+    const size_t length = static_cast<size_t>(session.length());
+    require(begin <= length, "begin: is more than the tokens in the session");
+    *n_layer = session.widths().size();
+    require_capacity("bits", capacity, *n_layer * (length - begin));
+    require(bits != nullptr || *n_layer * (length - begin) == 0, "bits: is NULL");
+    for (const uint8_t* widths : session.widths()) {
+      bits = std::copy(widths + begin, widths + length, bits);
+    }
+  });
+}
+
+squat_status squat_save_session(squat_engine* engine, const char* path) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(path != nullptr, "path: is NULL");
+    squat::Engine& e = engine->engine;
+    squat::write_file(path, e.session().save(e.identity()));
+  });
+}
+
+squat_status squat_load_session(squat_engine* engine, const char* path) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(path != nullptr, "path: is NULL");
+    squat::Engine& e = engine->engine;
+    const std::vector<uint8_t> bytes = squat::read_file(path, e.session().most_saved_bytes());
+    e.session().restore(bytes, e.identity(), path);
   });
 }
 

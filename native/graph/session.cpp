@@ -72,6 +72,7 @@ size_t Session::lay_out(Arena arena) {
   const size_t head_dim = static_cast<size_t>(m.head_dim);
   const int widest = std::max({m.n_embd, m.n_ff, m.n_embd_q()});
 
+  tokens_ = arena.take<int32_t>(static_cast<size_t>(context_));
   residual_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
   codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(widest));
   steps_ = arena.take<float>(chunk);
@@ -135,7 +136,7 @@ size_t Session::lay_out(Arena arena) {
   const Site &k = m.sites.k, &v = m.sites.v;
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / m.n_head_kv;
-    room = capacity(m, layer, context_);
+    room = capacity(layer);
     pools_[i].key_multipliers = pools_[i].value_multipliers = nullptr;
     if (!m.graph.attends(layer)) continue;
     const bool narrow_keys =
@@ -149,7 +150,7 @@ size_t Session::lay_out(Arena arena) {
     if (v.multiplied()) pools_[i].value_multipliers = arena.take<int8_t>(positions);
   }
   for (int l = 0; l < m.n_layer; l++) {
-    const int rows = m.graph.attends(l) ? 0 : m.graph.reach(l) - 1 + capacity(m, l, context_);
+    const int rows = m.graph.attends(l) ? 0 : m.graph.reach(l) - 1 + capacity(l);
     mixed_[static_cast<size_t>(l)] =
         arena.take<float>(static_cast<size_t>(rows) * static_cast<size_t>(m.n_embd));
   }
@@ -181,7 +182,8 @@ void Session::check_tokens(const int32_t* tokens, size_t n, int length) const {
   }
 }
 
-void Session::eval(const int32_t* tokens, size_t n, size_t wanted, float* logits) {
+template <class Body>
+void Session::eval_chunks(const int32_t* tokens, size_t n, size_t wanted, Body&& body) {
   check_tokens(tokens, n, length_);
   const size_t first_wanted = n - wanted;
   for (size_t begin = 0; begin < n;) {
@@ -189,13 +191,28 @@ void Session::eval(const int32_t* tokens, size_t n, size_t wanted, float* logits
     const int count = static_cast<int>(end - begin);
     const int first = static_cast<int>(std::clamp(first_wanted, begin, end) - begin);
     forward(tokens + begin, count, first);
-    head(first, count - first, logits);
-    logits += static_cast<size_t>(count - first) * static_cast<size_t>(model_.n_vocab);
+    body(first, count - first);
     begin = end;
   }
 }
 
-double Session::score(const int32_t* tokens, size_t n) {
+void Session::eval(const int32_t* tokens, size_t n, size_t wanted, float* logits) {
+  eval_chunks(tokens, n, wanted, [&](int first, int count) {
+    head(first, count, logits);
+    logits += static_cast<size_t>(count) * static_cast<size_t>(model_.n_vocab);
+  });
+}
+
+void Session::eval_hidden(const int32_t* tokens, size_t n, size_t wanted, float* hidden) {
+  const size_t n_embd = static_cast<size_t>(model_.n_embd);
+  eval_chunks(tokens, n, wanted, [&](int first, int count) {
+    for (int i = first; i < first + count; i++, hidden += n_embd) {
+      normalize(model_.out_norm, residual_ + static_cast<size_t>(i) * n_embd, hidden);
+    }
+  });
+}
+
+double Session::score(const int32_t* tokens, size_t n, double* each) {
   check_tokens(tokens, n, 0);
   rewind(0);
   double sum = 0;
@@ -216,6 +233,7 @@ double Session::score(const int32_t* tokens, size_t n) {
         }
       });
       for (int i = 0; i < rows; i++) sum += score_terms_[i];
+      if (each != nullptr) each = std::copy(score_terms_, score_terms_ + rows, each);
     }
     begin = end;
   }
@@ -265,9 +283,20 @@ Session::WideCounts Session::count_wide(int layer, int begin, int end) const {
   return {count(model_.sites.k, layer - 1), count(model_.sites.v, layer)};
 }
 
+int Session::capacity(int layer, int context) const {
+  return squat::capacity(model_, layer, context);
+}
+
+bool Session::may_begin_at(int layer, int first, int length) const {
+  if (first == 0) return length <= capacity(layer);
+  const int reach = model_.graph.reach(layer);
+  return reach > 0 && first > 0 && first % kFirst == 0 && first <= length - (reach - 1) &&
+         length - first <= capacity(layer);
+}
+
 void Session::make_room(int layer, int count) {
   int& first = first_[static_cast<size_t>(layer)];
-  if (length_ + count - first <= capacity(model_, layer, context_)) return;
+  if (length_ + count - first <= capacity(layer)) return;
   const int reach = model_.graph.reach(layer);
   const int dropped = (length_ - kept(reach)) / kFirst * kFirst - first;
   const size_t left = static_cast<size_t>(length_ - first - dropped);
@@ -490,6 +519,7 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     }
     chunk.previous = chunk.current;
   }
+  std::copy(tokens, tokens + count, tokens_ + length_);
   length_ += count;
   token_count_ += static_cast<uint64_t>(count);
 }

@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "base/memory.h"
@@ -43,13 +44,28 @@ class Session {
   int length() const { return length_; }
   int context() const { return context_; }
 
+  const int32_t* tokens() const { return tokens_; }
+
   // Appends tokens; `logits` receives n_vocab floats for each of the last `wanted` tokens. Throws
   // Error, before anything has changed, if an id is out of range or the tokens do not fit.
   void eval(const int32_t* tokens, size_t n, size_t wanted, float* logits);
 
+  // Like eval(); `hidden` receives n_embd floats, what the last norm makes of a token.
+  void eval_hidden(const int32_t* tokens, size_t n, size_t wanted, float* hidden);
+
   // Empties the session, appends tokens, and returns the sum of the log-probabilities of tokens
-  // 1 .. n-1. Throws like eval().
-  double score(const int32_t* tokens, size_t n);
+  // 1 .. n-1; `each`, if not null, receives all n-1 of them. Throws like eval().
+  double score(const int32_t* tokens, size_t n, double* each);
+
+  // The session's tokens and what it holds of them, as bytes that belong to a model's file of this
+  // identity (session_state.cpp); whatever the instruction set is, they are the same.
+  std::vector<uint8_t> save(uint64_t identity) const;
+  // Becomes the session that was saved. Throws Error, before anything has changed, if the bytes are
+  // none that save() made for this model, or if the context has no room for it; `name` stands in
+  // messages.
+  void restore(const std::vector<uint8_t>& bytes, uint64_t identity, const std::string& name);
+  // The most bytes that save() makes of a session of this model, whatever its context.
+  size_t most_saved_bytes() const;
 
   // Forgets all but the first `length` tokens. Throws Error, before anything has changed, if there
   // are fewer, or if a layer no longer holds what the next token would see. The last kTakenBack
@@ -60,6 +76,8 @@ class Session {
   // Since the session was made: how many tokens each layer has made wide, and how many there were.
   const std::vector<uint64_t>& wide_counts() const { return wide_counts_; }
   uint64_t token_count() const { return token_count_; }
+  // By layer, the widths that it gave the session's tokens, 8 or 4; empty if no site is 4:8.
+  const std::vector<uint8_t*>& widths() const { return widths_; }
   // What keys, values and widths of a full context take.
   size_t cache_bytes() const { return cache_bytes_; }
 
@@ -152,6 +170,12 @@ class Session {
   void check_tokens(const int32_t* tokens, size_t n, int length) const;
 
   void forward(const int32_t* tokens, int count, int wanted);
+  // Tokens that a layer has room for; in a session of another context.
+  int capacity(int layer) const { return capacity(layer, context_); }
+  int capacity(int layer, int context) const;
+  // Whether a layer may hold the tokens from `first` on, of `length`: its oldest one stands where
+  // make_room() puts it, and they are what the next token sees.
+  bool may_begin_at(int layer, int first, int length) const;
   // Drops a layer's oldest tokens if `count` more would not fit.
   void make_room(int layer, int count);
   // How many of a layer's tokens from position `begin` to `end` are wide at k and at v.
@@ -186,6 +210,17 @@ class Session {
   void decide_widths(const Chunk& chunk, int layer);
   void weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void head(int first, int count, float* logits);
+  // Evaluates tokens chunk by chunk; after each, body(first, count) gets those of its rows that are
+  // among the last `wanted` tokens.
+  template <class Body>
+  void eval_chunks(const int32_t* tokens, size_t n, size_t wanted, Body&& body);
+
+  // A saved session (session_state.cpp).
+  struct Saved;
+  Saved check_saved(const std::vector<uint8_t>& bytes, uint64_t identity,
+                    const std::string& name) const;
+  // Bytes of a saved layer; of an attention's, with that many keys and values that are wide.
+  size_t saved_layer_bytes(int layer, int held, int wide_keys, int wide_values) const;
 
   // What a thread may ask for ahead: a part of a second-level cache.
   static constexpr size_t kReadAhead = 384 << 10;
@@ -278,6 +313,7 @@ class Session {
   Memory memory_;
   size_t cache_bytes_ = 0;
   int length_ = 0;
+  int32_t* tokens_;  // [context]
   std::vector<uint64_t> wide_counts_;
   uint64_t token_count_ = 0;
   Profile profile_;

@@ -108,12 +108,22 @@ typedef enum squat_logits {
 SQUAT_API squat_status squat_eval(squat_engine* engine, const int32_t* tokens, size_t n,
                                   squat_logits which, float* logits, size_t capacity);
 
+/* Like squat_eval, but for what the last norm makes of a token, the input of the head before it is
+ * quantized: `which` counts rows of n_embd floats. Since 0.2.0. */
+SQUAT_API squat_status squat_eval_hidden(squat_engine* engine, const int32_t* tokens, size_t n,
+                                         squat_logits which, float* hidden, size_t capacity);
+
 /* A short name for n logits: FNV-1a, 64 bits, of their bytes as little-endian IEEE 754 numbers. The
  * same model file and the same tokens give the same hash on every CPU. Since 0.2.0. */
 SQUAT_API uint64_t squat_hash_logits(const float* logits, size_t n);
 
 /* The number of tokens in the session. */
 SQUAT_API size_t squat_length(const squat_engine* engine);
+
+/* The tokens in the session, of which *n receives the number; when it exceeds `capacity` nothing is
+ * written and the status is SQUAT_ERROR_ARGUMENT. Since 0.2.0. */
+SQUAT_API squat_status squat_get_tokens(const squat_engine* engine, int32_t* tokens,
+                                        size_t capacity, size_t* n);
 
 /* Forgets all tokens but the first `length`; 0 empties the session. The last 128 tokens can always
  * be taken back. A layer that looks at a few tokens only, by a window or a convolution, may no
@@ -126,11 +136,33 @@ SQUAT_API squat_status squat_rewind(squat_engine* engine, size_t length);
 SQUAT_API squat_status squat_score(squat_engine* engine, const int32_t* tokens, size_t n,
                                    double* sum);
 
+/* Like squat_score; `each` receives the n - 1 terms of the sum. Since 0.2.0. */
+SQUAT_API squat_status squat_score_tokens(squat_engine* engine, const int32_t* tokens, size_t n,
+                                          double* each, size_t capacity);
+
+/* The widths that the layers gave the session's tokens from `begin` on: rows of squat_length -
+ * `begin` bytes, 8 or 4, as many as *n_layer then says: one for each layer, or none if the model
+ * has no token-adaptive sites. `capacity` is in bytes. Since 0.2.0. */
+SQUAT_API squat_status squat_get_widths(const squat_engine* engine, size_t begin, uint8_t* bits,
+                                        size_t capacity, size_t* n_layer);
+
 /* How many tokens each layer has made wide (8 bits) since the engine was loaded: wide[n_layer]
  * receives the counts and `tokens` the number of all tokens evaluated. Models without
  * token-adaptive sites count no token as wide. */
 SQUAT_API squat_status squat_wide_counts(const squat_engine* engine, uint64_t* wide, size_t n_layer,
                                          uint64_t* tokens);
+
+/* ---- Saved sessions -------------------------------------------------------------------------- */
+
+/* Writes the session's tokens and what the engine holds of them to a file, which an engine of the
+ * same model file can load, on any CPU: what it evaluates then is the same, bit for bit. The file
+ * is written under another name beside it, and then renamed. Since 0.2.0. */
+SQUAT_API squat_status squat_save_session(squat_engine* engine, const char* path);
+
+/* Replaces the session by one that squat_save_session wrote. The file may come from anybody: one
+ * that is damaged, of another version or of another model file is SQUAT_ERROR_FORMAT, one of more
+ * tokens than the context SQUAT_ERROR_CONTEXT. Since 0.2.0. */
+SQUAT_API squat_status squat_load_session(squat_engine* engine, const char* path);
 
 /* ---- Profile --------------------------------------------------------------------------------- */
 

@@ -428,6 +428,20 @@ void KeyPool::append(const int8_t* codes, int tokens) {
   for (int i = 0; i < tokens; ++i, codes += matrix.inner) pack_row(matrix, matrix.rows++, codes);
 }
 
+void KeyPool::read(int token, int8_t* codes) const {
+  const Kernel& layout = *matrix.layout;
+  const uint8_t* row = row_at(matrix, token);
+  const bool wide = layout.weights == WeightForm::w8;
+  for (int column = 0; column < matrix.inner; ++column) {
+    const int group = column / layout.k;
+    const uint8_t byte =
+        row[group / groups_per_byte(layout) * group_bytes(layout) + column % layout.k];
+    codes[column] = static_cast<int8_t>(
+        wide ? byte - layout.zero
+             : nibble_code(in_low_nibble(matrix, column) ? byte : byte >> 4, layout.zero));
+  }
+}
+
 void KeyPool::drop(int tokens) {
   const Kernel& layout = *matrix.layout;
   const size_t stride = group_bytes(layout), end = stored_groups(layout, matrix.inner) * stride;
@@ -496,6 +510,10 @@ void ValuePool::prefetch(int begin, int end, int of) const {
   for (int i = 0; i < panels; ++i) {
     prefetch_lines(matrix.data + i * matrix.panel_stride, panel_bytes(), begin, end, of);
   }
+}
+
+void ValuePool::read(int token, int8_t* codes) const {
+  for_each_code(matrix, token, [=](int8_t code, int row) { codes[row] = code; });
 }
 
 void ValuePool::truncate(int count) {

@@ -164,6 +164,7 @@ struct KeyPool {
   void prefetch(int begin, int end, int of) const;
   // `tokens` times head_dim codes, one after the other; the caller knows the capacity.
   void append(const int8_t* codes, int tokens = 1);
+  void read(int token, int8_t* codes) const;         // what was appended: head_dim codes
   void truncate(int count) { matrix.rows = count; }  // keeps the first `count` tokens
   void drop(int tokens);                             // forgets the first `tokens`
 };
@@ -186,6 +187,7 @@ struct ValuePool {
   void prefetch(int begin, int end, int of) const;
   int32_t* sums() const;
   void append(const int8_t* codes, int tokens = 1);
+  void read(int token, int8_t* codes) const;  // like a KeyPool's
   void truncate(int count);
   void drop(int tokens, int8_t* buffer);  // with room for head_dim codes
 

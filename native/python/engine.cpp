@@ -8,9 +8,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bind.h"
@@ -22,7 +24,16 @@ namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using LogitsRow = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+template <class T>
+using Rows = nb::ndarray<nb::numpy, T, nb::ndim<2>>;
+
+// The array owns its memory.
+template <class T>
+Rows<T> rows(std::unique_ptr<T[]> memory, size_t count, size_t size) {
+  T* data = memory.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return Rows<T>(data, {count, size}, owner);
+}
 
 // Carries a message to the translator below.
 class EngineFailure : public std::runtime_error {
@@ -74,17 +85,13 @@ class Engine {
   }
 
   // Logits of the last token, or of all, as [rows, n_vocab].
-  Logits eval(const Tokens& tokens, bool all) {
-    const size_t rows = all ? tokens.shape(0) : 1;
-    const size_t size = rows * info_.n_vocab;
-    std::unique_ptr<float[]> logits(new float[size]);
-    run([&] {
-      return squat_eval(engine_.get(), tokens.data(), tokens.shape(0),
-                        all ? SQUAT_LOGITS_ALL : SQUAT_LOGITS_LAST, logits.get(), size);
-    });
-    float* data = logits.release();
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    return Logits(data, {rows, size_t{info_.n_vocab}}, owner);
+  Rows<float> eval(const Tokens& tokens, bool all) {
+    return evaluate(squat_eval, tokens, all, info_.n_vocab);
+  }
+
+  // Final hidden states of all tokens, as [tokens, n_embd].
+  Rows<float> eval_hidden(const Tokens& tokens) {
+    return evaluate(squat_eval_hidden, tokens, true, info_.n_embd);
   }
 
   void append(const Tokens& tokens) {
@@ -98,6 +105,42 @@ class Engine {
     double sum = 0;
     run([&] { return squat_score(engine_.get(), tokens.data(), tokens.shape(0), &sum); });
     return sum;
+  }
+
+  std::vector<double> score_tokens(const Tokens& tokens) {
+    std::vector<double> each(std::max<size_t>(tokens.shape(0), 1) - 1);
+    run([&] {
+      return squat_score_tokens(engine_.get(), tokens.data(), tokens.shape(0), each.data(),
+                                each.size());
+    });
+    return each;
+  }
+
+  // The session's tokens.
+  std::vector<int32_t> tokens() {
+    std::vector<int32_t> tokens(length());
+    size_t n = 0;
+    run([&] { return squat_get_tokens(engine_.get(), tokens.data(), tokens.size(), &n); });
+    return tokens;
+  }
+
+  // Their widths from `begin` on, as [layers, tokens]; no layers without token-adaptive sites.
+  Rows<uint8_t> widths(size_t begin) {
+    const size_t count = length() - std::min(begin, length());
+    std::unique_ptr<uint8_t[]> bits(new uint8_t[info_.n_layer * count + 1]);
+    size_t layers = 0;
+    run([&] {
+      return squat_get_widths(engine_.get(), begin, bits.get(), info_.n_layer * count, &layers);
+    });
+    return rows(std::move(bits), layers, count);
+  }
+
+  void save_session(const std::string& path) {
+    run([&] { return squat_save_session(engine_.get(), path.c_str()); });
+  }
+
+  void load_session(const std::string& path) {
+    run([&] { return squat_load_session(engine_.get(), path.c_str()); });
   }
 
   size_t length() const { return squat_length(engine_.get()); }
@@ -178,6 +221,18 @@ class Engine {
     void operator()(squat_engine* engine) const { squat_free(engine); }
   };
 
+  // What `function` gives of the last token, or of all, `size` floats each.
+  template <class Function>
+  Rows<float> evaluate(Function function, const Tokens& tokens, bool all, size_t size) {
+    const size_t count = all ? tokens.shape(0) : 1;
+    std::unique_ptr<float[]> results(new float[count * size]);
+    run([&] {
+      return function(engine_.get(), tokens.data(), tokens.shape(0),
+                      all ? SQUAT_LOGITS_ALL : SQUAT_LOGITS_LAST, results.get(), count * size);
+    });
+    return rows(std::move(results), count, size);
+  }
+
   template <class Body>
   void run(Body&& body) {
     nb::gil_scoped_release release;
@@ -246,9 +301,15 @@ void bind_engine(nb::module_& module) {
       .def("info", &Engine::info)
       .def("string", &Engine::string, nb::arg("key"))
       .def("eval", &Engine::eval, nb::arg("tokens"), nb::arg("all") = false)
+      .def("eval_hidden", &Engine::eval_hidden, nb::arg("tokens"))
       .def("append", &Engine::append, nb::arg("tokens"))
       .def("score", &Engine::score, nb::arg("tokens"))
+      .def("score_tokens", &Engine::score_tokens, nb::arg("tokens"))
       .def("length", &Engine::length)
+      .def("tokens", &Engine::tokens)
+      .def("widths", &Engine::widths, nb::arg("begin"))
+      .def("save_session", &Engine::save_session, nb::arg("path"))
+      .def("load_session", &Engine::load_session, nb::arg("path"))
       .def("rewind", &Engine::rewind, nb::arg("length"))
       .def("wide_counts", &Engine::wide_counts)
       .def("set_profiling", &Engine::set_profiling, nb::arg("on"))

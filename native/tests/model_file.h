@@ -435,4 +435,76 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   return file;
 }
 
+// Each as a file of version 1, with everything that version 2 has, so with sizes that are no
+// multiples of 32, and so with steps by peaks, and so with another graph.
+inline std::vector<ModelOptions> variants() {
+  std::vector<ModelOptions> all;
+  for (const bool gpt2 : {false, true}) {
+    for (const char* activations : {"4:8", "4", "8"}) {
+      ModelOptions o;
+      o.gpt2 = gpt2;
+      o.activations = activations;
+      o.version = 1;
+      all.push_back(o);
+      o.version = 2;
+      o.weight_bits = 8;
+      o.embedding_bits = 4;
+      o.tied = false;
+      o.weight_levels = true;  // of embedding and head
+      all.push_back(o);
+      o.weight_bits = 4;
+      o.embedding_bits = 8;
+      all.push_back(o);
+      o.weight_levels = false;
+      o.hidden = 36;
+      o.head_dim = gpt2 ? 9 : 10;
+      o.ffn = 42;
+      all.push_back(o);
+      o.weight_levels = o.peaks = true;
+      all.push_back(o);
+      o.described = true;
+      all.push_back(o);
+      if (gpt2) continue;
+      o.convolutions = true;
+      all.push_back(o);
+    }
+  }
+  return all;
+}
+
+// Layers with a window, in texts of many times its length: long ones, so in one width of tokens,
+// the one that has the other two in it.
+inline std::vector<ModelOptions> windowed() {
+  std::vector<ModelOptions> all;
+  for (ModelOptions options : variants()) {
+    if (!options.described || std::string(options.activations) != "4:8") continue;
+    options.context = 900;
+    all.push_back(options);
+    options.hidden = 64;
+    options.head_dim = 16;
+    options.ffn = 96;
+    all.push_back(options);
+  }
+  return all;
+}
+
+inline std::vector<uint8_t> windowed_file(const ModelOptions& options,
+                                          const std::vector<uint32_t>& windows) {
+  GgufBuilder file = tiny_model(options);
+  file.u32_array("squat.graph.windows", windows);
+  return file.bytes();
+}
+
+inline std::vector<uint8_t> windowed_file(const ModelOptions& options) {
+  return options.hidden == 64 ? windowed_file(options, {64, 1, 200})
+                              : windowed_file(options, {5, 0, 33});
+}
+
+inline std::vector<int32_t> random_tokens(size_t n) {
+  std::mt19937 random(3);
+  std::vector<int32_t> tokens(n);
+  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % kVocabulary);
+  return tokens;
+}
+
 }  // namespace squat::test

@@ -44,17 +44,14 @@ namespace {
 using squat::Engine;
 using squat::test::kVocabulary;
 using squat::test::ModelOptions;
+using squat::test::random_tokens;
 using squat::test::tiny_model;
+using squat::test::variants;
+using squat::test::windowed;
+using squat::test::windowed_file;
 
 using Bytes = std::vector<uint8_t>;
 using Logits = std::vector<float>;
-
-std::vector<int32_t> random_tokens(size_t n) {
-  std::mt19937 random(3);
-  std::vector<int32_t> tokens(n);
-  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % kVocabulary);
-  return tokens;
-}
 
 // All logits of the tokens, evaluated in chunks.
 Logits evaluate(Engine& engine, const std::vector<int32_t>& tokens, size_t chunk) {
@@ -69,43 +66,6 @@ Logits evaluate(Engine& engine, const std::vector<int32_t>& tokens, size_t chunk
 
 bool same(const Logits& a, const Logits& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-// Each as a file of version 1, with everything that version 2 has, so with sizes that are no
-// multiples of 32, and so with steps by peaks, and so with another graph.
-std::vector<ModelOptions> variants() {
-  std::vector<ModelOptions> all;
-  for (const bool gpt2 : {false, true}) {
-    for (const char* activations : {"4:8", "4", "8"}) {
-      ModelOptions o;
-      o.gpt2 = gpt2;
-      o.activations = activations;
-      o.version = 1;
-      all.push_back(o);
-      o.version = 2;
-      o.weight_bits = 8;
-      o.embedding_bits = 4;
-      o.tied = false;
-      o.weight_levels = true;  // of embedding and head
-      all.push_back(o);
-      o.weight_bits = 4;
-      o.embedding_bits = 8;
-      all.push_back(o);
-      o.weight_levels = false;
-      o.hidden = 36;
-      o.head_dim = gpt2 ? 9 : 10;
-      o.ffn = 42;
-      all.push_back(o);
-      o.weight_levels = o.peaks = true;
-      all.push_back(o);
-      o.described = true;
-      all.push_back(o);
-      if (gpt2) continue;
-      o.convolutions = true;
-      all.push_back(o);
-    }
-  }
-  return all;
 }
 
 void test_chunks_threads_and_isas() {
@@ -195,33 +155,6 @@ void test_rewind() {
                         (tokens.size() - kept) * kVocabulary * sizeof(float)) == 0);
     }
   }
-}
-
-// Layers with a window, in texts of many times its length: long ones, so in one width of tokens,
-// the one that has the other two in it.
-std::vector<ModelOptions> windowed() {
-  std::vector<ModelOptions> all;
-  for (ModelOptions options : variants()) {
-    if (!options.described || std::string(options.activations) != "4:8") continue;
-    options.context = 900;
-    all.push_back(options);
-    options.hidden = 64;
-    options.head_dim = 16;
-    options.ffn = 96;
-    all.push_back(options);
-  }
-  return all;
-}
-
-Bytes windowed_file(const ModelOptions& options, const std::vector<uint32_t>& windows) {
-  squat::test::GgufBuilder file = tiny_model(options);
-  file.u32_array("squat.graph.windows", windows);
-  return file.bytes();
-}
-
-Bytes windowed_file(const ModelOptions& options) {
-  return options.hidden == 64 ? windowed_file(options, {64, 1, 200})
-                              : windowed_file(options, {5, 0, 33});
 }
 
 void test_windows() {
@@ -316,10 +249,10 @@ void test_wanted_and_score() {
     for (int k = 0; k < kVocabulary; k++) sum += std::exp(static_cast<double>(row[k]));
     expected += row[tokens[i + 1]] - std::log(sum);
   }
-  const double score = engine.session().score(tokens.data(), tokens.size());
+  const double score = engine.session().score(tokens.data(), tokens.size(), nullptr);
   CHECK(std::fabs(score - expected) < 1e-4);
   CHECK(engine.session().length() == 50);
-  CHECK(engine.session().score(tokens.data(), 1) == 0);
+  CHECK(engine.session().score(tokens.data(), 1, nullptr) == 0);
 }
 
 void test_evaluation_allocates_nothing() {
@@ -331,7 +264,7 @@ void test_evaluation_allocates_nothing() {
     const size_t before = allocations;
     engine.session().eval(tokens.data(), 40, 40, logits.data());
     for (size_t i = 40; i < 70; i++) engine.session().eval(&tokens[i], 1, 1, logits.data());
-    engine.session().score(tokens.data(), 70);
+    engine.session().score(tokens.data(), 70, nullptr);
     CHECK(allocations == before);
   }
 }

@@ -19,13 +19,19 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from squat.errors import ChatError
+from squat.errors import ChatError, ToolsError
+from squat.tool_calls import OPEN
 from squat.unicode import broken_character
 
-Message = Mapping[str, str]
-"""Has a `role` and a `content`."""
+Message = Mapping[str, Any]
+"""Has a `role` and a `content`.
 
-ROLES = ("system", "user", "assistant")
+An assistant's may have `tool_calls`, a list of {"type": "function", "function": {"name", "arguments"}}, whose
+arguments are a mapping; a tool's may say which call it answers, `tool_call_id`, and its `name`.
+"""
+
+ROLES = ("system", "user", "assistant", "tool")
+_MORE_FIELDS = {"assistant": {"tool_calls"}, "tool": {"tool_call_id", "name"}}
 
 
 class ChatTemplate:
@@ -42,6 +48,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], name: str) -> None:
         self._name, self._special_tokens = name, dict(special_tokens)
+        self._calls_tools = OPEN in source
         try:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError as error:
@@ -50,23 +57,69 @@ class ChatTemplate:
                 "chat_template.jinja and export it again"
             ) from None
 
-    def render(self, messages: Sequence[Message], **names: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **names: Any,
+    ) -> str:
         """The prompt for the assistant's next message.
 
         Args:
             messages: the conversation.
+            tools: that the model may call, as OpenAI's API has them.
             **names: what the template sees in place of its own names, such as `strftime_now`.
 
         Raises:
+            ToolsError: the template tells the model nothing of tools or of calls, or lets it call them in
+                a form other than `<tool_call>`.
             ChatError: no messages, a message that is none, a role that is unknown or that the template
                 leaves out, or whatever the template itself objects to.
         """
         check_messages(messages)
+        text = self._text(messages, tools, names)
+        self._check_nothing_is_lost(messages, text)
+        if tools and self._is_made_by(text, messages, None, names):
+            raise ToolsError(
+                f"tools: the chat template of {self._name} does not use them; leave them out"
+            )
+        if tools and not self._calls_tools:
+            raise ToolsError(
+                f"tools: the chat template of {self._name} has them called in a form that is not known here "
+                f"(known is {OPEN}); leave them out"
+            )
+        if any(message.get("tool_calls") for message in messages):
+            silent = [{n: v for n, v in m.items() if n != "tool_calls"} for m in messages]
+            if self._is_made_by(text, silent, tools, names):
+                raise ToolsError(
+                    f"messages: the chat template of {self._name} leaves out tool_calls; put them into the "
+                    "content of a message"
+                )
+        return text
+
+    def _is_made_by(
+        self,
+        text: str,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        names: Mapping[str, Any],
+    ) -> bool:
         try:
-            text = self._template.render(
+            return self._text(messages, tools, names) == text
+        except ChatError:
+            return False
+
+    def _text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        names: Mapping[str, Any],
+    ) -> str:
+        try:
+            return self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=True,
-                tools=None,
+                tools=list(tools) if tools else None,
                 documents=None,
                 **{**self._special_tokens, **names},
             )
@@ -84,13 +137,14 @@ class ChatTemplate:
                 f"{self._name}: chat template: {type(error).__name__}: {_line(error)}; correct the "
                 "checkpoint's chat_template.jinja and export it again"
             ) from None
-        self._check_nothing_is_lost(messages, text)
-        return text
 
     def _check_nothing_is_lost(self, messages: Sequence[Message], text: str) -> None:
         """Templates may shorten what the assistant said (its thoughts), but nobody else's messages."""
         for index, message in enumerate(messages):
-            if message["role"] != "assistant" and message["content"].strip() not in text:
+            content = message["content"].strip()
+            if message["role"] == "assistant" or content in text:
+                continue
+            if json.dumps(content, ensure_ascii=False)[1:-1] not in text:  # it may be quoted
                 raise ChatError(
                     f"messages: element {index}: the chat template of {self._name} leaves out this message "
                     f"of the role {message['role']!r}; put its text into a message of the user"
@@ -107,16 +161,31 @@ def check_messages(messages: Sequence[Message]) -> None:
         raise ChatError("messages: there are none; give at least one, with a role and a content")
     for index, message in enumerate(messages):
         where = f"messages: element {index}"
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ChatError(f"{where}: is {message!r:.60}, expected a role and a content")
         if message["role"] not in ROLES:
             raise ChatError(
                 f"{where}: role {message['role']!r} is unknown; choose {', '.join(ROLES)}"
             )
+        if more := set(message) - {"role", "content"} - _MORE_FIELDS.get(message["role"], set()):
+            raise ChatError(
+                f"{where}: {min(more)}: the role {message['role']!r} has no such field; leave it out"
+            )
+        _check_calls(where, message.get("tool_calls", []))
         if not isinstance(message["content"], str):
             raise ChatError(f"{where}: content is {message['content']!r:.60}, expected a text")
         if problem := broken_character(message["content"]):
             raise ChatError(f"{where}: content: {problem}")
+
+
+def _check_calls(where: str, calls: Any) -> None:
+    for call in calls if isinstance(calls, list) else [calls]:
+        match call:
+            case {"function": {"name": str(), "arguments": Mapping()}}:
+                continue
+        raise ChatError(
+            f"{where}: tool_calls: {call!r:.60} is no call; give a function with name and arguments"
+        )
 
 
 def _line(error: Exception) -> str:

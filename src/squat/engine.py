@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypedDict, overload
+from typing import Any, Literal, TypedDict, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,10 +24,14 @@ from typing_extensions import Unpack
 
 from squat import _native
 from squat.chat_template import ChatTemplate, Message
-from squat.errors import ChatError, EngineError
-from squat.forms import Form, Holder, tokenizer_of
+from squat.errors import ChatError, EngineError, ToolsError
+from squat.forms import Form, Holder, Tool, tokenizer_of
 from squat.text_stream import StopStrings, TextStream
+from squat.tool_calls import OPEN
 from squat.unicode import broken_character
+
+_Text = TypeVar("_Text")
+_Result = TypeVar("_Result")
 
 _PREFILL = 512
 """Prompt tokens between two looks at Ctrl-C; the logits do not depend on it."""
@@ -87,7 +91,6 @@ class Engine:
         bos = info.pop("bos_token")
         self._info = EngineInfo(**info, kernels=dict(kernels), bos_token=None if bos < 0 else bos)
         self._turn = 0  # counts the calls that use the session
-        self._fed: list[int] = []  # the first tokens of the session, as far as they are known
 
     @property
     def info(self) -> EngineInfo:
@@ -199,7 +202,51 @@ class Engine:
         """
         self._turn += 1
         self._native.rewind(length)
-        del self._fed[length:]
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the session."""
+        return self._native.tokens()
+
+    def widths(self, begin: int = 0) -> NDArray[np.uint8] | None:
+        """The bits, 8 or 4, that each layer gave the session's tokens: uint8 [layers, tokens].
+
+        They are those of the layer's values; what is next computed from them has the same. None if the model
+        gives all its tokens one width.
+
+        Args:
+            begin: the first token that is asked for.
+
+        Raises:
+            EngineError: the session has fewer tokens.
+        """
+        if begin < 0:
+            raise EngineError(f"begin: {begin} is negative")
+        widths = np.asarray(self._native.widths(begin))
+        return widths if len(widths) else None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the session, its tokens and what the engine holds of them, to a file.
+
+        An engine of the same model file goes on from there (`load`), on any CPU. The file is written under
+        another name, then renamed. It holds the text in full.
+
+        Raises:
+            EngineError: the file cannot be written.
+        """
+        self._native.save_session(os.fspath(path))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Replace the session by one that `save` wrote: logits from there on are the same, bit for bit.
+
+        The file may come from anybody; the session stays as it was if it is refused.
+
+        Raises:
+            EngineError: the file is missing, damaged, of another version or of another model file, or its
+                session has more tokens than the context.
+        """
+        self._turn += 1
+        self._native.load_session(os.fspath(path))
 
     def score(self, texts: Sequence[str]) -> list[float]:
         """The log-probability of each text in nats, summed over its tokens.
@@ -212,22 +259,82 @@ class Engine:
         """
         if isinstance(texts, str):
             raise EngineError("texts: is one string; give a list of strings")
+        return self._each(texts, lambda text: self._native.score(self._scored_tokens(text)))
+
+    def score_tokens(self, texts: Sequence[str]) -> list[TokenScores]:
+        """The log-probability of each token of each text in nats; their sum is what `score` gives.
+
+        Raises:
+            EngineError: like `score`.
+        """
+
+        def score(text: str) -> TokenScores:
+            ids = self._scored_tokens(text)
+            return TokenScores(tuple(ids[1:].tolist()), tuple(self._native.score_tokens(ids)))
+
+        return self._each(texts, score)
+
+    def _scored_tokens(self, text: str) -> NDArray[np.int32]:
+        """The tokens of a text behind the one that stands for its beginning."""
         info = self.info
         context = info.eos_token if info.bos_token is None else info.bos_token
         if context is None:
-            raise EngineError("texts: the model has neither a bos nor an eos token to begin with")
+            raise EngineError("the model has neither a bos nor an eos token to begin with")
+        ids = self.tokenize(text)[len(self.tokenize("")) :]
+        return _tokens(ids if ids[:1] == [context] else [context, *ids])
+
+    def hidden_states(self, ids: ArrayLike) -> NDArray[np.float32]:
+        """What the last norm makes of each of the tokens, a new session: float32 [tokens, hidden].
+
+        The last of transformers' `hidden_states`, bit for bit: the head's input before it is transformed and
+        quantized.
+
+        Raises:
+            EngineError: like `logits`.
+        """
+        tokens = _tokens(ids)
         self._begin()
-        sums = []
-        in_front = len(self.tokenize(""))
+        return np.asarray(self._native.eval_hidden(tokens))
+
+    def embed(
+        self, texts: Sequence[str | Sequence[int]], pooling: Literal["mean", "last"] = "mean"
+    ) -> NDArray[np.float32]:
+        """A vector of length 1 for each text, made of its tokens' `hidden_states`: float32 [texts, hidden].
+
+        A model that was trained to continue texts, and not to embed them, has vectors that are all rather
+        alike: compare them with each other, not with a fixed threshold.
+
+        Args:
+            texts: as `tokenize` reads them, what its tokenizer puts in front included; or token ids.
+            pooling: "mean" of all tokens, or the "last" one, which alone has seen the whole text.
+
+        Raises:
+            EngineError: a text without tokens or longer than the context, or an unknown pooling.
+        """
+        if pooling not in ("mean", "last"):
+            raise EngineError(f"pooling: {pooling!r} is unknown; choose mean or last")
+
+        def embed(text: str | Sequence[int]) -> NDArray[np.float32]:
+            ids = self.tokenize(text) if isinstance(text, str) else text
+            states = self.hidden_states(ids).astype(np.float64)
+            vector = states.mean(axis=0) if pooling == "mean" else states[-1]
+            return (vector / max(float(np.linalg.norm(vector)), 1e-30)).astype(np.float32)
+
+        rows = self._each(texts, embed)
+        return np.array(rows, np.float32).reshape(len(rows), self.info.hidden_size)
+
+    def _each(self, texts: Sequence[_Text], function: Callable[[_Text], _Result]) -> list[_Result]:
+        """A function of each text, and whose fault an error is."""
+        if isinstance(texts, str):
+            raise EngineError("texts: is one string; give a list of strings")
+        self._begin()
+        results = []
         for index, text in enumerate(texts):
-            ids = self.tokenize(text)[in_front:]
-            if ids[:1] != [context]:
-                ids = [context, *ids]
             try:
-                sums.append(self._native.score(_tokens(ids)))
+                results.append(function(text))
             except EngineError as error:
                 raise EngineError(f"texts: element {index}: {error}") from None
-        return sums
+        return results
 
     @overload
     def generate(
@@ -318,6 +425,11 @@ class Engine:
         tokens = [self.token_bytes(token) for token in range(self.info.vocab_size)]
         return tokenizer_of(tokens, self.info.eos_tokens, self._native.tokenize)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` will find one in the file."""
+        return self._string("tokenizer.chat_template") is not None
+
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The checkpoint's chat template, which the file carries.
@@ -338,16 +450,26 @@ class Engine:
             raise ChatError(f"{self._path}: key {key} is no JSON object; export it again") from None
         return ChatTemplate(source, names, self._path)
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def chat_tokens(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> list[int]:
         """Token ids of the prompt for the assistant's next message.
 
         Args:
-            messages: mappings with a `role` (system, user or assistant) and a `content`, in their order.
+            messages: mappings with a `role` (system, user, assistant, tool) and a `content`, in their order.
+            tools: that the model may call, as OpenAI's API has them. What it says to call one has the form of
+                `tool_calls.ToolCallReader`, and `forms.tool_calls` holds it to that.
 
         Raises:
+            ToolsError: the template does not let a model call tools, or not in a form that is known here.
             ChatError: a file without a chat template, or messages that the template makes no prompt of.
         """
-        text = self.chat_template.render(messages)
+        text = self.chat_template.render(messages, tools)
+        mark = self.tokenizer.token_to_id(OPEN) if tools else None
+        if mark is not None and not self.token_bytes(mark):
+            raise ToolsError(
+                f"tools: {OPEN} is a control token of {self._path}, which leaves no text; leave them out"
+            )
         return self.tokenize(text)[len(self.tokenize("")) :]  # the template writes bos itself
 
     @overload
@@ -356,6 +478,7 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = ...,
         *,
+        tools: Sequence[Tool] | None = ...,
         stream: Literal[False] = ...,
         **options: Unpack[GenerationOptions],
     ) -> str: ...
@@ -366,6 +489,7 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = ...,
         *,
+        tools: Sequence[Tool] | None = ...,
         stream: Literal[True],
         **options: Unpack[GenerationOptions],
     ) -> Generation: ...
@@ -375,13 +499,14 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = None,
         *,
+        tools: Sequence[Tool] | None = None,
         stream: bool = False,
         **options: Unpack[GenerationOptions],
     ) -> str | Generation:
         """The assistant's next message in a conversation.
 
         Args:
-            messages: like `chat_tokens`.
+            messages, tools: like `chat_tokens`.
             max_new_tokens: the most tokens; None: as many as the context has room for.
             stream: like `generate`.
             **options: like `generate`.
@@ -390,7 +515,7 @@ class Engine:
             ChatError: like `chat_tokens`.
             EngineError: like `generate`.
         """
-        ids = self.chat_tokens(messages)
+        ids = self.chat_tokens(messages, tools)
         pieces = self.generate(ids, max_new_tokens, stream=True, **options)
         return pieces if stream else "".join(pieces)
 
@@ -407,8 +532,9 @@ class Engine:
 
     def _begin_with(self, prompt: list[int]) -> int:
         """Rewind to what session and prompt have in common, the last token apart: its logits are needed."""
-        kept = 0
-        while kept < min(len(self._fed), len(prompt) - 1) and self._fed[kept] == prompt[kept]:
+        held = self.tokens
+        kept, most = 0, min(len(held), len(prompt) - 1)
+        while kept < most and held[kept] == prompt[kept]:
             kept += 1
         try:
             self.rewind(kept)
@@ -420,12 +546,9 @@ class Engine:
     def _feed(self, ids: list[int], last: bool) -> NDArray[np.float32]:
         """Continue the session; if `last`, logits after the last token: float32 [vocabulary]."""
         if last:
-            logits = np.asarray(self._native.eval(_tokens(ids)))[0]
-        else:
-            self._native.append(_tokens(ids))
-            logits = np.empty(0, np.float32)
-        self._fed += ids  # after an error or Ctrl-C it may lack tokens, but never has too many
-        return logits
+            return np.asarray(self._native.eval(_tokens(ids)))[0]
+        self._native.append(_tokens(ids))
+        return np.empty(0, np.float32)
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -440,6 +563,14 @@ class GenerationOptions(TypedDict, total=False):
     stop: Sequence[str]
     logprobs: int | None
     form: Form | None
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """The tokens of a text, and the natural logarithm of each one's probability behind those before it."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ class ChatError(SquatError):
     """A conversation that a model's chat template makes no prompt of, or a file without a template."""
 
 
+class ToolsError(ChatError):
+    """Tools that a model's chat template cannot tell it of, or whose calls could not be read."""
+
+
 class ServingError(SquatError):
     """A server that cannot begin to serve."""
 

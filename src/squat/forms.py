@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from squat.errors import FormError
+from squat.tool_calls import CLOSE, OPEN
+
+Tool = Mapping[str, Any]
+"""A tool as OpenAI's API has it."""
 
 _ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As models write JSON. Where any space may stand, a small model can write no end of it."""
@@ -67,6 +71,38 @@ def choice(texts: Sequence[str]) -> Form:
     if not texts:
         raise FormError("form: there are no texts to choose from; give at least one")
     return regex("|".join(re.sub(r"([\\.+*?()|\[\]{}^$#&~-])", r"\\\1", text) for text in texts))
+
+
+def tool_calls(tools: Sequence[Tool], required: bool = False) -> Form:
+    """A text in which every call of a tool is one of these tools, with arguments that its schema accepts.
+
+    Args:
+        tools: as OpenAI's API has them: {"type": "function", "function": {"name", "parameters", ...}}.
+        required: the text is one call, and nothing else.
+
+    Raises:
+        FormError: there are no tools, or the parameters of one are no schema that can be held to.
+    """
+    if not tools:
+        raise FormError("form: there are no tools to call; give at least one")
+    calls = []
+    for tool in tools:
+        function = tool["function"]
+        parameters = function.get("parameters") or {"type": "object", "additionalProperties": False}
+        json_schema(parameters)  # which says what is wrong with it
+        begin = f'{OPEN}\n{{"name": {json.dumps(function["name"])}, "arguments": '
+        calls.append((begin, {**parameters, "x-guidance": _ONE_LINE}, f"}}\n{CLOSE}"))
+    if required:
+        options = " | ".join(
+            f"{json.dumps(begin)} %json {json.dumps(schema)} {json.dumps(end)}"
+            for begin, schema, end in calls
+        )
+        return _form(lambda: f"start: {options}")
+    _matcher()
+    from llguidance import StructTag
+
+    tags = [StructTag(trigger=OPEN, begin=b, grammar=schema, end=e) for b, schema, e in calls]
+    return _form(lambda: StructTag.to_grammar(tags, assume_special=False))
 
 
 class Holder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class Stats:
     """What a run of the engine took.
 
     Attributes:
-        prompt_tokens: of the prompt.
+        prompt_tokens: of the prompt, without those that a session had already.
         prefill_seconds: until its logits and the first new token were there.
         decoded_tokens: new tokens that were evaluated.
         decode_seconds: for these.
@@ -89,7 +90,7 @@ def _measured(
     decoded = generation.decoded_tokens
     take(
         Stats(
-            generation.prompt_tokens,
+            generation.prompt_tokens - generation.reused_tokens,
             (first if decoded else end) - start,
             decoded,
             end - first if decoded else 0.0,
@@ -109,20 +110,25 @@ def continue_text(
     top_p: float,
     seed: int,
     stats: Callable[[Stats], None] | None = None,
+    session: Path | None = None,
 ) -> Iterator[str]:
     """The prompt and its continuation, piece by piece; by default of NEW_TOKENS, or what there is room for.
 
     Args:
         stats: is told in the end what the engine took; of a .gguf file only.
+        session: where the engine's session is kept: what the prompt has in common with the one that is there
+            is not computed again, and at the end it holds prompt and continuation.
 
     Raises:
         SquatError: a model that cannot be loaded, a prompt that is no text, settings that are not possible,
-            or more tokens than the model's context has room for.
+            more tokens than the model's context has room for, or a session that is none of this model.
     """
     if problem := broken_character(prompt):
         raise DataError(f"prompt: {problem}")
     if runs_in_engine(model):
         engine = Engine(model)
+        if session is not None and session.exists():
+            engine.load(session)
         ids = _begun(engine.tokenize(prompt), engine.info.bos_token)
         limit = _limit(ids, max_new_tokens, engine.info.context)
         yield prompt
@@ -135,8 +141,14 @@ def continue_text(
             stream=True,
         )
         yield from generation if stats is None else _measured(engine, generation, stats)
+        if session is not None:
+            engine.save(session)
     elif stats is not None:
         raise DataError(f"--stats: {model} is no .gguf file, and they are the engine's; export it")
+    elif session is not None:
+        raise DataError(
+            f"session: {model} is no .gguf file, and only the engine keeps sessions; export it"
+        )
     else:
         yield from _continue_in_pytorch(model, prompt, max_new_tokens, temperature, top_p, seed)
 

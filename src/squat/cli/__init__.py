@@ -357,6 +357,12 @@ def generate(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: int = 0,
+    session: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a .gguf model: a file that keeps what was read, for prompts that begin alike."
+        ),
+    ] = None,
     stats: Annotated[
         bool,
         typer.Option(
@@ -371,7 +377,14 @@ def generate(
     took: list[Stats] = []
     text = []
     for piece in continue_text(
-        model, prompt, max_new_tokens, temperature, top_p, seed, took.append if stats else None
+        model,
+        prompt,
+        max_new_tokens,
+        temperature,
+        top_p,
+        seed,
+        took.append if stats else None,
+        session,
     ):
         text.append(piece)
         if str(json) != "-":

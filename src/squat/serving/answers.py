@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from squat.engine import Engine, Generation
+from squat.tool_calls import ToolCall, ToolCallReader
 
 
 class RequestError(Exception):
@@ -42,43 +43,89 @@ class RequestError(Exception):
 
 
 class Answer:
-    """The answer to one request.
+    """The answer to one request: it reads pieces of text, and says what to send.
 
     Args:
         engine: tells the text of tokens.
         generation: what is answered, as far as it is known.
+        model: its name.
         chat: whether it is a message of a conversation, or the continuation of a text.
         logprobs: whether log-probabilities are wanted.
-        model: the name of the model.
+        widths: whether the tokens' widths are wanted, at the end.
+        most_calls: how many tools it may call; None: as many as it likes.
     """
 
     def __init__(
-        self, engine: Engine, generation: Generation, chat: bool, logprobs: bool, model: str
+        self,
+        engine: Engine,
+        generation: Generation,
+        model: str,
+        *,
+        chat: bool,
+        logprobs: bool,
+        widths: bool,
+        most_calls: int | None,
     ) -> None:
-        self._engine, self._generation = engine, generation
-        self._chat, self._logprobs, self._model = chat, logprobs, model
+        self._engine, self._generation, self._model = engine, generation, model
+        self._chat, self._logprobs, self._widths = chat, logprobs, widths
+        self._reader = None if most_calls == 0 else ToolCallReader()
+        self._most_calls = most_calls
+        self._text_read, self._calls = "", list[dict[str, Any]]()
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._told, self._offset = 0, 0  # tokens, and characters of them, in the chunks so far
 
-    def whole(self, text: str) -> dict[str, Any]:
-        """All at once."""
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        choice = self._choice(said if self._chat else {"text": text}, self._reason)
+    @property
+    def complete(self) -> bool:
+        """Whether it has called as many tools as it may."""
+        return bool(self._calls) and len(self._calls) == self._most_calls
+
+    def read(self, piece: str) -> list[dict[str, Any]]:
+        """What is new with a piece of text, as the delta of a message."""
+        if self.complete:
+            return []
+        return self._deltas(self._reader.push(piece) if self._reader else [piece])
+
+    def rest(self) -> list[dict[str, Any]]:
+        """What is new at the end of the text."""
+        return self._deltas(self._reader.rest() if self._reader and not self.complete else [])
+
+    def _deltas(self, parts: Sequence[str | ToolCall]) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = []
+        for part in parts:
+            if isinstance(part, str):
+                self._text_read += part
+                deltas.append({"content": part})
+                continue
+            function = {"name": part.name, "arguments": part.arguments}
+            call = {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+            deltas.append({"tool_calls": [{"index": len(self._calls), **call}]})
+            self._calls.append(call)
+            if self.complete:
+                break
+        return deltas
+
+    def whole(self) -> dict[str, Any]:
+        """All that was read at once."""
+        text = self._text_read
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._calls:
+            message |= {"content": text or None, "tool_calls": self._calls}
+        choice = self._choice({"message": message} if self._chat else {"text": text}, self._reason)
         kind = "chat.completion" if self._chat else "text_completion"
         return self._object(kind, [choice]) | {"usage": self._usage()}
 
     def first_chunk(self) -> dict[str, Any] | None:
         """What a stream begins with: who speaks."""
-        return self._chunk({"role": "assistant", "content": ""}, "", None) if self._chat else None
+        return self._chunk({"role": "assistant", "content": ""}, None) if self._chat else None
 
-    def chunk(self, text: str) -> dict[str, Any]:
-        """A piece of the text."""
-        return self._chunk({"content": text}, text, None)
+    def chunk(self, delta: dict[str, Any]) -> dict[str, Any]:
+        """Something new."""
+        return self._chunk(delta, None)
 
     def last_chunk(self) -> dict[str, Any]:
         """Why there is no more text."""
-        return self._chunk({}, "", self._reason)
+        return self._chunk({}, self._reason)
 
     def usage_chunk(self) -> dict[str, Any]:
         """How many tokens there were."""
@@ -91,15 +138,34 @@ class Answer:
     @property
     def _reason(self) -> str:
         """Where the time was up before the end, too, there was no room for more."""
-        return self._generation.finish_reason or "length"
+        reason = self._generation.finish_reason or "length"
+        return "tool_calls" if self.complete or (self._calls and reason == "stop") else reason
 
-    def _chunk(self, delta: dict[str, str], text: str, reason: str | None) -> dict[str, Any]:
-        said = {"delta": delta} if self._chat else {"text": text}
+    def _chunk(self, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        said = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
         return self._object(self._chunk_kind, [self._choice(said, reason)])
 
     def _choice(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
         logprobs = self._new_logprobs() if self._logprobs else None
-        return {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
+        if self._widths and reason is not None:
+            choice["token_widths"] = self._token_widths()
+        return choice
+
+    def _token_widths(self) -> dict[str, Any] | None:
+        """Of all tokens that were read, prompt and answer: how many layers gave each of them 8 bits.
+
+        The session must still be this answer's. None if the model gives all its tokens one width.
+        """
+        widths = self._engine.widths()
+        if widths is None:
+            return None
+        wide = (widths == 8).sum(axis=0).tolist()
+        tokens = [
+            {"text": self._text(token) or self._engine.tokenizer.id_to_token(token), "wide": count}
+            for token, count in zip(self._engine.tokens, wide, strict=True)
+        ]
+        return {"layers": len(widths), "tokens": tokens}
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

@@ -12,20 +12,30 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from squat.engine import Engine, Generation
-from squat.errors import FormError, SquatError
+from squat.errors import FormError, SquatError, ToolsError
+from squat.serving import page
 from squat.serving.answers import DONE, Answer, RequestError, event
+from squat.serving.embeddings import EmbeddingBody, embedding_list
 from squat.serving.line import FullError, GoneError, Line, Place
 from squat.serving.metrics import Metrics
 from squat.serving.requests import AnyBody, Body, ChatBody, CompletionBody, read
@@ -75,6 +85,12 @@ class Service:
         self._api_key, self._limits = api_key, limits
         self._line, self._metrics = Line(limits.waiting), Metrics()
         self._closing = False
+        self._facts = {
+            "model": name,
+            "chat": engine.has_chat_template,
+            "token_widths": engine.widths() is not None,
+            **asdict(engine.info),
+        }
 
     def close(self) -> None:
         """End every answer that is being computed or waited for, with an error."""
@@ -83,12 +99,15 @@ class Service:
     def app(self) -> Starlette:
         """The application."""
         routes: list[tuple[str, str, Handler, bool]] = [
+            ("GET", "/", self._page, False),
             ("GET", "/health", self._health, False),
+            ("GET", "/info", self._info, True),
             ("GET", "/metrics", self._show_metrics, True),
             ("GET", "/v1/models", self._models, True),
             ("GET", "/v1/models/{model:path}", self._model, True),
             ("POST", "/v1/completions", self._complete, True),
             ("POST", "/v1/chat/completions", self._chat, True),
+            ("POST", "/v1/embeddings", self._embed, True),
         ]
         return Starlette(
             routes=[
@@ -126,6 +145,13 @@ class Service:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
+    async def _page(self, request: Request) -> Response:
+        return HTMLResponse(page.HTML, headers=page.HEADERS)
+
+    async def _info(self, request: Request) -> Response:
+        """What the page shows of the engine."""
+        return JSONResponse(self._facts)
+
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -162,22 +188,84 @@ class Service:
         prompt = body.prompt
         return await self._answer(request, body, lambda: self._prompt_tokens(prompt))
 
-    def _prompt_tokens(self, prompt: str | list[int]) -> list[int]:
+    def _prompt_tokens(self, prompt: str | list[int], field: str = "prompt") -> list[int]:
         if isinstance(prompt, str):
             return self._engine.tokenize(prompt)
         size = self._engine.info.vocab_size
         if (largest := max(prompt, default=0)) >= size:
             raise RequestError(
                 400,
-                f"prompt: token {largest} is outside the model's vocabulary of {size}",
-                param="prompt",
+                f"{field}: token {largest} is outside the model's vocabulary of {size}",
+                param=field,
             )
         return prompt
 
+    async def _embed(self, request: Request) -> Response:
+        body = await self._read(request, EmbeddingBody)
+        size = self._engine.info.hidden_size
+        if body.dimensions not in (None, size):
+            raise RequestError(
+                400,
+                f"dimensions: {body.dimensions} is not supported; this model's vectors have {size}",
+                param="dimensions",
+            )
+        with ExitStack() as stack:
+            place = self._join()
+            stack.callback(place.leave)
+            try:
+                texts = await run_in_threadpool(
+                    lambda: [self._prompt_tokens(text, "input") for text in body.input]
+                )
+            except SquatError as error:
+                raise RequestError(400, str(error), param="input") from None
+            for ids in texts:
+                if not ids:
+                    raise RequestError(400, "input: a text has no tokens; leave it out", "input")
+                self._check_context(ids, "input")
+            await place.reach(request.is_disconnected)
+            vectors = [vector async for vector in self._vectors(request, texts)]
+        tokens = sum(map(len, texts))
+        return JSONResponse(embedding_list(vectors, body.encoding_format, tokens, self._name))
+
+    async def _vectors(
+        self, request: Request, texts: list[list[int]]
+    ) -> AsyncGenerator[NDArray[np.float32], None]:
+        """A vector for each text, as long as there is a client and time; raises like `_pieces`."""
+        begin = time.monotonic()
+        for ids in texts:
+            started = time.monotonic()
+            yield (await run_in_threadpool(self._engine.embed, [ids]))[0]
+            self._metrics.count_prompt(len(ids), time.monotonic() - started)
+            await self._check_wanted(request)
+            if time.monotonic() - begin > self._limits.seconds:
+                raise RequestError(
+                    400,
+                    f"input: its {len(texts)} texts take more than this server's "
+                    f"{self._limits.seconds:.0f} seconds; send fewer at once",
+                    param="input",
+                )
+
+    async def _check_wanted(self, request: Request) -> None:
+        """Raises like `_pieces`."""
+        if self._closing:
+            raise RequestError(503, "the server was told to end; ask again later")
+        if await request.is_disconnected():
+            raise GoneError
+
+    def _check_context(self, ids: list[int], field: str) -> None:
+        context = self._engine.info.context
+        if len(ids) > context:
+            raise RequestError(
+                400,
+                f"{field}: has {len(ids)} tokens, and the model's context is {context}; shorten it",
+                param=field,
+                code="context_length_exceeded",
+            )
+
     async def _chat(self, request: Request) -> Response:
         body = await self._read(request, ChatBody)
-        messages = body.conversation
-        return await self._answer(request, body, lambda: self._engine.chat_tokens(messages))
+        messages, tools = body.conversation, body.callable_tools
+        return await self._answer(request, body, lambda: self._engine.chat_tokens(messages, tools))
 
     async def _read(self, request: Request, kind: type[AnyBody]) -> AnyBody:
         """The body of a request, checked."""
@@ -211,16 +299,27 @@ class Service:
             place = self._join()
             stack.callback(place.leave)
             generation = await self._generation(tokens, limit, body)
-            chat, logprobs = isinstance(body, ChatBody), body.top is not None
-            answer = Answer(self._engine, generation, chat, logprobs, self._name)
+            answer = Answer(
+                self._engine,
+                generation,
+                self._name,
+                chat=isinstance(body, ChatBody),
+                logprobs=body.top is not None,
+                widths=body.token_widths,
+                most_calls=body.most_calls,
+            )
             if body.stream:
                 stack.pop_all()  # it is the stream that leaves
                 include_usage = body.stream_options.include_usage
                 events = self._events(request, place, generation, answer, include_usage)
                 return _Stream(events, place)
             async with aclosing(self._pieces(request, place, generation)) as pieces:
-                text = "".join([piece async for piece in pieces])
-            return JSONResponse(answer.whole(text))
+                async for piece in pieces:
+                    answer.read(piece)
+                    if answer.complete:
+                        break
+            answer.rest()
+            return JSONResponse(await run_in_threadpool(answer.whole))
 
     def _limit(self, body: Body) -> int | None:
         """The most tokens of an answer; None: as many as there is room for."""
@@ -239,19 +338,15 @@ class Service:
         """The answer before its first token; with whatever is wrong with prompt and options."""
         try:
             ids = await run_in_threadpool(tokens)
-            context = self._engine.info.context
-            if len(ids) > context:
-                raise RequestError(
-                    400,
-                    f"the prompt has {len(ids)} tokens, and the model's context is {context}; shorten it",
-                    param="messages" if isinstance(body, ChatBody) else "prompt",
-                    code="context_length_exceeded",
-                )
+            self._check_context(ids, "messages" if isinstance(body, ChatBody) else "prompt")
             return await run_in_threadpool(
                 lambda: self._engine.generate(ids, limit, stream=True, **body.sampling)
             )
         except FormError as error:
-            raise RequestError(400, str(error), param="response_format") from None
+            field = "tools" if body.most_calls != 0 else "response_format"
+            raise RequestError(400, str(error), param=field) from None
+        except ToolsError as error:
+            raise RequestError(400, str(error), param=str(error).partition(":")[0]) from None
         except SquatError as error:
             raise RequestError(400, str(error)) from None
 
@@ -273,7 +368,7 @@ class Service:
 
         Raises:
             GoneError: there is no client any more.
-            RequestError: the server ends.
+            RequestError: the server ends, or the form cannot be held to any further.
         """
         await place.reach(request.is_disconnected)
         begin = time.monotonic()
@@ -281,12 +376,13 @@ class Service:
             while (piece := await run_in_threadpool(next, generation.steps, None)) is not None:
                 if piece:
                     yield piece
-                if self._closing:
-                    raise RequestError(503, "the server was told to end; ask again later")
-                if await request.is_disconnected():
-                    raise GoneError
+                await self._check_wanted(request)
                 if time.monotonic() - begin > self._limits.seconds:
                     return
+        except FormError as error:
+            raise RequestError(400, str(error)) from None
+        except SquatError as error:
+            raise RequestError(500, str(error)) from None
         finally:
             self._metrics.count_answer(generation, time.monotonic() - begin)
 
@@ -304,13 +400,18 @@ class Service:
         try:
             async with aclosing(self._pieces(request, place, generation)) as pieces:
                 async for piece in pieces:
-                    yield event(answer.chunk(piece))
+                    for delta in answer.read(piece):
+                        yield event(answer.chunk(delta))
+                    if answer.complete:
+                        break
         except GoneError:
             return
         except RequestError as error:
             yield event(error.content)
             return
-        yield event(answer.last_chunk())
+        for delta in answer.rest():
+            yield event(answer.chunk(delta))
+        yield event(await run_in_threadpool(answer.last_chunk))
         if include_usage:
             yield event(answer.usage_chunk())
         yield DONE

@@ -23,9 +23,13 @@ class Metrics:
 
     def count_answer(self, generation: Generation, seconds: float) -> None:
         """The engine has worked on an answer for so long, also on one that nobody waits for any more."""
-        self._tokens["prompt"] += generation.prompt_tokens
         self._tokens["reused"] += generation.reused_tokens
         self._tokens["generated"] += generation.new_tokens
+        self.count_prompt(generation.prompt_tokens, seconds)
+
+    def count_prompt(self, tokens: int, seconds: float) -> None:
+        """The engine has worked for so long on an answer that took so many tokens."""
+        self._tokens["prompt"] += tokens
         self._answers += 1
         self._seconds += seconds
 
