@@ -254,7 +254,7 @@ def test_bad_input_is_one_line_and_status_2(shell, tmp_path, model, corpus):
     ("settings", "weights", "setting"),
     [
         ({"weight_steps": "tensor", "token_steps": "static"}, "nearest", "--weight-steps row"),
-        ({"token_steps": "static", "activation_bits": 8}, "descent", "--token-steps exponent"),
+        ({"token_steps": "static", "activation_bits": 8}, "descent", "--token-steps peak"),
         ({"hadamard": ["mlp_mid"]}, "descent", "--hadamard all"),
         ({"activation_bits": 8}, "nearest", "--weights descent"),
         ({"activation_levels": "uniform"}, "descent", "--activation-levels table"),

@@ -92,6 +92,7 @@ CONFIGS = {
     "w4a4 8-bit weights": SquatConfig(activation_bits=4, weight_bits=8, embedding_bits=4),
     "the paper's": SquatConfig(**PUBLISHED),
     "steps by row": SquatConfig(**{**PUBLISHED, "weight_steps": "row"}),
+    "peaks": SquatConfig(**{**PUBLISHED, "token_steps": "peak"}),
     "token exponents": SquatConfig(**{**PUBLISHED, "token_steps": "exponent"}),
     "levels": SquatConfig(**{**PUBLISHED, "activation_levels": "table"}),
     "levels of weights": SquatConfig(**{**PUBLISHED, "weight_levels": "iq4_nl"}),

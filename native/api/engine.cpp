@@ -38,9 +38,10 @@ int thread_count(uint32_t threads) {
 }
 
 int context_length(const Model& model, uint32_t context) {
-  const int most = std::min(model.n_context, Session::kMaxContext);
+  const int most = std::min(model.n_context, Session::most_tokens(model));
   if (context > static_cast<uint32_t>(most)) {
-    const char* who = most == Session::kMaxContext ? "a session can hold" : "the model can see";
+    const char* who =
+        most == Session::most_tokens(model) ? "a session can hold" : "the model can see";
     throw Error(SQUAT_ERROR_ARGUMENT, "context: " + std::to_string(context) + " is more than the " +
                                           std::to_string(most) + " tokens that " + who);
   }

@@ -163,12 +163,12 @@ size_t Session::lay_out(Arena arena) {
 
 void Session::check_tokens(const int32_t* tokens, size_t n, int length) const {
   if (n > static_cast<size_t>(context_ - length)) {
-    const int most = std::min(model_.n_context, kMaxContext);
+    const int most = std::min(model_.n_context, most_tokens(model_));
     const std::string way_out =
         context_ < most
             ? "; shorten the text, or load with a context of up to " + std::to_string(most)
-        : most == kMaxContext ? ", the most that a session can hold; shorten the text"
-                              : ", all that the model can see; shorten the text";
+        : most == most_tokens(model_) ? ", the most that a session can hold; shorten the text"
+                                      : ", all that the model can see; shorten the text";
     throw Error(SQUAT_ERROR_CONTEXT,
                 "tokens: " + std::to_string(n) + " after the " + std::to_string(length) +
                     " in the session exceed the context of " + std::to_string(context_) + way_out);

@@ -35,10 +35,13 @@ namespace squat {
 
 class Session {
  public:
-  // The longest context that a session can have, whatever the model says.
-  static constexpr int kMaxContext = kernels::kMaxTokens;
+  // The longest context that a session of a model can have, whatever the model says: rows of
+  // probabilities whose largest code is always 255 or near it may add up to that many times 255.
+  static int most_tokens(const Model& model) {
+    return model.sites.v.peaks ? kernels::kMaxInner : kernels::kMaxTokens;
+  }
 
-  // The references must outlive the session; 1 <= context <= kMaxContext.
+  // The references must outlive the session; 1 <= context <= most_tokens(model).
   Session(const Model& model, const kernels::Choice& choice, ThreadPool& threads, int context);
 
   int length() const { return length_; }

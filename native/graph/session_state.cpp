@@ -107,7 +107,7 @@ size_t Session::saved_layer_bytes(int layer, int held, int wide_keys, int wide_v
 }
 
 size_t Session::most_saved_bytes() const {
-  const int context = std::min(model_.n_context, kMaxContext);
+  const int context = std::min(model_.n_context, most_tokens(model_));
   const size_t length = static_cast<size_t>(context), layers = first_.size();
   size_t size = sizeof(Head) + length * sizeof(int32_t) + layers * sizeof(int32_t) +
                 widths_.size() * length + sizeof(uint64_t);

@@ -60,9 +60,9 @@ typedef struct squat_engine squat_engine;
 
 /* Loads `path`. `threads`: threads that compute, at least 1; 0 = one for each CPU that this process
  * may use. `context`: the most tokens that the session can hold; 0 = the model's own limit, which
- * it may not exceed, nor 131072. The environment variable SQUAT_ISA pins the instruction set. The
- * file is mapped into memory: replace it by renaming another, but do not write to it while the
- * engine lives. */
+ * it may not exceed, nor 131072 (65536 where tokens multiply the steps by their peaks). The
+ * environment variable SQUAT_ISA pins the instruction set. The file is mapped into memory: replace
+ * it by renaming another, but do not write to it while the engine lives. */
 SQUAT_API squat_status squat_load(const char* path, uint32_t threads, uint32_t context,
                                   squat_engine** engine);
 

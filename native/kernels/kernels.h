@@ -46,7 +46,8 @@ inline constexpr int kMaxInner = 65536;
 // computed in pieces of kMaxInner tokens, whose sums are added modulo 2^32. That is the result,
 // since it is small. A probability p has the code rint(p / step), 0 below half a step, which is at
 // most 2 p / step; so the codes of a row add up to at most 2 / step = 2^15 (docs/format.md,
-// "Numbers"), and the result is at most 2^22, however many tokens there are.
+// "Numbers"), and the result is at most 2^22, however many tokens there are. Where each row has a
+// step of its own they may add up to 255 for each token: no more than kMaxInner of these.
 inline constexpr int kMaxTokens = 131072;
 
 // Alignment that every buffer should have; anything less is correct, and slower.

@@ -18,7 +18,14 @@ from squat.architectures import Architecture, architecture_of
 from squat.architectures.architecture import Rows
 from squat.chat_template import ChatTemplate
 from squat.deploy.chat_pieces import chat_pieces
-from squat.deploy.gguf import MAX_CONTEXT, CodeMatrix, GgufModel, GgufSite, write_gguf
+from squat.deploy.gguf import (
+    MAX_CONTEXT,
+    MAX_CONTEXT_PEAKS,
+    CodeMatrix,
+    GgufModel,
+    GgufSite,
+    write_gguf,
+)
 from squat.deploy.tokenizer import ggml_tokenizer
 from squat.errors import ChatError, CheckpointError
 from squat.exact import ExactRMSNorm
@@ -72,9 +79,11 @@ def remarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[
     """What a user of the exported file should know, in a sentence each."""
     context = model.config.get_text_config().max_position_embeddings
     found = disagreements(model, tokenizer)
-    if context > MAX_CONTEXT:
+    config = getattr(model.config, "quantization_config", None) or SquatConfig()
+    most = MAX_CONTEXT_PEAKS if config.token_steps == "peak" else MAX_CONTEXT
+    if context > most:
         found.append(
-            f"max_position_embeddings is {context}, but the engine holds {MAX_CONTEXT} tokens; it refuses "
+            f"max_position_embeddings is {context}, but the engine holds {most} tokens; it refuses "
             "longer texts"
         )
     return found

@@ -31,8 +31,9 @@ MIN_STEP = 2.0**-14
 """The smallest step: the smallest normal fp16 number."""
 BLOCK = 32
 """Codes in a block."""
-MAX_CONTEXT = 131072
-"""The most tokens that the engine's session holds, whatever a file's context length is."""
+MAX_CONTEXT, MAX_CONTEXT_PEAKS = 131072, 65536
+"""The most tokens that the engine's session holds, whatever a file's context length is; where tokens multiply
+the steps by their peaks, half of that."""
 GRAPH = "squat.graph"
 """Where the keys of a graph stand."""
 TRANSFORMED = "_hadamard"

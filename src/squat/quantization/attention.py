@@ -228,8 +228,9 @@ def squat_attention(
 
     if state.record:
         state.taps[squat.layer] = AttentionTap(query, key, probs)
-    multiplier = sites["v"].multiplier(value)
-    value, weights = sites["v"](value, widths(past_v, new_v)), probs
+    values: SiteQuantizer = sites["v"]  # type: ignore[assignment]
+    multiplier = values.multiplier(value)
+    value, weights = values(value, widths(past_v, new_v)), probs
     if multiplier is not None:
         # A sum over tokens has no room for their steps: probabilities take them in.
         value = value / multiplier.to(value.dtype)
