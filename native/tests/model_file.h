@@ -14,6 +14,13 @@
 
 namespace squat::test {
 
+using Bytes = std::vector<uint8_t>;
+using Logits = std::vector<float>;
+
+inline bool same(const Logits& a, const Logits& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
 // Writes GGUF. The fields are what the file shall say, right or wrong.
 class GgufBuilder {
  public:

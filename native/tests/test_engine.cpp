@@ -42,16 +42,16 @@ __attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { 
 namespace {
 
 using squat::Engine;
+using squat::test::Bytes;
 using squat::test::kVocabulary;
+using squat::test::Logits;
 using squat::test::ModelOptions;
 using squat::test::random_tokens;
+using squat::test::same;
 using squat::test::tiny_model;
 using squat::test::variants;
 using squat::test::windowed;
 using squat::test::windowed_file;
-
-using Bytes = std::vector<uint8_t>;
-using Logits = std::vector<float>;
 
 // All logits of the tokens, evaluated in chunks.
 Logits evaluate(Engine& engine, const std::vector<int32_t>& tokens, size_t chunk) {
@@ -62,10 +62,6 @@ Logits evaluate(Engine& engine, const std::vector<int32_t>& tokens, size_t chunk
     engine.session().eval(tokens.data() + begin, n, n, logits.data() + begin * kVocabulary);
   }
   return logits;
-}
-
-bool same(const Logits& a, const Logits& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 void test_chunks_threads_and_isas() {

@@ -19,22 +19,18 @@ namespace {
 
 using squat::Engine;
 using squat::Session;
+using squat::test::Bytes;
 using squat::test::kVocabulary;
+using squat::test::Logits;
 using squat::test::ModelOptions;
 using squat::test::random_tokens;
+using squat::test::same;
 using squat::test::tiny_model;
-
-using Bytes = std::vector<uint8_t>;
-using Logits = std::vector<float>;
 
 Logits next_logits(Session& session, const std::vector<int32_t>& tokens, size_t begin) {
   Logits logits((tokens.size() - begin) * kVocabulary);
   session.eval(tokens.data() + begin, tokens.size() - begin, tokens.size() - begin, logits.data());
   return logits;
-}
-
-bool same(const Logits& a, const Logits& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 // Puts the hash right that a change has made wrong, as a stranger would.

@@ -48,7 +48,7 @@ class ModelCard:
             weights += f", levels {config.weight_levels}"
         facts = {
             "weights": weights,
-            "activations": f"{config.activation_bits} bits",
+            "activations": f"{config.activation_bits} bits, steps by token: {config.token_steps}",
             "embeddings and head": f"{config.embedding_bits} bits",
             "method": config.method,
             "transforms": f"Hadamard at {', '.join(config.hadamard)}"

@@ -170,6 +170,7 @@ class SiteQuantizer(nn.Module):
         self.adaptive = bits == ADAPTIVE
         self.follows = SITES[site].follows
         self.token_steps = config.token_steps_of(site)
+        self.learned = method_of(config.method).activations.learned
         if bits == ADAPTIVE:
             widths: tuple[int, ...] = (WIDE, NARROW)
         else:
@@ -213,13 +214,14 @@ class SiteQuantizer(nn.Module):
             return x
         if not self.by_width:
             return x
-        multiplier = self.multiplier(x)
-        # To a step that tokens multiply, they are all as large.
-        equal = x if multiplier is None else x.detach() / multiplier
+        multiplier, seen = self.multiplier(x), x
+        if multiplier is not None and not self.learned:
+            # A step that follows what comes, and that tokens multiply, sees them all as large.
+            seen = x.detach() / multiplier
         if not self.adaptive:
             (bits,) = self.by_width
             quantizer, snap = self.quantizer(int(bits)), self._snap(int(bits))
-            step, (qmin, qmax) = quantizer.step_for(equal), self._bounds(int(bits))
+            step, (qmin, qmax) = quantizer.step_for(seen), self._bounds(int(bits))
             reach: float | Tensor = self.reach[int(bits)]
         else:
             assert wide is not None, (
@@ -227,7 +229,7 @@ class SiteQuantizer(nn.Module):
             )
             quantizer, narrow = self.quantizer(WIDE), self.quantizer(NARROW)
             # Both widths in one pass: every token brings its own step and range.
-            step = torch.where(wide, quantizer.step_for(equal, wide), narrow.step_for(equal, ~wide))
+            step = torch.where(wide, quantizer.step_for(seen, wide), narrow.step_for(seen, ~wide))
             (low8, high8), (low4, high4) = self._bounds(WIDE), self._bounds(NARROW)
             qmin, qmax = torch.where(wide, low8, low4), torch.where(wide, high8, high4)
             snap = self._snap(NARROW, wide)

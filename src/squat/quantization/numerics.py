@@ -42,8 +42,8 @@ MAX_STEP = 65504.0
 MAX_COARSE_STEP = 65408.0
 """The largest of these with `COARSE` bits behind the point."""
 COARSE = 8
-"""Bits behind the point of a step that tokens multiply by numbers of two: products of two such token's steps,
-and of one with a weight's step, are then exact in float32."""
+"""Bits behind the point of a step that tokens multiply by numbers of two such bits: products of two tokens'
+steps, and of one with a weight's step, are then exact in float32."""
 MAX_EXPONENT = 31
 """The largest exponent by which a token raises a step."""
 
@@ -176,7 +176,7 @@ def token_exponent(x: Tensor, largest: Tensor) -> Tensor:
 
 
 def peak_multiplier(x: Tensor) -> Tensor:
-    """What vectors multiply their step by (docs/format.md, "Token steps"): float32 [..., 1].
+    """What vectors multiply their step by (docs/format.md, "Peaks"): float32 [..., 1].
 
     The largest magnitude of each vector of x [..., n], rounded up to two bits behind the point, over 128.
     """
