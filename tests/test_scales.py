@@ -60,15 +60,16 @@ def test_channels_and_columns_are_in_balance_afterwards():
     assert unbalance(model, ids) < 0.2 * before
 
 
-def test_sites_of_8_bits_stay_as_they_are():
+def test_sites_where_rounding_does_no_harm_stay_as_they_are():
     model, ids = uneven_model("llama"), some_ids()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    balance_channels(model, SquatConfig(activation_bits=8), [ids])
+    balance_channels(model, SquatConfig(activation_bits=8), [ids], "descent")
+    balance_channels(model, SquatConfig(activation_bits=8, weight_bits=8), [ids])
     balance_channels(model, SquatConfig(activation_bits=4), [])
     assert all(value.equal(before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("bits", [4, "4:8"])
+@pytest.mark.parametrize("bits", [4, "4:8", 8])
 def test_rounding_does_less_harm(bits):
     ids = some_ids()
     errors = []

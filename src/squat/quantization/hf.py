@@ -114,7 +114,7 @@ def quantize(
     torch.nn.Module.float(model)  # transformers' own refuses while it loads and quantizes
     batches = list([self_generated_text(model)] if calibration is None else calibration)
     if config.channel_scales:
-        balance_channels(model, config, batches)
+        balance_channels(model, config, batches, weights)
     convert(model, config)
     fold_transforms(model, config)
     # From here on transformers treats it like a model that was loaded quantized.

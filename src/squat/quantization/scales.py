@@ -11,9 +11,9 @@ with a_c the root mean square of channel c, b_c the length of column c and s_c t
 spread evenly over their rows, meets all channels, and is the same product. By Cauchy and Schwarz it is least
 where s_c^2 = a_c / b_c: both sides then have the energy a_c * b_c.
 
-Where activations have 8 bits the weights' error is what counts. Descent has made it small already where a_c
-is (module `descent`): what is left of it grows with the sum of s_c^2 b_c^2 alone, which scales like these
-raise. So such a site stays as it is.
+Where activations have 8 bits the weights' error is what counts. Descent makes it small where a_c is large
+(module `descent`): what is left of it grows with the sum of s_c^2 b_c^2 alone, which scales like these raise.
+So such a site stays as it is, unless weights are rounded to the nearest.
 
 SmoothQuant (arXiv 2211.10438, eq. 4) has this form with largest magnitudes in place of root mean squares;
 OmniQuant and OSTQuant learn scales in the same places.
@@ -42,17 +42,23 @@ _SILENT = 1e-12
 
 @torch.no_grad()
 def balance_channels(
-    model: PreTrainedModel, config: SquatConfig, batches: Sequence[Tensor]
+    model: PreTrainedModel,
+    config: SquatConfig,
+    batches: Sequence[Tensor],
+    weights: str = "nearest",
 ) -> None:
-    """Balance the channels of sites of few bits with the columns that read them, in place.
+    """Balance the channels of sites with the columns that read them, in place, where rounding hurts.
 
     Args:
         model: float, of transformers; it computes the same afterwards.
-        config: which sites have less than 8 bits, for some tokens at least.
+        config: which sites have less than 8 bits, for some tokens at least; they are balanced.
         batches: token ids, [batch, tokens] each; none: nothing is done.
+        weights: how they will be rounded; if "nearest", to less than 8 bits, all sites are balanced.
     """
-    few = [site for site in SITES if config.bits_of(site) in (ADAPTIVE, *range(WIDE))]
-    if not few or not batches:
+    balanced = set(SITES)
+    if weights != "nearest" or config.weight_bits >= WIDE:
+        balanced = {site for site in SITES if config.bits_of(site) in (ADAPTIVE, *range(WIDE))}
+    if not balanced or not batches:
         return
     row = architecture_of(model.config.model_type)
     layers = list(model.get_submodule(row.layers).children())
@@ -60,13 +66,13 @@ def balance_channels(
     for index, layer in enumerate(layers):
         own = row.of(layer)
         for site, path in own.makers.items():
-            if site not in few:
+            if site not in balanced:
                 continue
             energy = energies[index, site]
             scales = _scales(energy, _columns(layer, own, site, energy))
             _divide(layer.get_submodule(path), scales, own.exact.get(path) is ExactCenteredRMSNorm)
             _multiply(layer, own, site, scales)
-        if row.attends(layer) and "attn_out" in few:
+        if row.attends(layer) and "attn_out" in balanced:
             _balance_values(layer, row, model.config.get_text_config(), energies[index, "attn_out"])
 
 
