@@ -234,12 +234,14 @@ inline void add_matrix(GgufBuilder* file, std::mt19937* random, const std::strin
   if (!blocks) file->floats(name + ".step", steps);
 }
 
-// Blocks by layer: the largest possible one, none, a quarter of it.
+// Blocks by layer: everything, none, a quarter of the power of two in it.
 inline std::vector<uint32_t> hadamard_blocks(int layers, int size) {
-  const uint32_t largest = static_cast<uint32_t>(size & -size);
+  const uint32_t power = static_cast<uint32_t>(size & -size);
   std::vector<uint32_t> blocks;
   for (int layer = 0; layer < layers; layer++) {
-    blocks.push_back(layer % 3 == 0 ? largest : layer % 3 == 1 ? 1 : std::max(largest / 4, 1u));
+    blocks.push_back(layer % 3 == 0   ? static_cast<uint32_t>(size)
+                     : layer % 3 == 1 ? 1
+                                      : std::max(power / 4, 1u));
   }
   return blocks;
 }
@@ -259,6 +261,16 @@ inline std::vector<int32_t> random_levels(int layers, bool first_is_wide, std::m
 
 inline bool convolves(const ModelOptions& o, int layer) {
   return o.described && o.convolutions && (layer == 0 || layer == o.layers - 1);
+}
+
+// Of what attention makes: all heads together in every second layer that has it.
+inline std::vector<uint32_t> output_blocks(const ModelOptions& o) {
+  std::vector<uint32_t> blocks;
+  for (int layer = 0; layer < o.layers; layer++) {
+    const bool transformed = !convolves(o, layer) && layer % 2 == (o.convolutions ? 1 : 0);
+    blocks.push_back(transformed ? static_cast<uint32_t>(o.heads * o.head_dim) : 1);
+  }
+  return blocks;
 }
 
 inline uint32_t kv_heads_of(const ModelOptions& o) {
@@ -374,6 +386,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
       const int size = site == "k" ? o.head_dim : site == "mlp_mid" ? o.ffn : o.hidden;
       file.u32_array(prefix + ".hadamard", hadamard_blocks(o.layers, size));
     }
+    if (hadamard && site == "attn_out") file.u32_array(prefix + ".hadamard", output_blocks(o));
   }
   file.string("squat.probs.bits", "8");
   file.f32_array("squat.probs.step8",
@@ -434,7 +447,9 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
       matrix(block + "shortconv.out_proj", o.hidden, o.hidden, o.weight_bits);
       convolution(block + "shortconv.conv.weight");
     } else {
-      matrix(block + "attn_output", o.hidden, query, o.weight_bits);
+      const bool transformed = hadamard && output_blocks(o)[static_cast<size_t>(layer)] > 1;
+      matrix(block + "attn_output" + (transformed ? "_hadamard" : ""), o.hidden, query,
+             o.weight_bits);
     }
     matrix(block + "ffn_up" + of_hidden, o.ffn, o.hidden, o.weight_bits);
     matrix(block + "ffn_down" + of_ffn, o.hidden, o.ffn, o.weight_bits);
