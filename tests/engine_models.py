@@ -103,9 +103,7 @@ def random_levels(rng: np.random.Generator) -> list[int]:
     return sorted(int(level) for level in (*outer, *inner))
 
 
-def random_blocks(
-    rng: np.random.Generator, size: int, layers: int, multiple: int = 1
-) -> list[int]:
+def random_blocks(rng: np.random.Generator, size: int, layers: int, multiple: int = 1) -> list[int]:
     """Numbers that divide the size, 1 or multiples of another one."""
     found = [b for b in range(1, size + 1) if size % b == 0 and (b == 1 or b % multiple == 0)]
     return [int(block) for block in rng.choice(found, layers)]

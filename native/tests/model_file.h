@@ -139,6 +139,7 @@ struct ModelOptions {
   // What version 1 has not. All on, as a file may have it; every combination is tested from Python.
   bool row_steps = true, exponents = true, hadamard = true, levels = true;
   bool peaks = false;  // in place of exponents
+  bool key_centers = false;
   // Whether there is a description of the graph, and as much as possible in it is unusual.
   bool described = false;
   // Of a Llama with a description: whether its first and its last layer have a convolution of three
@@ -350,6 +351,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     std::vector<std::string> features = {"token_exponents", "hadamard", "levels"};
     if (o.described) features.push_back("graph");
     if (o.peaks) features.push_back("token_steps");
+    if (o.key_centers) features.push_back("key_centers");
     file.string_array("squat.features", features);
   }
   if (o.described) describe(o, &file);
@@ -447,6 +449,11 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
       matrix(block + "shortconv.out_proj", o.hidden, o.hidden, o.weight_bits);
       convolution(block + "shortconv.conv.weight");
     } else {
+      if (o.key_centers) {
+        std::vector<float> center(static_cast<size_t>(key));
+        for (float& v : center) v = static_cast<float>(random() % 1000) / 500.0f - 1;
+        file.floats(block + "attn_k_center", center);
+      }
       const bool transformed = hadamard && output_blocks(o)[static_cast<size_t>(layer)] > 1;
       matrix(block + "attn_output" + (transformed ? "_hadamard" : ""), o.hidden, query,
              o.weight_bits);
@@ -482,7 +489,7 @@ inline std::vector<ModelOptions> variants() {
       o.head_dim = gpt2 ? 9 : 10;
       o.ffn = 42;
       all.push_back(o);
-      o.weight_levels = o.peaks = true;
+      o.weight_levels = o.peaks = o.key_centers = true;
       all.push_back(o);
       o.described = true;
       all.push_back(o);

@@ -370,6 +370,18 @@ void test_features() {
                  }),
                  {"'squat.probs.step8' element 2", "more than 8 bits behind the point"});
 
+  const std::string center = "blk.1.attn_k_center";
+  const auto with_center = [&](size_t size) {
+    return with([&](G& f) { f.floats(center, std::vector<float>(size, 1.0f)); });
+  };
+  expect_refusal("unnamed center", with_center(32),
+                 {"'" + center + "' is there", "does not name 'key_centers'"});
+  GgufBuilder short_center = with_center(16);
+  short_center.string_array("squat.features",
+                            {"token_exponents", "hadamard", "key_centers", "levels"});
+  expect_refusal("short center", short_center,
+                 {"'" + center + "'", "shape 16, expected F32 and 32"});
+
   for (const uint32_t block : {0u, 20u, 64u, 1u << 20}) {
     expect_refusal("block",
                    with([=](G& f) { f.u32_array("squat.mlp_mid.hadamard", {1, 2, block}); }),

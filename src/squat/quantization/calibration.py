@@ -221,6 +221,7 @@ class _Calibration:
                 self.stream.inputs(layer, index, output, only=batch)
                 follow_importance(attention)
             squat.policy.eval()
+
         def attend() -> None:
             for batch in range(min(_ATTENTION_BATCHES, len(self.stream.hidden))):
                 self.stream.inputs(layer, index, output, only=batch)

@@ -191,7 +191,7 @@ class SquatConfig(QuantizationConfigMixin):
         return 8 if bits == ADAPTIVE and layer < first + (row.follows == "previous") else bits
 
     def block_of(self, site: str, size: int) -> int:
-        """How many elements of a site, of `size`, are transformed together when the model runs; 1: none are."""
+        """How many of a site's elements are transformed together when the model runs; 1: none are."""
         if site not in self.hadamard:
             return 1
         if self.reflections:

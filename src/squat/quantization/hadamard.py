@@ -8,8 +8,8 @@ it was. (BitNet v2, arXiv 2504.18415, and QuaRot, arXiv 2404.00456, do so at the
 
 There is a Hadamard matrix of every power of two. What is left of a size is odd, and of the blocks that it
 counts some are louder than others. They are mixed by Householder reflections along the odd number's prime
-factors: each of p elements loses twice their mean. Of three blocks each keeps a ninth of its energy, and takes
-four ninths of each other's. A reflection is its own inverse, and costs two operations an element.
+factors: each of p elements loses twice their mean. Of three blocks each keeps a ninth of its energy, and
+takes four ninths of each other's. A reflection is its own inverse, and costs two operations an element.
 
 The scale is a power of two and sums are taken in pairs, or in order, so that the engine gets the same bits.
 """

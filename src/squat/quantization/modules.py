@@ -150,14 +150,14 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedWeight]] = {
 class SiteQuantizer(nn.Module):
     """Quantizes the activations of one site of one layer.
 
-    A site has one width for all tokens, or "4:8": then it owns a step for each width, and `forward` needs to
-    know which tokens are wide. FLOAT bits make it pass everything through. On the way in, `block` > 1: the
-    tensor is transformed in blocks of this size, `inner` elements of which have been already. With `token_steps` "peak" every vector multiplies
-    the step by its largest magnitude, or nearly; with "exponent" it raises the step by a power of two until
-    not much of it is clipped. With `levels`, 4-bit codes stand for 16 of the 8-bit codes. With a `center`,
-    [key heads, 1, head size], what is quantized is the difference from it. For calibration a
-    site can collect a sample of what comes instead of quantizing it. `first` is the model's first layer with
-    attention.
+    A site has one width for all tokens, or "4:8": then it owns a step for each width, and `forward` needs
+    to know which tokens are wide. FLOAT bits make it pass everything through. On the way in, `block` > 1:
+    the tensor is transformed in blocks of this size, `inner` elements of which have been already. With
+    `token_steps` "peak" every vector multiplies the step by its largest magnitude, or nearly; with
+    "exponent" it raises the step by a power of two until not much of it is clipped. With `levels`, 4-bit
+    codes stand for 16 of the 8-bit codes. With a `center`, [key heads, 1, head size], what is quantized is
+    the difference from it. For calibration a site can collect a sample of what comes instead of quantizing
+    it. `first` is the model's first layer with attention.
     """
 
     levels: Tensor | None
@@ -263,7 +263,7 @@ class SiteQuantizer(nn.Module):
         if self.block > 1:
             x = (hadamard if is_exact(self) else hadamard_product)(x, self.block, self.inner)
             if self.site == "q":
-                # No weight takes in the inverse of what is done to queries and keys: queries do, a power of two.
+                # No weight takes in the inverse of what is done to queries and keys: queries do.
                 x = x / inverse_factor(self.block)
         return x if self.center is None else x - self.center.to(x.dtype)
 
