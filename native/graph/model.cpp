@@ -207,7 +207,8 @@ class Loader {
     if (site->bits != Site::Bits::k8) site->margin4 = keys_.bounded(of4, 0, 7);
   }
 
-  // One for each layer (head_in: one), each a power of two that divides the site's size.
+  // One for each layer (head_in: one), each divides the size of the site and is a multiple of
+  // `inner`.
   std::vector<int> read_blocks(const std::string& name, int count, int size, int inner) const {
     const bool by_layer = version_ > 1;
     const std::vector<uint32_t> blocks =
