@@ -3,6 +3,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 CMAKE ?= cmake
 BUILD ?= build
+# In this environment rather than in one of pip's own, for a second build to go on from the first.
+BUILD_TOOLS := scikit-build-core nanobind ninja
 # One thread a process: the test runner starts one process a core, and two pools on the same cores
 # wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
@@ -18,7 +20,8 @@ $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(shell find na
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install -c constraints.txt torch
-	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install -c constraints.txt $(BUILD_TOOLS)
+	$(PY) -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
 demo: setup  ## the whole job on built-in text, in a few minutes; results in runs/demo
