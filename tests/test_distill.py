@@ -155,7 +155,7 @@ def test_training_moves_towards_the_teacher_and_logs_every_term(tmp_path, bf16):
     assert last["loss"] == pytest.approx(total, abs=2e-2)
 
 
-@pytest.mark.parametrize("policy", ["threshold", "topk"])
+@pytest.mark.parametrize("policy", ["threshold", pytest.param("topk", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", QUANTIZERS)
 def test_every_method_trains_with_every_policy(tmp_path, method, policy):
     config = SquatConfig(method=method, policy=policy, **PUBLISHED)
