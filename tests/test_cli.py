@@ -298,7 +298,7 @@ def test_a_tokenizer_that_does_not_match_is_refused(shell, tmp_path, model, corp
 
 
 def test_another_recipe_does_not_overwrite_a_run(shell, tmp_path, model, corpus):
-    short = {"steps": 1, "batch_size": 2, "warmup_steps": 0}
+    short = {"steps": 1, "batch_size": 4, "warmup_steps": 0}
     shell.succeed("train", recipe(tmp_path, model, corpus, training=short))
     message = shell.refuse(
         "train", recipe(tmp_path, model, corpus, training=short, quantize={"activation_bits": 8})
