@@ -1,4 +1,4 @@
-"""What quantized activations alone cost a model, and what token steps and channel scales bring.
+"""What quantized activations alone cost a model, and what is done about it.
 
     python benchmarks/activations.py MODEL --data FILE [--bits 4 8] [--sites]
 
@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from squat.checkpoints import load_model, load_tokenizer
@@ -27,13 +27,18 @@ from squat.quantization.modules import SiteQuantizer
 from squat.runs import text_windows
 
 WINDOWS, AT_ONCE = 8, 2
+OFF: dict[str, object] = {"channel_scales": False, "reflections": False, "key_centers": False}
 VARIANTS: dict[str, dict[str, object]] = {
-    "static": {"token_steps": "static", "channel_scales": False},
-    "exponent": {"token_steps": "exponent", "channel_scales": False},
-    "peak": {"token_steps": "peak", "channel_scales": False},
-    "exponent, channel scales": {"token_steps": "exponent"},
-    "peak, channel scales": {"token_steps": "peak"},
+    "static": {**OFF, "token_steps": "static"},
+    "exponent": {**OFF, "token_steps": "exponent"},
+    "peak": OFF,
+    "exponent, channel scales": {**OFF, "token_steps": "exponent", "channel_scales": True},
+    "peak, channel scales": {**OFF, "channel_scales": True},
+    "peak, channel scales, reflections": {"key_centers": False},
+    "peak, channel scales, key centers": {"reflections": False},
+    "all": {},
 }
+FIRST_TOKEN = "all, first token float"
 
 
 @torch.no_grad()
@@ -53,11 +58,20 @@ def divergence(expected: list[Tensor], model: PreTrainedModel, windows: Tensor) 
     return total / windows.numel()
 
 
+def spare_first_token(site: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Forward hook of a site: what the first token of each window has there is not quantized."""
+    assert isinstance(site, SiteQuantizer)
+    first = site.transformed(args[0][..., :1, :]).to(output.dtype)
+    return torch.cat((first, output[..., 1:, :]), dim=-2)
+
+
 def main() -> None:
+    names = [*VARIANTS, FIRST_TOKEN]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a float model: a folder, a name on the Hub, a .gguf file")
     parser.add_argument("--data", type=Path, required=True, help="a text")
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4], help="of activations")
+    parser.add_argument("--variants", nargs="+", choices=names, default=names)
     parser.add_argument("--sites", action="store_true", help="one site at a time, too")
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.model)
@@ -68,12 +82,17 @@ def main() -> None:
     table = Table("activations", "bits", "KL", *(SITES if args.sites else ()))
     console = Console(width=160)
     with Progress(console=Console(stderr=True)) as progress:
-        for name, settings in progress.track(VARIANTS.items()):
+        for name in progress.track(args.variants):
+            settings = VARIANTS.get(name, {})
             for bits in args.bits:
                 config = SquatConfig(
                     weight_bits=FLOAT, embedding_bits=FLOAT, activation_bits=bits, **settings
                 )
                 model = quantize(load_model(args.model), config, seen.split(AT_ONCE)).eval()
+                if name == FIRST_TOKEN:
+                    for module in model.modules():
+                        if isinstance(module, SiteQuantizer):
+                            module.register_forward_hook(spare_first_token)
                 cells = [f"{divergence(expected, model, others):.4f}"]
                 for site in SITES if args.sites else ():
                     members = {

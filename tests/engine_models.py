@@ -103,9 +103,10 @@ def random_levels(rng: np.random.Generator) -> list[int]:
     return sorted(int(level) for level in (*outer, *inner))
 
 
-def random_blocks(rng: np.random.Generator, size: int, layers: int) -> list[int]:
-    """Powers of two that divide the size, 1 and the largest among them."""
-    return [1 << int(rng.integers((size & -size).bit_length())) for _ in range(layers)]
+def random_blocks(rng: np.random.Generator, size: int, layers: int, multiple: int = 1) -> list[int]:
+    """Numbers that divide the size, 1 or multiples of another one."""
+    found = [b for b in range(1, size + 1) if size % b == 0 and (b == 1 or b % multiple == 0)]
+    return [int(block) for block in rng.choice(found, layers)]
 
 
 def random_site(
@@ -165,6 +166,7 @@ def random_model(
     hadamard: tuple[str, ...] = (),
     levels: bool = False,
     weight_levels: bool = False,
+    key_centers: bool = False,
     importance: str = "relative_first_token",
     rope: dict[str, Any] | None = None,
     tokenizer_json: str | None = None,
@@ -217,6 +219,8 @@ def random_model(
             linear(block + "attn_k", key, hidden)
             linear(block + "attn_v", key, hidden)
             linear(block + "ffn_gate", ffn, hidden)
+        if key_centers:
+            floats[block + "attn_k_center"] = rng.normal(0, 1, key).astype(np.float32)
         linear(block + "attn_output", hidden, query)
         linear(block + "ffn_up", ffn, hidden)
         linear(block + "ffn_down", hidden, ffn)
@@ -230,8 +234,10 @@ def random_model(
         for name in SITES
     }
     for name in hadamard:
-        size = {"k": head_dim, "mlp_mid": ffn}.get(name, hidden)
-        sites[name].hadamard = random_blocks(rng, size, 1 if name == "head_in" else layers)
+        size = {"k": head_dim, "attn_out": query, "mlp_mid": ffn}.get(name, hidden)
+        inner = head_dim & -head_dim if name == "attn_out" else 1
+        count = 1 if name == "head_in" else layers
+        sites[name].hadamard = random_blocks(rng, size, count, inner)
     return GgufModel(
         architecture=architecture,
         name=f"random-{seed}",
@@ -319,18 +325,35 @@ def sum64(x: Floats) -> np.float64:
     return np.float64(math.fsum(x.astype(np.float64)))
 
 
-def hadamard_scale(block: int) -> np.float32:
-    return np.float32(2.0 ** -math.floor(math.log2(block) / 2))
+def hadamard_scale(power: int) -> np.float32:
+    return np.float32(2.0 ** -math.floor(math.log2(power) / 2))
 
 
-def hadamard(x: Floats, block: int) -> Floats:
+def hadamard(x: Floats, block: int, inner: int = 1) -> Floats:
     x = x.copy()
-    distance = 1
-    while distance < block:
+    power = block & -block
+    distance = inner
+    while distance < power:
         low = np.array([i for i in range(len(x)) if not i & distance])
         x[low], x[low + distance] = x[low] + x[low + distance], x[low] - x[low + distance]
         distance *= 2
-    return x * hadamard_scale(block)
+    x *= hadamard_scale(power // inner)
+    rest, prime, distance = block // power, 3, power
+    while rest > 1:
+        if rest % prime:
+            prime += 2
+            continue
+        for first in range(len(x)):
+            if first // distance % prime == 0:
+                group = [first + k * distance for k in range(prime)]
+                total = np.float32(0)
+                for i in group:
+                    total = total + x[i]
+                total = total * np.float32(2 / prime)
+                x[group] = x[group] - total
+        rest //= prime
+        distance *= prime
+    return x
 
 
 class Reference:
@@ -342,16 +365,20 @@ class Reference:
         self.exponents: list[int] = []  # of all vectors, in the order of computation
 
     def quantize(
-        self, x: Floats, site: str, layer: int, wide: bool
+        self, x: Floats, site: str, layer: int, wide: bool, center: Floats | None = None
     ) -> tuple[NDArray[np.int64], np.float32]:
         """Codes of one token's vector and the step."""
         spec = self.model.sites[site]
-        if spec.hadamard is not None:
-            x = hadamard(x, spec.hadamard[layer])
+        if spec.hadamard is not None and spec.hadamard[layer] > 1:
+            size = self.model.head_dim
+            x = hadamard(x, spec.hadamard[layer], size & -size if site == "attn_out" else 1)
         if site == "q" and (of_keys := self.model.sites["k"].hadamard) is not None:
             # Of the product of two such transforms B * scale^2 is left, which queries take off.
-            block = of_keys[layer]
-            x = hadamard(x, block) / np.float32(block * float(hadamard_scale(block)) ** 2)
+            power = of_keys[layer] & -of_keys[layer]
+            left = np.float32(power * float(hadamard_scale(power)) ** 2)
+            x = hadamard(x, of_keys[layer]) / left
+        if center is not None:
+            x = x - center
         bits = {"8": 8, "4": 4, "4:8": 8 if wide else 4}[spec.bits]
         levels = spec.levels4 is not None and bits == 4
         steps = spec.step8 if bits == 8 else spec.step4
@@ -419,10 +446,13 @@ class Reference:
                     for h in np.split(q, m.heads)
                 ]
             )
+            center = m.floats.get(block + "attn_k_center", np.zeros_like(k))
             keys.append(
                 [
-                    self.quantize(self.rotate(h, position), "k", layer, wide)
-                    for h in np.split(k, m.kv_heads)
+                    self.quantize(self.rotate(h, position), "k", layer, wide, c)
+                    for h, c in zip(
+                        np.split(k, m.kv_heads), np.split(center, m.kv_heads), strict=True
+                    )
                 ]
             )
             values.append(np.split(v, m.kv_heads))

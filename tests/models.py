@@ -78,7 +78,9 @@ PUBLISHED = {
     "weight_levels": "uniform",
     "activation_levels": "uniform",
     "hadamard": (),
+    "reflections": False,
     "channel_scales": False,
+    "key_centers": False,
 }
 """SquatConfig's fields for what the paper does: one step a tensor, and nothing done to the model before."""
 

@@ -38,6 +38,7 @@ EVERYTHING = {
     "hadamard": HADAMARD_SITES,
     "levels": True,
     "weight_levels": True,
+    "key_centers": True,
 }
 CASES = {
     "w4a8": ("llama", {"activations": "8"}),
@@ -80,6 +81,7 @@ CASES = {
         "gpt2",
         {"hadamard": ("head_in",), "hidden": 40, "ffn": 53, "heads": 5, "head_dim": 8},
     ),
+    "centers of keys": ("llama", {"key_centers": True}),
     "levels": ("llama", {"levels": True}),
     "levels of weights": ("llama", {"weight_levels": True}),
     "levels of a head of its own": (

@@ -99,6 +99,13 @@ CONFIGS = {
         f"hadamard at {site}": SquatConfig(**{**PUBLISHED, "hadamard": (site,)})
         for site in HADAMARD_SITES
     },
+    **{
+        f"reflections at {site}": SquatConfig(
+            **{**PUBLISHED, "hadamard": (site,), "reflections": True}
+        )
+        for site in HADAMARD_SITES
+    },
+    "centers of keys": SquatConfig(**{**PUBLISHED, "key_centers": True}),
     "minmax": SquatConfig(method="minmax"),
     "pact": SquatConfig(method="pact"),
     "nipq": SquatConfig(method="nipq", activation_bits=4),

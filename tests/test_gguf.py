@@ -88,6 +88,7 @@ def test_codes_read_are_codes_written(
     hadamard=st.sets(st.sampled_from(HADAMARD_SITES)),
     levels=st.booleans(),
     weight_levels=st.booleans(),
+    key_centers=st.booleans(),
 )
 def test_any_model_is_read_as_it_was_written(
     seed: int, architecture: str, heads: int, pairs: int, hadamard: set[str], **options: Any
@@ -362,7 +363,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         (site(model, "q", GgufSite("8", wide, hadamard=[2] * 3)), "site q: it cannot be"),
         (
             site(model, "k", GgufSite("8", wide, hadamard=[16, 1, 32])),
-            "site k: hadamard of layer 2 is 32, no power of two that divides the size 16",
+            "site k: hadamard of layer 2 is 32, which does not divide the size 16",
         ),
         (
             site(model, "head_in", GgufSite("8", [0.5], hadamard=[2] * 3)),
@@ -371,7 +372,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         (site(model, "mlp_in", GgufSite("8", wide, hadamard=[2])), "site mlp_in: 1 hadamard"),
         (
             site(model, "mlp_mid", GgufSite("8", wide, hadamard=[32, 1, 64])),
-            "site mlp_mid: hadamard of layer 2 is 64, no power of two that divides the size 96",
+            "site mlp_mid: hadamard of layer 2 is 64, which does not divide the size 96",
         ),
         (site(model, "mlp_in", GgufSite("8", wide, hadamard=[1, 0, 1])), "of layer 1 is 0"),
         (site(model, "mlp_in", GgufSite("8", wide, hadamard=[1, 1, 6])), "of layer 2 is 6"),

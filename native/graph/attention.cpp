@@ -49,14 +49,17 @@ void Session::attend(const Chunk& chunk, int layer) {
   {
     const Profile::Timer timer(profile_, Step::kScores, macs, bytes);
     const int block = m.sites.k.block(layer);
+    const int power = block & -block;
     const float scale = hadamard_scale(block);
-    // Scores stay what they were: queries get what keys have left of 1 / block.
-    const float rest = 1 / (static_cast<float>(block) * scale);
+    // Scores stay what they were: queries get what keys have left of 1 / power.
+    const float rest = 1 / (static_cast<float>(power) * scale);
     const Layer& l = m.layers[static_cast<size_t>(layer)];
-    const Vectors keys = {m.sites.k, chunk.previous, keys_at,    1,
-                          &l.k_norm, scale,          key_codes_, key_multipliers_};
-    const Vectors queries = {m.sites.q,    chunk.previous,    0, m.group(), &l.q_norm, rest,
-                             query_codes_, query_multipliers_};
+    const float* center = l.k_center.empty() ? nullptr : l.k_center.data();
+    const Vectors keys = {m.sites.k, chunk.previous, keys_at,         1, &l.k_norm, scale,
+                          center,    key_codes_,     key_multipliers_};
+    const Vectors queries = {m.sites.q, chunk.previous, 0,
+                             m.group(), &l.q_norm,      rest,
+                             nullptr,   query_codes_,   query_multipliers_};
     quantize_vectors(chunk, layer, keys, 0);
     quantize_vectors(chunk, layer, queries, first_query(chunk));
     if (m.sites.v.multiplied()) measure_values(chunk, layer, values_at);
@@ -64,8 +67,8 @@ void Session::attend(const Chunk& chunk, int layer) {
     decide_widths(chunk, layer);
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
-  const Vectors values = {m.sites.v, chunk.current, values_at,         1, nullptr,
-                          1,         value_codes_,  value_multipliers_};
+  const Vectors values = {m.sites.v, chunk.current, values_at,         1, nullptr, 1,
+                          nullptr,   value_codes_,  value_multipliers_};
   quantize_vectors(chunk, layer, values, 0);
   for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
 }
@@ -111,7 +114,11 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vec
           const Angles angles = angles_[static_cast<size_t>(rotation)].of(i, turned);
           ops_.rotate(angles.cosine, angles.sine, turned, x);
         }
-        if (block > 1) ops_.hadamard(x, m.head_dim, block, vectors.scale);
+        if (block > 1) ops_.hadamard(x, m.head_dim, block, 1, vectors.scale);
+        if (vectors.center != nullptr) {
+          const float* center = vectors.center + v * m.head_dim;
+          for (int k = 0; k < m.head_dim; k++) x[k] -= center[k];
+        }
         const size_t to = vector_of(chunk, group, v / group, i) + static_cast<size_t>(v % group);
         vectors.multipliers[to] = quantize(site, layer, wide, x, m.head_dim,
                                            vectors.codes + to * static_cast<size_t>(m.head_dim));

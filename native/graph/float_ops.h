@@ -44,9 +44,9 @@ struct FloatOps {
   void (*gelu_tanh)(const float* x, const float* up, int n, float* out);
   // x (1 - erfc(x / sqrt(2)) / 2).
   void (*gelu)(const float* x, const float* up, int n, float* out);
-  // x = scale * H x for each block of x, H a Hadamard matrix; `block` is a power of two that
-  // divides n.
-  void (*hadamard)(float* x, int n, int block, float scale);
+  // Transforms each block of x (docs/format.md): the power of two in it by a Hadamard matrix, times
+  // `scale`, from the distance `inner` on; what is odd by reflections. `block` divides n.
+  void (*hadamard)(float* x, int n, int block, int inner, float scale);
   // The largest |x|; a NaN counts as zero.
   float (*largest)(const float* x, int n);
   // Each code becomes the level next to it,

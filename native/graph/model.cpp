@@ -69,7 +69,8 @@ class Loader {
     }
     if (version_ == 1 || !file_.has(kFeatureList)) return;
     for (const std::string_view name : file_.string_array(kFeatureList)) {
-      const auto known = {kExponents, kTokenSteps, kHadamard, kLevels, kGraph, kTokenizer};
+      const auto known = {kExponents, kTokenSteps, kHadamard, kKeyCenters,
+                          kLevels,    kGraph,      kTokenizer};
       if (std::find(known.begin(), known.end(), name) == known.end()) {
         fail("key '" + std::string(kFeatureList) + "' names '" + std::string(name.substr(0, 64)) +
              "', which this engine does not know; use the engine that belongs to the exporter");
@@ -206,8 +207,9 @@ class Loader {
     if (site->bits != Site::Bits::k8) site->margin4 = keys_.bounded(of4, 0, 7);
   }
 
-  // One for each layer (head_in: one), each a power of two that divides the site's size.
-  std::vector<int> read_blocks(const std::string& name, int count, int size) const {
+  // One for each layer (head_in: one), each divides the size of the site and is a multiple of
+  // `inner`.
+  std::vector<int> read_blocks(const std::string& name, int count, int size, int inner) const {
     const bool by_layer = version_ > 1;
     const std::vector<uint32_t> blocks =
         by_layer ? file_.u32_array(name)
@@ -218,10 +220,12 @@ class Loader {
     }
     for (size_t i = 0; i < blocks.size(); i++) {
       const uint32_t block = blocks[i];
-      if (block == 0 || (block & (block - 1)) != 0 || static_cast<uint32_t>(size) % block != 0) {
+      if (block == 0 || static_cast<uint32_t>(size) % block != 0 ||
+          (block > 1 && block % static_cast<uint32_t>(inner) != 0)) {
         fail("key '" + name + "'" + (by_layer ? " element " + std::to_string(i) : "") + " is " +
-             std::to_string(block) + ", no power of two that divides the site's size " +
-             std::to_string(size));
+             std::to_string(block) + ", not 1 nor a " +
+             (inner > 1 ? "multiple of " + std::to_string(inner) : std::string("number")) +
+             " that divides the site's size " + std::to_string(size));
       }
     }
     return {blocks.begin(), blocks.end()};
@@ -261,6 +265,7 @@ class Loader {
     bool exponents = false;         // whether it can have token exponents,
     int transformed = 0;            // be transformed, and with what size,
     bool levels = false;            // and have levels
+    int inner = 1;                  // what is transformed already
   };
 
   Site read_site(const char* name, const Kind& kind) {
@@ -296,7 +301,8 @@ class Loader {
     site.peaks = peaks_;
     read_margins(prefix, kind.exponents && !peaks_, &site);
     if (has_feature(prefix + "hadamard", kHadamard, kind.transformed > 0)) {
-      site.hadamard = read_blocks(prefix + "hadamard", count, kind.transformed);
+      site.inner = kind.inner;
+      site.hadamard = read_blocks(prefix + "hadamard", count, kind.transformed, kind.inner);
     }
     if (has_feature(prefix + "levels4", kLevels, kind.levels)) {
       site.levels = read_levels(prefix + "levels4", used4);
@@ -320,7 +326,15 @@ class Loader {
     s.k = read_site("k", {true, true, true, head_dim, true});
     s.v = read_site("v", {false, true, false, 0, true});
     s.k.cached = s.v.cached = true;
-    s.attn_out = read_site("attn_out", {false, false, true, 0, true});
+    s.attn_out =
+        read_site("attn_out", {false, false, true, model_.n_embd_q(), true, head_dim & -head_dim});
+    for (int l = 0; l < model_.n_layer; l++) {
+      if (!model_.graph.attends(l) && s.attn_out.block(l) > 1) {
+        fail("key 'squat.attn_out.hadamard' element " + std::to_string(l) + " is " +
+             std::to_string(s.attn_out.block(l)) + ", expected 1: layer " + std::to_string(l) +
+             " has no attention");
+      }
+    }
     s.mlp_in = read_site("mlp_in", {false, false, true, n_embd, true});
     s.mlp_mid = read_site("mlp_mid", {false, false, true, n_ff, true});
     s.head_in = read_site("head_in", {false, false, true, n_embd, false});
@@ -441,7 +455,7 @@ class Loader {
                &layer->after_mlp_norm);
     const int of_qkv = m.sites.attn_in.block(l), of_ffn = m.sites.mlp_in.block(l);
     if (m.graph.attends(l)) {
-      read_attention(block, of_qkv, layer);
+      read_attention(block, of_qkv, m.sites.attn_out.block(l), layer);
     } else {
       layer->convolution = read_convolution(block + "shortconv.conv", m.graph.reach(l));
       layer->qkv.resize(1);
@@ -458,10 +472,18 @@ class Loader {
     read_weights(block + "ffn_down", m.n_embd, m.n_ff, &layer->mlp_mid, m.sites.mlp_mid.block(l));
   }
 
-  void read_attention(const std::string& block, int of_qkv, Layer* layer) {
+  void read_attention(const std::string& block, int of_qkv, int of_output, Layer* layer) {
     const Model& m = model_;
     layer->q_norm = read_head_norm(block + "attn_q_norm", m.n_head);
     layer->k_norm = read_head_norm(block + "attn_k_norm", m.n_head_kv);
+    const std::string center = block + "attn_k_center";
+    if (file_.find_tensor(center) != nullptr) {
+      if (!has(kKeyCenters)) {
+        fail("tensor '" + center + "' is there, but '" + kFeatureList + "' does not name '" +
+             kKeyCenters + "'");
+      }
+      layer->k_center = keys_.floats(center, static_cast<uint64_t>(m.n_embd_kv()));
+    }
     if (find_matrix(block + "attn_qkv") != nullptr) {
       layer->qkv.resize(1);
       read_weights(block + "attn_qkv", m.n_embd_qkv(), m.n_embd, &layer->qkv[0], of_qkv,
@@ -474,7 +496,7 @@ class Loader {
                    row_order(m.n_head_kv));
       read_weights(block + "attn_v", m.n_embd_kv(), m.n_embd, &layer->qkv[2], of_qkv);
     }
-    read_weights(block + "attn_output", m.n_embd, m.n_embd_q(), &layer->attn_out);
+    read_weights(block + "attn_output", m.n_embd, m.n_embd_q(), &layer->attn_out, of_output);
   }
 
   // In a file [channels][taps].
@@ -596,6 +618,7 @@ class Loader {
   static constexpr const char* kExponents = "token_exponents";
   static constexpr const char* kTokenSteps = "token_steps";
   static constexpr const char* kHadamard = "hadamard";
+  static constexpr const char* kKeyCenters = "key_centers";
   static constexpr const char* kLevels = "levels";
   static constexpr const char* kGraph = "graph";
   static constexpr const char* kTokenizer = "tokenizer";  // its keys, which text/ reads

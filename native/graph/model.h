@@ -26,6 +26,7 @@ struct Site {
   bool peaks = false;               // vectors multiply steps by their largest magnitude
   int margin8 = -1, margin4 = -1;   // of token exponents; -1: none, or a width that is never used
   std::vector<int> hadamard;        // blocks that are transformed, by layer; empty: none are
+  int inner = 1;                    // elements that weights have transformed among themselves
   std::vector<Levels> levels;       // of 4-bit codes, by layer; empty: codes are uniform
   bool cached = false;              // k and v: the right-hand side of products
 
@@ -71,8 +72,9 @@ struct Norm {
 
 struct Layer {
   Norm attn_norm, after_attn_norm, mlp_norm, after_mlp_norm;
-  Norm q_norm, k_norm;       // of each head, or of all together
-  std::vector<Weights> qkv;  // q, k, v, or one matrix with the rows of all three
+  Norm q_norm, k_norm;          // of each head, or of all together
+  std::vector<Weights> qkv;     // q, k, v, or one matrix with the rows of all three
+  std::vector<float> k_center;  // taken off the keys of all heads; empty: nothing is
   Weights attn_out;
   // In a layer with a convolution qkv is one matrix, with the rows of the gate before it, the gate
   // behind it, and what it mixes; attn_out is the projection behind it.

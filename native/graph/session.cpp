@@ -338,10 +338,15 @@ float* Session::normalize(const Norm& norm, const float* x, float* out) const {
   return out;
 }
 
-float Session::hadamard_scale(int block) {
+float Session::hadamard_scale(int block, int inner) {
   float scale = 1;
-  for (; block >= 4; block /= 4) scale /= 2;
+  for (int count = (block & -block) / inner; count >= 4; count /= 4) scale /= 2;
   return scale;
+}
+
+void Session::transform(const Site& site, int layer, float* x, int n) const {
+  const int block = site.block(layer);
+  if (block > 1) ops_.hadamard(x, n, block, site.inner, hadamard_scale(block, site.inner));
 }
 
 int8_t Session::multiplier_of(const Site& site, int layer, bool wide, const float* x, int n) const {
@@ -377,11 +382,10 @@ Session::Input Session::quantize_rows(Step step_of_graph, const Site& site, int 
   input.rows = count;
   input.inner = size;
   input.steps = steps_ + first;
-  const int block = site.block(layer);
   threads_.parallel_for(count, [&](int begin, int end, int thread) {
     for (int i = first + begin; i < first + end; i++) {
       float* values = row(i, scratch_[static_cast<size_t>(thread)].row);
-      if (block > 1) ops_.hadamard(values, size, block, hadamard_scale(block));
+      transform(site, layer, values, size);
       const bool wide = is_wide(widths, i);
       const int8_t quarters = quantize(site, layer, wide, values, size,
                                        codes_ + static_cast<size_t>(i) * static_cast<size_t>(size));
@@ -588,7 +592,7 @@ void Session::embed(const int32_t* tokens, const Chunk& chunk) {
       float* x = residual_ + row * n_embd;
       dequantize(*m.embedding, tokens[i], codes, x);
       if (m.embedding_block > 1) {
-        ops_.hadamard(x, m.n_embd, m.embedding_block, hadamard_scale(m.embedding_block));
+        ops_.hadamard(x, m.n_embd, m.embedding_block, 1, hadamard_scale(m.embedding_block));
       }
       if (m.graph.embedding_scale != 1) {
         for (size_t k = 0; k < n_embd; k++) x[k] *= m.graph.embedding_scale;

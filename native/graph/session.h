@@ -163,8 +163,9 @@ class Session {
     const Site& site;
     const uint8_t* by_token;  // what decides their widths
     int column, group;
-    const Norm* norm;  // queries and keys may be normalized, rotated and transformed first,
-    float scale;       // with this scale; values (null) are not
+    const Norm* norm;     // queries and keys may be normalized, rotated and transformed first,
+    float scale;          // with this scale; values (null) are not
+    const float* center;  // taken off all heads then, or null
     int8_t* codes;
     int8_t* multipliers;
   };
@@ -254,8 +255,10 @@ class Session {
   template <class Body>
   void for_heads(const Chunk& chunk, Body&& body);
 
-  // 1 / sqrt(block), or the power of two next to it from above.
-  static float hadamard_scale(int block);
+  // 1 / sqrt(n), or the power of two next to it from above, n the power of two in block / inner.
+  static float hadamard_scale(int block, int inner = 1);
+  // Transforms n elements as a site's layer wants them.
+  void transform(const Site& site, int layer, float* x, int n) const;
   // What a vector multiplies its site's step by (token_steps.h).
   int8_t multiplier_of(const Site& site, int layer, bool wide, const float* x, int n) const;
   // Makes a vector's codes; returns that multiplier.

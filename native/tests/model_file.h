@@ -142,6 +142,7 @@ struct ModelOptions {
   // What version 1 has not. All on, as a file may have it; every combination is tested from Python.
   bool row_steps = true, exponents = true, hadamard = true, levels = true;
   bool peaks = false;  // in place of exponents
+  bool key_centers = false;
   // Whether there is a description of the graph, and as much as possible in it is unusual.
   bool described = false;
   // Of a Llama with a description: whether its first and its last layer have a convolution of three
@@ -237,12 +238,14 @@ inline void add_matrix(GgufBuilder* file, std::mt19937* random, const std::strin
   if (!blocks) file->floats(name + ".step", steps);
 }
 
-// Blocks by layer: the largest possible one, none, a quarter of it.
+// Blocks by layer: everything, none, a quarter of the power of two in it.
 inline std::vector<uint32_t> hadamard_blocks(int layers, int size) {
-  const uint32_t largest = static_cast<uint32_t>(size & -size);
+  const uint32_t power = static_cast<uint32_t>(size & -size);
   std::vector<uint32_t> blocks;
   for (int layer = 0; layer < layers; layer++) {
-    blocks.push_back(layer % 3 == 0 ? largest : layer % 3 == 1 ? 1 : std::max(largest / 4, 1u));
+    blocks.push_back(layer % 3 == 0   ? static_cast<uint32_t>(size)
+                     : layer % 3 == 1 ? 1
+                                      : std::max(power / 4, 1u));
   }
   return blocks;
 }
@@ -262,6 +265,16 @@ inline std::vector<int32_t> random_levels(int layers, bool first_is_wide, std::m
 
 inline bool convolves(const ModelOptions& o, int layer) {
   return o.described && o.convolutions && (layer == 0 || layer == o.layers - 1);
+}
+
+// Of what attention makes: all heads together in every second layer that has it.
+inline std::vector<uint32_t> output_blocks(const ModelOptions& o) {
+  std::vector<uint32_t> blocks;
+  for (int layer = 0; layer < o.layers; layer++) {
+    const bool transformed = !convolves(o, layer) && layer % 2 == (o.convolutions ? 1 : 0);
+    blocks.push_back(transformed ? static_cast<uint32_t>(o.heads * o.head_dim) : 1);
+  }
+  return blocks;
 }
 
 inline uint32_t kv_heads_of(const ModelOptions& o) {
@@ -341,6 +354,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     std::vector<std::string> features = {"token_exponents", "hadamard", "levels"};
     if (o.described) features.push_back("graph");
     if (o.peaks) features.push_back("token_steps");
+    if (o.key_centers) features.push_back("key_centers");
     file.string_array("squat.features", features);
   }
   if (o.described) describe(o, &file);
@@ -377,6 +391,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
       const int size = site == "k" ? o.head_dim : site == "mlp_mid" ? o.ffn : o.hidden;
       file.u32_array(prefix + ".hadamard", hadamard_blocks(o.layers, size));
     }
+    if (hadamard && site == "attn_out") file.u32_array(prefix + ".hadamard", output_blocks(o));
   }
   file.string("squat.probs.bits", "8");
   file.f32_array("squat.probs.step8",
@@ -437,7 +452,14 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
       matrix(block + "shortconv.out_proj", o.hidden, o.hidden, o.weight_bits);
       convolution(block + "shortconv.conv.weight");
     } else {
-      matrix(block + "attn_output", o.hidden, query, o.weight_bits);
+      if (o.key_centers) {
+        std::vector<float> center(static_cast<size_t>(key));
+        for (float& v : center) v = static_cast<float>(random() % 1000) / 500.0f - 1;
+        file.floats(block + "attn_k_center", center);
+      }
+      const bool transformed = hadamard && output_blocks(o)[static_cast<size_t>(layer)] > 1;
+      matrix(block + "attn_output" + (transformed ? "_hadamard" : ""), o.hidden, query,
+             o.weight_bits);
     }
     matrix(block + "ffn_up" + of_hidden, o.ffn, o.hidden, o.weight_bits);
     matrix(block + "ffn_down" + of_ffn, o.hidden, o.ffn, o.weight_bits);
@@ -470,7 +492,7 @@ inline std::vector<ModelOptions> variants() {
       o.head_dim = gpt2 ? 9 : 10;
       o.ffn = 42;
       all.push_back(o);
-      o.weight_levels = o.peaks = true;
+      o.weight_levels = o.peaks = o.key_centers = true;
       all.push_back(o);
       o.described = true;
       all.push_back(o);

@@ -109,29 +109,54 @@ void test_rotation(const FloatOps& ops) {
   }
 }
 
+void expect_hadamard(const FloatOps& ops, int n, int block, int inner, std::mt19937* random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> x(static_cast<size_t>(n));
+  for (float& v : x) v = normal(*random);
+  std::vector<float> expected = x;
+  const auto at = [&](int i) -> float& { return expected[static_cast<size_t>(i)]; };
+  const int power = block & -block;
+  for (int distance = inner; distance < power; distance *= 2) {
+    for (int i = 0; i < n; ++i) {
+      if (i & distance) continue;
+      const float sum = at(i) + at(i + distance), difference = at(i) - at(i + distance);
+      at(i) = sum;
+      at(i + distance) = difference;
+    }
+  }
+  if (power > inner) {
+    for (float& v : expected) v *= 0.125f;
+  }
+  int distance = power;
+  for (int rest = block / power, prime = 3; rest > 1;) {
+    if (rest % prime != 0) {
+      prime += 2;
+      continue;
+    }
+    for (int i = 0; i < n; ++i) {
+      if (i / distance % prime != 0) continue;
+      float total = at(i);
+      for (int k = 1; k < prime; ++k) total += at(i + k * distance);
+      total *= static_cast<float>(2.0 / prime);
+      for (int k = 0; k < prime; ++k) at(i + k * distance) -= total;
+    }
+    rest /= prime;
+    distance *= prime;
+  }
+  ops.hadamard(x.data(), n, block, inner, 0.125f);
+  if (!CHECK(std::memcmp(x.data(), expected.data(), x.size() * sizeof(float)) == 0)) {
+    std::fprintf(stderr, "  %d elements in blocks of %d, from %d on\n", n, block, inner);
+  }
+}
+
 void test_hadamard(const FloatOps& ops) {
   std::mt19937 random(5);
-  std::normal_distribution<float> normal;
-  for (int block = 2; block <= 4096; block *= 2) {
-    for (const int blocks : {1, 3}) {
-      const int n = block * blocks;
-      std::vector<float> x(static_cast<size_t>(n));
-      for (float& v : x) v = normal(random);
-      std::vector<float> expected = x;
-      for (int distance = 1; distance < block; distance *= 2) {
-        for (int i = 0; i < n; ++i) {
-          if (i & distance) continue;
-          float &low = expected[static_cast<size_t>(i)],
-                &high = expected[static_cast<size_t>(i + distance)];
-          const float sum = low + high, difference = low - high;
-          low = sum;
-          high = difference;
-        }
-      }
-      for (float& v : expected) v *= 0.125f;
-      ops.hadamard(x.data(), n, block, 0.125f);
-      if (!CHECK(std::memcmp(x.data(), expected.data(), x.size() * sizeof(float)) == 0)) {
-        std::fprintf(stderr, "  %d blocks of %d\n", blocks, block);
+  for (int power = 1; power <= 4096; power *= 2) {
+    for (const int odd : {1, 3, 5, 9, 15, 19}) {
+      for (int inner = 1; inner <= power; inner *= 8) {
+        const int block = power * odd;
+        expect_hadamard(ops, block, block, inner, &random);
+        if (power <= 64) expect_hadamard(ops, 3 * block, block, inner, &random);
       }
     }
   }

@@ -195,7 +195,8 @@ void test_model() {
            {"llama.embedding_length", 1u << 20, "'llama.embedding_length' is 1048576"},
            {"llama.block_count", 2000000000, "'llama.block_count' is 2000000000"},
            {"llama.block_count", 4, "expected 4"},
-           {"llama.feed_forward_length", 64, "shape 64 x 96"},
+           {"llama.feed_forward_length", 64,
+            "is 96, not 1 nor a number that divides the site's size 64"},
            {"llama.attention.head_count", 0, "'llama.attention.head_count' is 0"},
            {"llama.attention.head_count_kv", 3, "does not divide the 4 query heads"},
            {"llama.attention.key_length", 17, "size of a head is 17"},
@@ -285,14 +286,14 @@ void test_model() {
                  {"'squat.tokenizer.eos_token_ids' is 272"});
 
   expect_refusal("float matrix", with_key([](G& f) {
-                   G::Tensor& t = f.tensor("blk.0.attn_output.weight");
+                   G::Tensor& t = f.tensor("blk.1.attn_output.weight");
                    t.type = 0;
                    t.data.assign(64 * 64 * 4, 0);
                  }),
-                 {"'blk.0.attn_output.weight' has type F32"});
+                 {"'blk.1.attn_output.weight' has type F32"});
   expect_refusal("no matrix",
-                 with_key([](G& f) { f.tensor("blk.2.attn_output.weight").name = "x"; }),
-                 {"'blk.2.attn_output.weight' is missing"});
+                 with_key([](G& f) { f.tensor("blk.1.attn_output.weight").name = "x"; }),
+                 {"'blk.1.attn_output.weight' is missing"});
   expect_refusal("short norm", with_key([](G& f) { f.floats("output_norm.weight", {1, 2}); }),
                  {"'output_norm.weight'", "shape 2, expected F32 and 64"});
 }
@@ -369,23 +370,38 @@ void test_features() {
                  }),
                  {"'squat.probs.step8' element 2", "more than 8 bits behind the point"});
 
-  for (const uint32_t block : {0u, 12u, 64u, 1u << 20}) {
+  const std::string center = "blk.1.attn_k_center";
+  const auto with_center = [&](size_t size) {
+    return with([&](G& f) { f.floats(center, std::vector<float>(size, 1.0f)); });
+  };
+  expect_refusal("unnamed center", with_center(32),
+                 {"'" + center + "' is there", "does not name 'key_centers'"});
+  GgufBuilder short_center = with_center(16);
+  short_center.string_array("squat.features",
+                            {"token_exponents", "hadamard", "key_centers", "levels"});
+  expect_refusal("short center", short_center,
+                 {"'" + center + "'", "shape 16, expected F32 and 32"});
+
+  for (const uint32_t block : {0u, 20u, 64u, 1u << 20}) {
     expect_refusal("block",
                    with([=](G& f) { f.u32_array("squat.mlp_mid.hadamard", {1, 2, block}); }),
                    {"'squat.mlp_mid.hadamard' element 2 is " + std::to_string(block),
-                    "power of two that divides the site's size 96"});
+                    "not 1 nor a number that divides the site's size 96"});
   }
   expect_refusal("block count", with([](G& f) { f.u32_array("squat.mlp_in.hadamard", {1, 2}); }),
                  {"'squat.mlp_in.hadamard' has 2 elements, expected 3"});
   expect_refusal("block type", with([](G& f) { f.u32("squat.mlp_in.hadamard", 2); }),
                  {"'squat.mlp_in.hadamard' has type u32"});
-  for (const std::string site : {"q", "v", "probs", "attn_out"}) {
+  for (const std::string site : {"q", "v", "probs"}) {
     const std::string key = "squat." + site + ".hadamard";
     expect_refusal("blocks", with([&](G& f) { f.u32_array(key, {2, 2, 2}); }),
                    {"'" + key + "' is there", "no hadamard"});
   }
   expect_refusal("blocks of k", with([](G& f) { f.u32_array("squat.k.hadamard", {16, 1, 32}); }),
                  {"'squat.k.hadamard' element 2 is 32", "divides the site's size 16"});
+  expect_refusal("blocks of heads",
+                 with([](G& f) { f.u32_array("squat.attn_out.hadamard", {64, 1, 8}); }),
+                 {"'squat.attn_out.hadamard' element 2 is 8", "a multiple of 16 that divides"});
   expect_refusal("head's block", with([](G& f) { f.u32_array("squat.head_in.hadamard", {128}); }),
                  {"'squat.head_in.hadamard' element 0 is 128", "divides the site's size 64"});
   expect_refusal("head's count",
@@ -454,11 +470,12 @@ void test_features() {
 void test_version_1() {
   ModelOptions options;
   options.version = 1;
-  for (const uint32_t block : {0u, 12u, 1u << 20}) {
+  for (const uint32_t block : {0u, 20u, 1u << 20}) {
     GgufBuilder file = tiny_model(options);
     file.u32("squat.mlp_mid.hadamard", block);
     expect_refusal("hadamard", file,
-                   {"'squat.mlp_mid.hadamard' is " + std::to_string(block), "power of two"});
+                   {"'squat.mlp_mid.hadamard' is " + std::to_string(block),
+                    "not 1 nor a number that divides the site's size 96"});
   }
   GgufBuilder file = tiny_model(options);
   file.u32("squat.mlp_mid.hadamard", 2);

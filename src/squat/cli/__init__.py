@@ -229,8 +229,14 @@ def quantize(
             "llama.cpp reads, too."
         ),
     ] = "all",
+    reflections: Annotated[
+        bool, typer.Option(help="Mix the blocks of these transforms, too, and the heads.")
+    ] = True,
     channel_scales: Annotated[
         bool, typer.Option(help="Balance what few bits carry with the weights that read it.")
+    ] = True,
+    key_centers: Annotated[
+        bool, typer.Option(help="Quantize keys of few bits as differences from their mean.")
     ] = True,
     init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
     reconstruct: Annotated[
@@ -261,7 +267,9 @@ def quantize(
         weight_levels=weight_levels,
         activation_levels=activation_levels,
         hadamard=sites.get(hadamard, hadamard.split(",")),
+        reflections=reflections,
         channel_scales=channel_scales,
+        key_centers=key_centers,
         init=init,
     )
     found = quantize_without_training(

@@ -19,6 +19,7 @@ from squat.architectures.architecture import Rows
 from squat.chat_template import ChatTemplate
 from squat.deploy.chat_pieces import chat_pieces
 from squat.deploy.gguf import (
+    KEY_CENTER,
     MAX_CONTEXT,
     MAX_CONTEXT_PEAKS,
     CodeMatrix,
@@ -110,6 +111,9 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
                 order = row.file_order.get(path, _as_they_are)
                 place = f"blk.{index}.{place}"
                 _add(layer.get_submodule(path), place, matrices, floats, order, heads)
+            for site in layer.modules():
+                if isinstance(site, SiteQuantizer) and site.center is not None:
+                    floats[f"blk.{index}.{KEY_CENTER}"] = site.center.flatten().numpy()
     ffn_size = len(matrices["blk.0.ffn_up"].codes)
     template = _chat_template(tokenizer)
     special_tokens = {name: str(text) for name, text in tokenizer.special_tokens_map.items()}

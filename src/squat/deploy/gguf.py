@@ -39,6 +39,9 @@ GRAPH = "squat.graph"
 TRANSFORMED = "_hadamard"
 """The end of a tensor's name where the matrix expects its input transformed."""
 
+KEY_CENTER = "attn_k_center"
+"""A layer's vector that is taken off its keys before they are quantized."""
+
 TOKEN_SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid")
 """The sites whose width may depend on the token."""
 PREVIOUS_SITES = ("attn_in", "q", "k")
@@ -51,7 +54,7 @@ SITES = (*TOKEN_SITES, "probs", "head_in")
 EXPONENT_SITES = ("attn_in", "q", "k", "attn_out", "mlp_in", "mlp_mid", "head_in")
 """The sites that may have token exponents."""
 MAX_MARGIN = 7
-HADAMARD_SITES = ("attn_in", "k", "mlp_in", "mlp_mid", "head_in")
+HADAMARD_SITES = ("attn_in", "k", "attn_out", "mlp_in", "mlp_mid", "head_in")
 """The sites that may be transformed; at `k`, queries are as well."""
 LEVEL_SITES = TOKEN_SITES
 """The sites whose 4-bit codes may stand for levels."""
@@ -62,6 +65,7 @@ INPUTS = {
     "attn_v": "attn_in",
     "attn_qkv": "attn_in",
     "in_proj": "attn_in",
+    "attn_output": "attn_out",
     "ffn_gate": "mlp_in",
     "ffn_up": "mlp_in",
     "ffn_down": "mlp_mid",
@@ -451,12 +455,16 @@ def _check_hadamard(name: str, blocks: Sequence[int], model: GgufModel) -> None:
     layers = 1 if name == "head_in" else model.layers
     if len(blocks) != layers:
         raise CheckpointError(f"site {name}: {len(blocks)} hadamard, expected {layers}")
-    size = {"k": model.head_dim, "mlp_mid": model.ffn_size}.get(name, model.hidden_size)
+    sizes = {
+        "k": model.head_dim,
+        "attn_out": model.heads * model.head_dim,
+        "mlp_mid": model.ffn_size,
+    }
+    size = sizes.get(name, model.hidden_size)
     for layer, block in enumerate(blocks):
-        if block < 1 or block.bit_count() != 1 or size % block:
+        if block < 1 or size % block:
             raise CheckpointError(
-                f"site {name}: hadamard of layer {layer} is {block}, no power of two that divides the "
-                f"size {size}"
+                f"site {name}: hadamard of layer {layer} is {block}, which does not divide the size {size}"
             )
 
 
@@ -636,6 +644,7 @@ def _features(model: GgufModel, tokenizer: GgmlTokenizer) -> list[str]:
         "token_exponents": any(site.has_exponents for site in sites),
         "token_steps": model.peak_steps,
         "hadamard": any(site.hadamard is not None for site in sites),
+        "key_centers": any(name.endswith(KEY_CENTER) for name in model.floats),
         "levels": any(site.levels4 is not None for site in sites),
         "tokenizer": tokenizer.beyond_ggml or len(model.eos_token_ids) > 1,
     }

@@ -99,9 +99,10 @@ class AttentionSites(nn.Module):
     def arranged(self, x: Tensor) -> Tensor:
         """Queries or keys [..., head size] as the engine has them: pairs that are rotated are neighbours.
 
-        Products do not depend on it, but the last bits of a transform do.
+        Products do not depend on it, but the last bits of a transform and the place of a center do.
         """
-        if not self.rotated or self.sites["k"].block == 1:
+        keys = self.sites["k"]
+        if not self.rotated or (keys.block == 1 and keys.center is None):
             return x
         pairs = x[..., : self.rotated].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         return torch.cat((pairs, x[..., self.rotated :]), dim=-1)

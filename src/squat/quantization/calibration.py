@@ -39,6 +39,7 @@ _HEAD_BATCHES = 4
 """Every such batch tells what the head's inputs are like."""
 _ATTENTION_BATCHES = 2
 """Batches that the sites inside of an attention are calibrated on: they keep a sample only."""
+_SILENT = 1e-12
 
 Progress = Callable[[int, int], None]
 """Called with the number of layers that are done, and of all."""
@@ -220,10 +221,15 @@ class _Calibration:
                 self.stream.inputs(layer, index, output, only=batch)
                 follow_importance(attention)
             squat.policy.eval()
+
+        def attend() -> None:
+            for batch in range(min(_ATTENTION_BATCHES, len(self.stream.hidden))):
+                self.stream.inputs(layer, index, output, only=batch)
+
+        _center(squat.sites["k"], attend)
         for site in squat.sites.values():
             site.start_collecting()  # type: ignore[operator]
-        for batch in range(min(_ATTENTION_BATCHES, len(self.stream.hidden))):
-            self.stream.inputs(layer, index, output, only=batch)
+        attend()
         for site in squat.sites.values():
             site.initialize(self.config.init)  # type: ignore[operator]
 
@@ -245,6 +251,30 @@ class _Calibration:
     def _round_to_nearest(self, module: nn.Module) -> None:
         if isinstance(module, QuantizedWeight):
             module.weight_quantizer.initialize(module.get_parameter("weight"), self.config.init)
+
+
+def _center(keys: nn.Module, attend: Callable[[], None]) -> None:
+    """Set the center of a site of keys, if it has one: their mean while `attend` runs.
+
+    Weighted by one over their squared length, as errors count: the keys of a few tokens are much longer.
+    """
+    assert isinstance(keys, SiteQuantizer)
+    if keys.center is None:
+        return
+    total, count = torch.zeros_like(keys.center), torch.zeros_like(keys.center[..., :1])
+
+    def look(module: nn.Module, args: Any, output: Tensor) -> None:
+        share = 1 / output.square().sum(dim=-1, keepdim=True).clamp_min(_SILENT)
+        total.add_((output * share).sum(dim=(0, 2))[:, None])
+        count.add_(share.sum(dim=(0, 2))[:, None])
+
+    keys.start_collecting(keep=False)  # what it passes on is transformed and no more
+    hook = keys.register_forward_hook(look)
+    try:
+        attend()
+    finally:
+        hook.remove()
+    keys.center.copy_(total / count)
 
 
 def _tied(modules: Sequence[nn.Module]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from squat.errors import ConfigError
+from squat.quantization.hadamard import power_of_two_in
 from squat.quantization.levels import WEIGHT_LEVELS
 from squat.quantization.quantizers import INITIAL_STEPS, method_of
 from squat.quantization.tokens import IMPORTANCE, POLICIES
@@ -100,8 +101,12 @@ class SquatConfig(QuantizationConfigMixin):
         hadamard: sites that are transformed by Hadamard matrices, and their weights by the inverse: outliers
             are spread over many elements, each of which needs fewer bits. At attn_out it costs nothing when
             the model runs: the value's weights take it in.
+        reflections: whether the blocks of such a transform, where a size has several, are mixed, too, and the
+            heads at attn_out, which costs little when the model runs.
         channel_scales: whether what matrices read is first brought into balance with them, channel by channel
             (module `scales`). It costs nothing when the model runs.
+        key_centers: whether keys of less than 8 bits are quantized as differences from their mean, head by
+            head, which no attention notices (docs/format.md).
         method: the quantizer, a row of `QUANTIZERS`.
         init: how step sizes start, a row of `INITIAL_STEPS`.
         ratio: rho, the fraction of tokens that get 8 bits at a "4:8" site (paper IV-C).
@@ -121,7 +126,9 @@ class SquatConfig(QuantizationConfigMixin):
     token_steps: str = "peak"
     activation_levels: str = "table"
     hadamard: Sequence[str] = HADAMARD_SITES
+    reflections: bool = True
     channel_scales: bool = True
+    key_centers: bool = True
     method: str = "lsq"
     init: str = "mse"
     ratio: float = 0.5
@@ -148,8 +155,9 @@ class SquatConfig(QuantizationConfigMixin):
         for site in self.hadamard:
             _check_row("hadamard", site, HADAMARD_SITES)
         self.hadamard = [site for site in HADAMARD_SITES if site in self.hadamard]
-        if not isinstance(self.channel_scales, bool):
-            raise ConfigError(f"channel_scales: {self.channel_scales!r} is neither true nor false")
+        for name in ("reflections", "channel_scales", "key_centers"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is neither true nor false")
         method_of(self.method)
         _check_row("init", self.init, INITIAL_STEPS)
         _check_row("policy", self.policy, POLICIES)
@@ -166,7 +174,9 @@ class SquatConfig(QuantizationConfigMixin):
         before = {
             "weight_levels": "uniform",
             "token_steps": "exponent",
+            "reflections": False,
             "channel_scales": False,
+            "key_centers": False,
         }
         return super().from_dict(before | config_dict, *args, **kwargs)
 
@@ -180,9 +190,17 @@ class SquatConfig(QuantizationConfigMixin):
         bits = self.site_bits.get(site, row.bits if row.bits is not None else self.activation_bits)
         return 8 if bits == ADAPTIVE and layer < first + (row.follows == "previous") else bits
 
-    def transforms(self, site: str) -> bool:
-        """Whether a site's tensor is transformed before it is quantized, when the model runs."""
-        return site in self.hadamard and site != "attn_out"
+    def block_of(self, site: str, size: int) -> int:
+        """How many of a site's elements are transformed together when the model runs; 1: none are."""
+        if site not in self.hadamard:
+            return 1
+        if self.reflections:
+            return size
+        return 1 if site == "attn_out" else power_of_two_in(size)
+
+    def centers_keys(self, layer: int, first: int) -> bool:
+        """Whether a layer's keys are quantized as differences from their mean; see `bits_of`."""
+        return self.key_centers and self.bits_of("k", layer, first) in (ADAPTIVE, *range(8))
 
     def token_steps_of(self, site: str) -> str:
         """Where a token's step at a site comes from, a row of `TOKEN_STEPS`."""

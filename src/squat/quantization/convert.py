@@ -21,7 +21,7 @@ from squat.architectures.architecture import Exact
 from squat.errors import ConfigError
 from squat.quantization.attention import IMPLEMENTATION, AttentionSites, TokenState
 from squat.quantization.config import FLOAT, SquatConfig
-from squat.quantization.hadamard import block_of, fold, hadamard
+from squat.quantization.hadamard import fold, hadamard, power_of_two_in
 from squat.quantization.levels import WEIGHT_LEVELS
 from squat.quantization.modules import NARROW, QUANTIZED, SiteQuantizer, stored_rows
 from squat.quantization.quantizers import method_of
@@ -98,15 +98,18 @@ def _convert_attention(
     layer: int,
     layers: int,
     rotated: int,
+    key_heads: int,
     head_size: int,
     first: int,
 ) -> None:
-    block = block_of(head_size) if config.transforms("k") else 1
+    block = config.block_of("k", head_size)
     sites = {
         name: SiteQuantizer(name, layer, config, block if name in ("q", "k") else 1, first)
         for name in ("q", "k", "probs", "v")
     }
     policy = POLICIES[config.policy](config.ratio) if config.token_adaptive else None
+    if config.centers_keys(layer, first):
+        sites["k"].center = torch.zeros(key_heads, 1, head_size)
     attention.squat = AttentionSites(
         sites, policy, config.importance, state, layer, layers, rotated
     )
@@ -121,6 +124,11 @@ def _make_exact(parent: nn.Module, table: Mapping[str, Exact]) -> None:
 def _head_size(shape: Any) -> int:
     size: int = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     return size
+
+
+def _key_heads(shape: Any) -> int:
+    heads: int = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    return heads
 
 
 def _tie_head(model: PreTrainedModel, row: Architecture, block: int) -> None:
@@ -152,6 +160,7 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     layers = list(model.get_submodule(row.layers).children())
     shape = model.config.get_text_config()
     head_size = _head_size(shape)
+    key_heads = _key_heads(shape)
     rotated = row.graph(shape).rotated_of(head_size)
     first = next((i for i, layer in enumerate(layers) if row.attends(layer)), len(layers))
     for index, layer in enumerate(layers):
@@ -160,13 +169,16 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
             _convert_weight(layer, name, config.weight_bits, config)
         for site, name in own.inputs.items():
             size = stored_rows(layer.get_submodule(own.readers[site][0])).shape[1]
-            block = block_of(size) if config.transforms(site) else 1
-            quantizer = SiteQuantizer(site, index, config, block, first)
+            block, inner = config.block_of(site, size), 1
+            if site == "attn_out":  # the values of a head are transformed already
+                inner = power_of_two_in(head_size)
+                block = block if row.attends(layer) else 1
+            quantizer = SiteQuantizer(site, index, config, block, first, inner)
             _attach_input_site(layer.get_submodule(name), quantizer, state)
         attention = layer.get_submodule(own.attention)
         if row.attends(layer):
             _convert_attention(
-                attention, config, state, index, len(layers), rotated, head_size, first
+                attention, config, state, index, len(layers), rotated, key_heads, head_size, first
             )
         else:
             attention.token_state = state  # type: ignore[assignment]
@@ -175,8 +187,9 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     for name in (*row.embeddings, row.head):
         _convert_weight(model, name, config.embedding_bits, config)
     head = model.get_submodule(row.head)
-    transformed = config.transforms("head_in") and config.embedding_bits != FLOAT
-    block = block_of(stored_rows(head).shape[1]) if transformed else 1
+    block = 1
+    if config.embedding_bits != FLOAT:
+        block = config.block_of("head_in", stored_rows(head).shape[1])
     _attach_input_site(head, SiteQuantizer("head_in", len(layers), config, block), state)
     _make_exact(model, row.model_exact)
     if shape.tie_word_embeddings and config.embedding_bits != FLOAT:
@@ -192,11 +205,11 @@ def fold_transforms(model: PreTrainedModel, config: SquatConfig) -> None:
     for layer in model.get_submodule(row.layers).children():
         own = row.of(layer)
         for site, name in own.inputs.items():
-            block = site_of(layer.get_submodule(name)).block
-            if block > 1:
+            quantizer = site_of(layer.get_submodule(name))
+            if quantizer.block > 1:
                 for reader in own.readers[site]:
                     weight = stored_rows(layer.get_submodule(reader))
-                    weight.copy_(fold(weight, block))
+                    weight.copy_(fold(weight, quantizer.block, quantizer.inner))
         if "attn_out" in config.hadamard and row.attends(layer):
             _transform_values(layer, row, model.config.get_text_config())
     head = model.get_submodule(row.head)
@@ -210,8 +223,8 @@ def _transform_values(layer: nn.Module, row: Architecture, shape: Any) -> None:
     Probabilities mix tokens, not the elements of a value: what is done to each value is done to their mean.
     """
     size = _head_size(shape)
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    block = block_of(size)
+    heads = _key_heads(shape)
+    block = power_of_two_in(size)
     module = layer.get_submodule(row.value)
     bias = getattr(module, "bias", None)
     for made in (stored_rows(module), bias):

@@ -114,8 +114,8 @@ class QuantizedConv1D(QuantizedWeight, Conv1D):
 class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
     """An embedding table of quantized rows.
 
-    `block` > 1: they are those of a head that expects its input transformed by Hadamard matrices of this
-    size, and are transformed back.
+    `block` > 1: they are those of a head that expects its input transformed in blocks of this size, and
+    are transformed back.
     """
 
     block = 1
@@ -150,22 +150,30 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedWeight]] = {
 class SiteQuantizer(nn.Module):
     """Quantizes the activations of one site of one layer.
 
-    A site has one width for all tokens, or "4:8": then it owns a step for each width, and `forward` needs to
-    know which tokens are wide. FLOAT bits make it pass everything through. On the way in, `block` > 1: the
-    tensor is transformed by Hadamard matrices of this size. With `token_steps` "peak" every vector multiplies
-    the step by its largest magnitude, or nearly; with "exponent" it raises the step by a power of two until
-    not much of it is clipped. With `levels`, 4-bit codes stand for 16 of the 8-bit codes. For calibration a
-    site can collect a sample of what comes instead of quantizing it. `first` is the model's first layer with
-    attention.
+    A site has one width for all tokens, or "4:8": then it owns a step for each width, and `forward` needs
+    to know which tokens are wide. FLOAT bits make it pass everything through. On the way in, `block` > 1:
+    the tensor is transformed in blocks of this size, `inner` elements of which have been already. With
+    `token_steps` "peak" every vector multiplies the step by its largest magnitude, or nearly; with
+    "exponent" it raises the step by a power of two until not much of it is clipped. With `levels`, 4-bit
+    codes stand for 16 of the 8-bit codes. With a `center`, [key heads, 1, head size], what is quantized is
+    the difference from it. For calibration a site can collect a sample of what comes instead of quantizing
+    it. `first` is the model's first layer with attention.
     """
 
     levels: Tensor | None
+    center: Tensor | None
 
     def __init__(
-        self, site: str, layer: int, config: SquatConfig, block: int = 1, first: int = 0
+        self,
+        site: str,
+        layer: int,
+        config: SquatConfig,
+        block: int = 1,
+        first: int = 0,
+        inner: int = 1,
     ) -> None:
         super().__init__()
-        self.site, self.layer, self.block = site, layer, block
+        self.site, self.layer, self.block, self.inner = site, layer, block, inner
         bits = config.bits_of(site, layer, first)
         self.adaptive = bits == ADAPTIVE
         self.follows = SITES[site].follows
@@ -186,6 +194,7 @@ class SiteQuantizer(nn.Module):
         self.register_buffer(
             "levels", torch.zeros(LEVELS, dtype=torch.int64) if has_levels else None
         )
+        self.register_buffer("center", None)
         largest = {b: by_width[str(b)].qmax for b in widths}
         if has_levels:
             largest[NARROW] = HIGHEST
@@ -251,11 +260,12 @@ class SiteQuantizer(nn.Module):
 
     def transformed(self, x: Tensor) -> Tensor:
         """What is quantized in place of x."""
-        if self.block == 1:
-            return x
-        y = (hadamard if is_exact(self) else hadamard_product)(x, self.block)
-        # No weight takes in the inverse of what is done to queries and keys: queries do, a power of two.
-        return y / inverse_factor(self.block) if self.site == "q" else y
+        if self.block > 1:
+            x = (hadamard if is_exact(self) else hadamard_product)(x, self.block, self.inner)
+            if self.site == "q":
+                # No weight takes in the inverse of what is done to queries and keys: queries do.
+                x = x / inverse_factor(self.block)
+        return x if self.center is None else x - self.center.to(x.dtype)
 
     def _bounds(self, bits: int) -> tuple[Bound, Bound]:
         """The smallest and the largest code of a width."""
