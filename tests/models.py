@@ -1,11 +1,15 @@
 """Tiny random models for tests, and the real ones where SQUAT_DATA names the folder of real data."""
 
+import json
 import os
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from squat.quantization import SquatConfig, quantize
 
 TINY = {
     "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -105,6 +109,19 @@ def tiny_model(name="llama", seed=0, **overrides):
 def some_ids(batch=2, tokens=24, seed=0, vocab=97):
     """Token ids without the special ones."""
     return torch.randint(3, vocab, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+_CALIBRATED: dict[str, PreTrainedModel] = {}
+
+
+def quantized_model(name="llama", config=None, **overrides):
+    """A tiny model, quantized on a little text: calibrated once for each kind, as that takes a second."""
+    config = config or SquatConfig()
+    kind = json.dumps([name, config.to_dict(), overrides], sort_keys=True)
+    if kind not in _CALIBRATED:
+        model = tiny_model(name, **overrides)
+        _CALIBRATED[kind] = quantize(model, config, calibration=[some_ids(8, 32)]).eval()
+    return deepcopy(_CALIBRATED[kind])
 
 
 def real_data() -> Path:

@@ -188,6 +188,27 @@ def test_a_full_context_says_what_to_do(chat, file: Path, tmp_path) -> None:
     assert (status, out) == (0, f"{answer}\n{answer}\n")
 
 
+def test_a_conversation_may_forget_its_beginning(chat, tmp_path) -> None:
+    """What is read is the system's message, and as many of the last messages as leave room for an answer."""
+    path = chat_file(tmp_path / "m.gguf", context=100)
+    said = [f"Hello {i}" for i in range(6)]
+    kept = tmp_path / "kept.json"
+    options = ("--system", "Be.", "--forget", "--max-new-tokens", 9)
+    status, out, error = chat(path, *said, f"/save {kept}", options=options)
+    assert (status, error) == (0, "")
+    assert out.endswith(f"{kept}: 13 messages\n")
+    messages, shortened = json.loads(kept.read_text()), 0
+    engine = Engine(path, threads=1)
+    for end in range(2, 13, 2):
+        tails = [[messages[0], *messages[begin:end]] for begin in range(1, end, 2)]
+        fitting = [tail for tail in tails if len(engine.chat_tokens(tail)) + 9 <= 100]
+        assert messages[end]["content"] == engine.chat(fitting[0], 9)
+        shortened += fitting[0] != tails[0]
+    assert 1 < shortened < 6
+    status, _, error = chat(path, "Hello", "Hello", options=("--forget",))
+    assert error.count("and the answer ends here: the next message has room again") == 2
+
+
 def test_bad_input_ends_before_the_first_message(chat, shell, file: Path, model, tmp_path) -> None:
     without = chat_file(tmp_path / "without.gguf", None)
     raising = chat_file(tmp_path / "raising.gguf", "{{ raise_exception('No system!') }}")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import TINY, tiny_model
+from models import TINY, quantized_model, tiny_model
 from squat import checkpoints
 from squat.checkpoints import load_model, load_tokenizer, recover, save_model
 from squat.errors import CheckpointError
-from squat.quantization import SquatConfig, quantize
+from squat.quantization import SquatConfig
 from squat.quantization.quantizers import QUANTIZERS
 from test_cli import recipe
 
@@ -192,7 +192,7 @@ def test_weights_that_programs_are_used_to_leave_out_are_no_fault(model, tmp_pat
 @pytest.mark.parametrize("method", QUANTIZERS)
 def test_every_quantized_model_that_was_saved_loads(tmp_path, model, name, method):
     tokenizer = load_tokenizer(str(model))
-    made = quantize(tiny_model(name, vocab_size=len(tokenizer)), SquatConfig(method=method))
+    made = quantized_model(name, SquatConfig(method=method), vocab_size=len(tokenizer))
     save_model(made, tokenizer, tmp_path / "quantized")
     assert load_model(str(tmp_path / "quantized")).config.quantization_config.method == method
 

@@ -23,7 +23,8 @@ from squat.demo import next_command
 from squat.engine import Engine, hash_of
 from squat.quantization import SquatConfig
 from squat.quantization.modules import QuantizedWeight
-from squat.runs import advice
+from squat.recipes import TrainRecipe, read_recipe
+from squat.runs import advice, train
 
 
 def recipe(folder, model, corpus, **changes):
@@ -45,10 +46,20 @@ def recipe(folder, model, corpus, **changes):
     return file
 
 
-def test_train_evaluate_and_generate(shell, tmp_path, model, corpus):
-    file = recipe(tmp_path, model, corpus)
-    shell.succeed("train", file)
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model, corpus):
+    """A run from beginning to end, to compare with: its folder holds `recipe.yaml` and `run`."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(read_recipe(recipe(folder, model, corpus), TrainRecipe))
+    return folder
+
+
+def log_of(folder):
+    return json.loads((folder / "run/log.json").read_text())["log"]
+
+
+def test_train_evaluate_and_generate(shell, tmp_path, model, corpus, whole):
+    file, run = whole / "recipe.yaml", whole / "run"
     trained = load_model(str(run / "model"))
     assert trained.config.quantization_config.weight_bits == 4
     assert json.loads((run / "log.json").read_text())["log"][-1]["step"] == 4
@@ -101,11 +112,10 @@ def test_train_evaluate_and_generate(shell, tmp_path, model, corpus):
     assert through_engine["loss"] == pytest.approx(json.loads(out.read_text())["loss"], abs=1e-6)
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(shell, tmp_path, model, corpus):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
-        folder.mkdir()
-        shell.succeed("train", recipe(folder, model, corpus))
+def test_an_interrupted_run_goes_on_and_ends_the_same(shell, tmp_path, model, corpus, whole):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    shell.succeed("train", recipe(broken, model, corpus))
     # As if the second had been killed while it wrote its last checkpoint.
     shutil.rmtree(broken / "run/model")
     (broken / "run/checkpoints/checkpoint-4/trainer_state.json").unlink()
@@ -114,11 +124,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(shell, tmp_path, model, co
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_training_in_stretches_ends_the_same(shell, tmp_path, model, corpus):
-    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    for folder in (whole, pieces):
-        folder.mkdir()
-    shell.succeed("train", recipe(whole, model, corpus))
+def test_training_in_stretches_ends_the_same(shell, tmp_path, model, corpus, whole):
+    pieces = tmp_path / "pieces"
+    pieces.mkdir()
     file = recipe(pieces, model, corpus)
     for step in (1, 2, 3):
         status, _, error = shell.run("train", file, "--max-minutes", 0)
@@ -129,17 +137,16 @@ def test_training_in_stretches_ends_the_same(shell, tmp_path, model, corpus):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_training_from_a_file_of_tokens_is_training_from_the_text(shell, tmp_path, model, corpus):
-    text, ids = tmp_path / "text", tmp_path / "ids"
-    for folder in (text, ids):
-        folder.mkdir()
+def test_training_from_a_file_of_tokens_is_training_from_the_text(
+    shell, tmp_path, model, corpus, whole
+):
+    ids = tmp_path / "ids"
+    ids.mkdir()
     out = shell.succeed("tokenize", corpus / "train", model, tmp_path / "tokens")
     assert "tokens.uint16" in out.replace("\n", "")
     data = {"train": str(tmp_path / "tokens.uint16"), "sequence_length": 16}
-    shell.succeed("train", recipe(text, model, corpus))
     shell.succeed("train", recipe(ids, model, corpus, data=data))
-    logs = [json.loads((f / "run/log.json").read_text())["log"] for f in (text, ids)]
-    assert logs[0] == logs[1]
+    assert log_of(ids) == log_of(whole)
 
     (tmp_path / "tokens.uint16").write_bytes(b"\xff\xff" * 100)
     (tmp_path / "other").mkdir()
@@ -147,24 +154,20 @@ def test_training_from_a_file_of_tokens_is_training_from_the_text(shell, tmp_pat
     assert "holds token id 65535" in message
 
 
-def test_training_from_a_field_is_training_from_the_text(shell, tmp_path, model, corpus):
+def test_training_from_a_field_is_training_from_the_text(shell, tmp_path, model, corpus, whole):
     (source,) = (corpus / "train").iterdir()
     stories = [{"story": line} for line in source.read_text().splitlines()]
     (tmp_path / "stories.jsonl").write_text("\n".join(map(json.dumps, stories)))
-    data = {"sequence_length": 16, "cache": str(tmp_path / "c")}
-    kinds = {
-        "text": {"train": str(corpus / "train")},
-        "field": {"train": str(tmp_path / "stories.jsonl"), "field": "story"},
+    data = {
+        "train": str(tmp_path / "stories.jsonl"),
+        "sequence_length": 16,
+        "cache": str(tmp_path / "c"),
     }
-    logs = []
-    for kind, source in kinds.items():
-        (tmp_path / kind).mkdir()
-        shell.succeed("train", recipe(tmp_path / kind, model, corpus, data={**data, **source}))
-        logs.append(json.loads((tmp_path / kind / "run/log.json").read_text())["log"])
-    assert logs[0] == logs[1]
+    (field := tmp_path / "field").mkdir()
+    shell.succeed("train", recipe(field, model, corpus, data={**data, "field": "story"}))
+    assert log_of(field) == log_of(whole)
     (tmp_path / "wrong").mkdir()
-    wrong = {**data, "train": str(tmp_path / "stories.jsonl")}
-    message = shell.refuse("train", recipe(tmp_path / "wrong", model, corpus, data=wrong))
+    message = shell.refuse("train", recipe(tmp_path / "wrong", model, corpus, data=data))
     assert "stories.jsonl:1: no field 'text', but 'story'; name the one" in message
 
 
@@ -295,9 +298,10 @@ def test_a_tokenizer_that_does_not_match_is_refused(shell, tmp_path, model, corp
 
 
 def test_another_recipe_does_not_overwrite_a_run(shell, tmp_path, model, corpus):
-    shell.succeed("train", recipe(tmp_path, model, corpus))
+    short = {"steps": 1, "batch_size": 4, "warmup_steps": 0}
+    shell.succeed("train", recipe(tmp_path, model, corpus, training=short))
     message = shell.refuse(
-        "train", recipe(tmp_path, model, corpus, quantize={"activation_bits": 8})
+        "train", recipe(tmp_path, model, corpus, training=short, quantize={"activation_bits": 8})
     )
     assert "another recipe" in message
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from models import PUBLISHED, some_ids, tiny_model
+from models import PUBLISHED, quantized_model, some_ids, tiny_model
 from squat.data import PackedDataset
 from squat.distill import LossConfig, SquatTrainer, losses
 from squat.distill.losses import distillation, distribution, entropy
 from squat.errors import CheckpointError, ConfigError
-from squat.quantization import SquatConfig, quantize
+from squat.quantization import SquatConfig
 from squat.quantization.modules import QuantizedWeight
 from squat.quantization.quantizers import QUANTIZERS
 
@@ -105,8 +105,8 @@ def trainer(
     **overrides,
 ):
     tokens = some_ids(1, 4000)[0].numpy().astype("uint16")
+    model = quantized_model(name, config)
     torch.manual_seed(0)
-    model = quantize(tiny_model(name), config or SquatConfig(), calibration=[some_ids(8, 32)])
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -155,7 +155,7 @@ def test_training_moves_towards_the_teacher_and_logs_every_term(tmp_path, bf16):
     assert last["loss"] == pytest.approx(total, abs=2e-2)
 
 
-@pytest.mark.parametrize("policy", ["threshold", "topk"])
+@pytest.mark.parametrize("policy", ["threshold", pytest.param("topk", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", QUANTIZERS)
 def test_every_method_trains_with_every_policy(tmp_path, method, policy):
     config = SquatConfig(method=method, policy=policy, **PUBLISHED)
@@ -315,7 +315,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(tmp_path, monkeypatch
 def test_what_cannot_be_trained_is_refused(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
     dataset = PackedDataset(some_ids(1, 100)[0].numpy(), 16, 8, seed=0)
-    student = quantize(tiny_model(), calibration=[some_ids()])
+    student = quantized_model()
     with pytest.raises(ConfigError, match="not quantized"):
         SquatTrainer(tiny_model(), [tiny_model()], args, dataset)
     with pytest.raises(ConfigError, match="none given"):
@@ -335,7 +335,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
 @pytest.mark.parametrize("bits", [4, "4:8"])
 def test_torch_compile_sees_the_whole_model_as_one_graph(bits):
     config = SquatConfig(activation_bits=bits)
-    model = quantize(tiny_model(), config, calibration=[some_ids(8, 32)]).train()
+    model = quantized_model(config=config).train()
     model.token_state.record = True
     torch._dynamo.reset()
     found = torch._dynamo.explain(model)(input_ids=some_ids(4, 16), use_cache=False)

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from models import PUBLISHED, TINY, real_data, real_model, some_ids, tiny_model
+from models import (
+    PUBLISHED,
+    TINY,
+    quantized_model,
+    real_data,
+    real_model,
+    some_ids,
+    tiny_model,
+)
 from squat.errors import ConfigError
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.attention import AttentionSites
@@ -33,10 +41,6 @@ CONFIGS = {
 }
 
 
-def quantized(name="llama", config=None, **overrides):
-    return quantize(tiny_model(name, **overrides), config, calibration=[some_ids(8, 32)]).eval()
-
-
 def logits(model, ids, **kwargs):
     with torch.no_grad():
         return model(input_ids=ids, **kwargs).logits
@@ -45,7 +49,7 @@ def logits(model, ids, **kwargs):
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_every_matrix_product_has_quantized_operands(name, config):
-    model = quantized(name, config)
+    model = quantized_model(name, config)
     layers = model.config.num_hidden_layers
     sites = [m for m in model.modules() if isinstance(m, SiteQuantizer)]
     found = {(s.site, s.layer) for s in sites}
@@ -59,7 +63,7 @@ def test_every_matrix_product_has_quantized_operands(name, config):
 
 def test_what_reaches_every_matrix_lies_on_its_lattice():
     """Observed through hooks of the test's own: operands are integers times the step."""
-    model = quantized(config=SquatConfig(activation_bits=4, token_steps="static"))
+    model = quantized_model(config=SquatConfig(activation_bits=4, token_steps="static"))
     seen = []
 
     def check(module, args):
@@ -93,25 +97,25 @@ def test_float_bits_leave_the_model_as_it_was():
     )
     ids = some_ids()
     torch.testing.assert_close(
-        logits(quantized(config=config), ids), logits(tiny_model(), ids), atol=1e-5, rtol=1e-5
+        logits(quantized_model(config=config), ids), logits(tiny_model(), ids), atol=1e-5, rtol=1e-5
     )
 
 
 def test_more_bits_are_closer_to_full_precision():
     ids, reference = some_ids(), logits(tiny_model(), some_ids())
     errors = [
-        (logits(quantized(config=CONFIGS[name]), ids) - reference).square().mean().item()
+        (logits(quantized_model(config=CONFIGS[name]), ids) - reference).square().mean().item()
         for name in ("w8a8", "w4a8", "w4a4")
     ]
     assert errors == sorted(errors)
 
 
 def test_a_tied_head_shares_tensor_and_step():
-    model = quantized("llama")
+    model = quantized_model("llama")
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert head.weight is embedding.weight
     assert head.weight_quantizer.log_step is embedding.weight_quantizer.log_step
-    untied = quantized("llama-untied")
+    untied = quantized_model("llama-untied")
     assert untied.lm_head.weight is not untied.get_input_embeddings().weight
 
 
@@ -120,7 +124,7 @@ def test_a_tied_head_shares_tensor_and_step():
     [*(SquatConfig(importance=name) for name in IMPORTANCE), SquatConfig(activation_bits=4)],
 )
 def test_a_later_token_never_changes_an_earlier_logit(config):
-    model, ids = quantized(config=config), some_ids()
+    model, ids = quantized_model(config=config), some_ids()
     changed = ids.clone()
     changed[:, 15] = (changed[:, 15] + 11) % 90 + 3
     before, after = logits(model, ids), logits(model, changed)
@@ -132,7 +136,7 @@ def test_a_later_token_never_changes_an_earlier_logit(config):
 @pytest.mark.parametrize("importance", IMPORTANCE)
 @pytest.mark.parametrize("name", TINY)
 def test_with_a_cache_tokens_get_the_widths_that_they_get_in_one_piece(name, importance, chunks):
-    model, ids = quantized(name, SquatConfig(importance=importance)), some_ids()
+    model, ids = quantized_model(name, SquatConfig(importance=importance)), some_ids()
     whole = logits(model, ids)
     wide = {layer: w.clone() for layer, w in model.token_state.wide.items()}
     assert 0.2 < torch.cat(list(wide.values())).float().mean() < 0.8
@@ -151,7 +155,7 @@ def test_with_a_cache_tokens_get_the_widths_that_they_get_in_one_piece(name, imp
 
 
 def test_beam_search_keeps_widths_with_their_beams():
-    model, ids = quantized(), some_ids(1, 8)
+    model, ids = quantized_model(), some_ids(1, 8)
     found = model.generate(
         ids,
         num_beams=4,
@@ -168,7 +172,7 @@ def test_beam_search_keeps_widths_with_their_beams():
 
 
 def test_a_cache_that_does_not_know_the_widths_is_refused():
-    model, ids = quantized(), some_ids()
+    model, ids = quantized_model(), some_ids()
     with torch.no_grad():
         cache = tiny_model()(ids[:, :10], use_cache=True).past_key_values
     with pytest.raises(ConfigError, match="DynamicCache"):
@@ -181,7 +185,7 @@ def test_a_cache_that_does_not_know_the_widths_is_refused():
     [*(SquatConfig(importance=name) for name in IMPORTANCE), SquatConfig(policy="topk")],
 )
 def test_padding_changes_nothing(side, config):
-    model, ids = quantized(config=config), some_ids(1, 12)
+    model, ids = quantized_model(config=config), some_ids(1, 12)
     pad = torch.zeros(1, 5, dtype=torch.long)
     ones, zeros = torch.ones_like(ids), torch.zeros_like(pad)
     if side == "left":
@@ -224,7 +228,7 @@ def test_scattered_tokens_make_any_share_of_a_text(tokens, share):
 
 
 def test_top_k_gives_each_sequence_its_own_share():
-    model = quantized(config=SquatConfig(policy="topk", ratio=0.25))
+    model = quantized_model(config=SquatConfig(policy="topk", ratio=0.25))
     logits(model, some_ids(5, 24))
     for wide in model.token_state.wide.values():
         assert wide.sum(dim=1).tolist() == [6] * 5
@@ -240,7 +244,7 @@ def test_the_threshold_realises_the_requested_share_on_its_text(ratio):
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_checkpoint_reads_back_bit_for_bit(name, config, tmp_path):
-    model, ids = quantized(name, config), some_ids()
+    model, ids = quantized_model(name, config), some_ids()
     with torch.no_grad():  # what training does: move everything off its initial value
         for parameter in model.parameters():
             parameter.mul_(1.01)
@@ -255,7 +259,7 @@ def test_a_checkpoint_reads_back_bit_for_bit(name, config, tmp_path):
 
 
 def test_in_a_checkpoint_from_before_weights_had_levels_they_have_none(tmp_path):
-    model = quantized("llama", SquatConfig(weight_levels="uniform"))
+    model = quantized_model("llama", SquatConfig(weight_levels="uniform"))
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["quantization_config"]["weight_levels"]
@@ -272,7 +276,7 @@ def test_a_float_checkpoint_can_be_quantized_while_loading(tmp_path):
 
 
 def test_importing_squat_is_light_and_its_names_register_the_format(tmp_path):
-    quantized().save_pretrained(tmp_path)
+    quantized_model().save_pretrained(tmp_path)
     program = f"""
 import sys, squat
 assert not {{"torch", "transformers"}} & set(sys.modules), "import squat is not light"
@@ -287,7 +291,7 @@ print(type(AutoModelForCausalLM.from_pretrained({str(tmp_path)!r}).hf_quantizer)
 
 
 def test_a_deep_copy_has_quantizers_of_its_own():
-    model, ids = quantized(), some_ids()
+    model, ids = quantized_model(), some_ids()
     before = logits(model, ids)
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -341,13 +345,13 @@ def test_without_calibration_steps_are_left_to_a_checkpoint():
     steps = [p for name, p in model.named_parameters() if name.endswith("log_step")]
     assert len(steps) > 50
     assert all(step.isnan().all() for step in steps)
-    model.load_state_dict(quantized().state_dict())
-    assert torch.equal(logits(model.eval(), some_ids()), logits(quantized(), some_ids()))
+    model.load_state_dict(quantized_model().state_dict())
+    assert torch.equal(logits(model.eval(), some_ids()), logits(quantized_model(), some_ids()))
 
 
 def test_quantizing_twice_is_refused():
     with pytest.raises(ConfigError, match="already"):
-        quantize(quantized())
+        quantize(quantized_model())
 
 
 @pytest.mark.slow

@@ -131,6 +131,19 @@ def test_a_stream_is_the_whole_answer(url: str, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_is_the_prompt_in_front(url: str, engine: Engine, stream: bool) -> None:
+    for prompt in ("Once upon", engine.tokenize("Once upon")):
+        found = client_of(url).completions.create(
+            model="tiny", prompt=prompt, echo=True, stream=stream, **OPTIONS
+        )
+        chunks = found if stream else [found]
+        text = "".join(chunk.choices[0].text for chunk in chunks)
+        assert text == "Once upon" + engine.generate("Once upon", 16, **OPTIONS)
+    with pytest.raises(openai.BadRequestError, match="leave out echo or logprobs"):
+        client_of(url).completions.create(model="tiny", prompt="a", echo=True, logprobs=1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_stop_strings_are_not_shown(url: str, engine: Engine, stream: bool) -> None:
     client, messages = client_of(url), [user("Hello!")]
     whole = engine.chat(messages, 40, **OPTIONS)

@@ -5,12 +5,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "kernels/kernels.h"
 
 namespace squat::test {
 
@@ -527,6 +530,19 @@ inline std::vector<uint8_t> windowed_file(const ModelOptions& options,
 inline std::vector<uint8_t> windowed_file(const ModelOptions& options) {
   return options.hidden == 64 ? windowed_file(options, {64, 1, 200})
                               : windowed_file(options, {5, 0, 33});
+}
+
+// The instruction sets that whole models are compared on: those that this CPU has. With
+// SQUAT_TEST_ISAS=best only the one that the engine chooses: an emulator takes minutes for the
+// others, and where it is several CPUs, one that has them all compares them all.
+inline std::vector<kernels::Isa> isas_to_compare() {
+  std::vector<kernels::Isa> found;
+  for (const kernels::Isa& isa : kernels::isas()) {
+    if (kernels::runs_here(isa)) found.push_back(isa);
+  }
+  const char* which = std::getenv("SQUAT_TEST_ISAS");
+  if (which != nullptr && std::strcmp(which, "best") == 0) return {found.back()};
+  return found;
 }
 
 inline std::vector<int32_t> random_tokens(size_t n) {

@@ -43,6 +43,7 @@ namespace {
 
 using squat::Engine;
 using squat::test::Bytes;
+using squat::test::isas_to_compare;
 using squat::test::kVocabulary;
 using squat::test::Logits;
 using squat::test::ModelOptions;
@@ -79,8 +80,7 @@ void test_chunks_threads_and_isas() {
     Engine threaded(file.data(), file.size(), "model", 3, 0);
     CHECK(same(evaluate(threaded, tokens, tokens.size()), expected));
     CHECK(same(evaluate(threaded, tokens, 7), expected));
-    for (const squat::kernels::Isa& isa : squat::kernels::isas()) {
-      if (!squat::kernels::runs_here(isa)) continue;
+    for (const squat::kernels::Isa& isa : isas_to_compare()) {
       setenv("SQUAT_ISA", isa.name, 1);
       Engine pinned(file.data(), file.size(), "model", 1, 0);
       CHECK(std::strcmp(pinned.isa(), isa.name) == 0);
@@ -167,8 +167,7 @@ void test_windows() {
     threaded.session().eval(tokens.data(), tokens.size(), 0, nullptr);
     CHECK(allocations == before);
     CHECK(same(evaluate(threaded, tokens, 7), expected));
-    for (const squat::kernels::Isa& isa : squat::kernels::isas()) {
-      if (!squat::kernels::runs_here(isa)) continue;
+    for (const squat::kernels::Isa& isa : isas_to_compare()) {
       setenv("SQUAT_ISA", isa.name, 1);
       Engine pinned(file.data(), file.size(), "model", 1, 0);
       CHECK(same(evaluate(pinned, tokens, 40), expected));

@@ -20,6 +20,7 @@ namespace {
 using squat::Engine;
 using squat::Session;
 using squat::test::Bytes;
+using squat::test::isas_to_compare;
 using squat::test::kVocabulary;
 using squat::test::Logits;
 using squat::test::ModelOptions;
@@ -61,8 +62,7 @@ void check_continues(const Bytes& file, size_t read, size_t rewound, size_t next
   const Bytes saved = engine.session().save(engine.identity());
   CHECK(saved.size() <= engine.session().most_saved_bytes());
   const Logits expected = next_logits(engine.session(), tokens, rewound);
-  for (const squat::kernels::Isa& isa : squat::kernels::isas()) {
-    if (!squat::kernels::runs_here(isa)) continue;
+  for (const squat::kernels::Isa& isa : isas_to_compare()) {
     setenv("SQUAT_ISA", isa.name, 1);
     Engine other(file.data(), file.size(), "model", 2, 0);
     unsetenv("SQUAT_ISA");

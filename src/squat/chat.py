@@ -30,6 +30,9 @@ class Conversation:
     Args:
         engine: of a file with a chat template.
         system: the message that every conversation begins with, if any.
+        forget: where the context has no room for an answer of `max_new_tokens` (if that is None, of a
+            quarter of the context), the model no longer reads the oldest messages and their answers. It
+            goes on reading `system`.
         max_new_tokens, options: of each answer, as in `Engine.generate`.
 
     Raises:
@@ -42,8 +45,10 @@ class Conversation:
         engine: Engine,
         system: str | None = None,
         max_new_tokens: int | None = None,
+        forget: bool = False,
         **options: Unpack[GenerationOptions],
     ) -> None:
+        self._forget = forget
         self._engine, self._max_new_tokens, self._options = engine, max_new_tokens, options
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[Message] = []
@@ -75,13 +80,25 @@ class Conversation:
             SquatError: there is no room for the message, or it is no text.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
-        ids, context = self._engine.chat_tokens(asked), self._engine.info.context
+        ids, context = self._tokens(asked), self._engine.info.context
         if len(ids) > context:
             raise ChatError(
                 f"the conversation has {len(ids)} tokens with this message, and the context is {context}: "
                 "/save FILE keeps it, /reset begins anew"
             )
         return self._answer(asked, ids)
+
+    def _tokens(self, asked: list[Message]) -> list[int]:
+        """What the model reads of the conversation."""
+        ids = self._engine.chat_tokens(asked)
+        if not self._forget:
+            return ids
+        context, first = self._engine.info.context, len(self._beginning)
+        most = context - (self._max_new_tokens or context // 4)
+        while len(ids) > most and len(asked) > first + 1:
+            asked = [*asked[:first], *asked[first + 2 :]]  # a message and its answer
+            ids = self._engine.chat_tokens(asked)
+        return ids
 
     def _answer(self, asked: list[Message], ids: list[int]) -> Generator[str, None, None]:
         context, said = self._engine.info.context, ""
@@ -94,9 +111,13 @@ class Conversation:
             if said or pieces.finish_reason:
                 self.messages = [*asked, {"role": "assistant", "content": said}]
         if pieces.prompt_tokens + pieces.new_tokens > context:
+            way_out = (
+                "the next message has room again"
+                if self._forget
+                else "/save FILE keeps the conversation, /reset begins anew"
+            )
             raise ChatError(
-                f"the context of {context} tokens is full, and the answer ends here: /save FILE keeps the "
-                "conversation, /reset begins anew"
+                f"the context of {context} tokens is full, and the answer ends here: {way_out}"
             )
 
 

@@ -411,6 +411,13 @@ def chat(
         int | None,
         typer.Option(min=1, help="Of an answer.  [default: what the context has room for]"),
     ] = None,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget",
+            help="Where the context is full, forget the oldest messages; --system is kept.",
+        ),
+    ] = False,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: int = 0,
@@ -421,7 +428,13 @@ def chat(
 
     converse(
         Conversation(
-            Engine(model), system, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+            Engine(model),
+            system,
+            max_new_tokens,
+            forget,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
         )
     )
 

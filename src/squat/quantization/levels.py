@@ -68,23 +68,23 @@ def best_levels(weight: NDArray[np.float64]) -> NDArray[np.int64]:
     mass, first, second = (
         np.concatenate([[0.0], np.cumsum(weight * codes**power)]) for power in (0, 1, 2)
     )
-    # cost[i, j]: the error of one level for the codes i .. j - 1; the level is their rounded mean.
-    i, j = np.arange(257)[:, None], np.arange(257)[None, :]
-    total = np.where(j > i, mass[j] - mass[i], 1.0)
-    level = np.rint((first[j] - first[i]) / total)
-    cost = (second[j] - second[i]) - 2 * level * (first[j] - first[i]) + level**2 * total
-    cost[j <= i] = np.inf
-    best, back = cost[0], []
+    # cost[end, start]: the error of one level for the codes start .. end - 1, their rounded mean.
+    end, start = np.arange(257)[:, None], np.arange(257)
+    total = np.where(end > start, mass[end] - mass, 1.0)
+    sums = first[end] - first
+    level = np.rint(sums / total)
+    cost = (second[end] - second) - 2 * level * sums + level**2 * total
+    cost[end <= start] = np.inf
+    best, through, back = cost[:, 0], np.empty_like(cost), []
     for _ in range(LEVELS - 1):
-        through = best[:, None] + cost
-        back.append(through.argmin(axis=0))
-        best = through.min(axis=0)
+        np.add(cost, best, out=through)
+        back.append(through.argmin(axis=1))
+        best = through[start, back[-1]]
     ends = [256]
     for choice in reversed(back):
         ends.append(int(choice[ends[-1]]))
     ends = [*reversed(ends)]
-    starts = [0, *ends[:-1]]
-    return np.array([level[a, b] for a, b in zip(starts, ends, strict=True)], dtype=np.int64)
+    return level[ends, [0, *ends[:-1]]].astype(np.int64)
 
 
 def fit_levels(codes: Tensor, weight: Tensor) -> Tensor:

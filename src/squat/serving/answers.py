@@ -53,6 +53,7 @@ class Answer:
         logprobs: whether log-probabilities are wanted.
         widths: whether the tokens' widths are wanted, at the end.
         most_calls: how many tools it may call; None: as many as it likes.
+        first: what stands in front of the text.
     """
 
     def __init__(
@@ -65,12 +66,13 @@ class Answer:
         logprobs: bool,
         widths: bool,
         most_calls: int | None,
+        first: str,
     ) -> None:
         self._engine, self._generation, self._model = engine, generation, model
         self._chat, self._logprobs, self._widths = chat, logprobs, widths
         self._reader = None if most_calls == 0 else ToolCallReader()
         self._most_calls = most_calls
-        self._text_read, self._calls = "", list[dict[str, Any]]()
+        self._first, self._text_read, self._calls = first, "", list[dict[str, Any]]()
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._told, self._offset = 0, 0  # tokens, and characters of them, in the chunks so far
@@ -107,7 +109,7 @@ class Answer:
 
     def whole(self) -> dict[str, Any]:
         """All that was read at once."""
-        text = self._text_read
+        text = self._first + self._text_read
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self._calls:
             message |= {"content": text or None, "tool_calls": self._calls}
@@ -116,8 +118,10 @@ class Answer:
         return self._object(kind, [choice]) | {"usage": self._usage()}
 
     def first_chunk(self) -> dict[str, Any] | None:
-        """What a stream begins with: who speaks."""
-        return self._chunk({"role": "assistant", "content": ""}, None) if self._chat else None
+        """What a stream begins with: who speaks, or what stands in front of the text."""
+        if self._chat:
+            return self._chunk({"role": "assistant", "content": ""}, None)
+        return self._chunk({"content": self._first}, None) if self._first else None
 
     def chunk(self, delta: dict[str, Any]) -> dict[str, Any]:
         """Something new."""

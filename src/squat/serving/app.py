@@ -299,6 +299,7 @@ class Service:
             place = self._join()
             stack.callback(place.leave)
             generation = await self._generation(tokens, limit, body)
+            first = body.shown_first
             answer = Answer(
                 self._engine,
                 generation,
@@ -307,6 +308,7 @@ class Service:
                 logprobs=body.top is not None,
                 widths=body.token_widths,
                 most_calls=body.most_calls,
+                first=first if isinstance(first, str) else self._engine.detokenize(first),
             )
             if body.stream:
                 stack.pop_all()  # it is the stream that leaves

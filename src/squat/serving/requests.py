@@ -36,7 +36,6 @@ _IGNORED = {
 _NEUTRAL: dict[str, list[Any]] = {
     "audio": [],
     "best_of": [1],
-    "echo": [False],
     "frequency_penalty": [0],
     "function_call": ["none", "auto"],
     "functions": [[]],
@@ -134,6 +133,11 @@ class Body(Named):
         return None
 
     @property
+    def shown_first(self) -> str | list[int]:
+        """What stands in front of the answer, as text or as token ids."""
+        return ""
+
+    @property
     def most_calls(self) -> int | None:
         """How many tools the answer may call; None: as many as it likes."""
         return 0
@@ -158,11 +162,23 @@ class CompletionBody(Body):
 
     prompt: Annotated[str | list[int], PlainValidator(_prompt)]
     logprobs: int | None = Field(None, ge=0, le=5)
+    echo: bool = False
+
+    @model_validator(mode="after")
+    def _an_echo_has_no_logprobs(self) -> CompletionBody:
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo: those of the prompt are not told; leave out echo or logprobs")
+        return self
 
     @property
     def top(self) -> int | None:
         """Like `Body.top`."""
         return self.logprobs
+
+    @property
+    def shown_first(self) -> str | list[int]:
+        """Like `Body.shown_first`."""
+        return self.prompt if self.echo else ""
 
 
 class TextPart(Part):
