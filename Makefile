@@ -8,9 +8,8 @@ BUILD_TOOLS := scikit-build-core nanobind ninja
 # One thread a process: the test runner starts one process a core, and two pools on the same cores
 # wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
-WITH_LLAMA_CPP := PYTHONPATH=$(BUILD)/llama-cpp/source LLAMA_CPP_LIB_PATH=$(abspath $(BUILD))/llama-cpp/build/bin
 
-.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-all test-sanitize test-arm lint format docs clean
+.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-arm lint format docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -42,10 +41,7 @@ llama-cpp: setup  ## llama.cpp, built from PyPI, with which a slow test compares
 	$(PY) benchmarks/build_llama_cpp.py $(BUILD)/llama-cpp
 
 test-slow: llama-cpp  ## what takes minutes: real training, lm-eval and llama.cpp side by side
-	$(WITH_LLAMA_CPP) $(PYTEST) -m slow
-
-test-all: llama-cpp test-native  ## the fast and the slow tests in one run, as CI has it
-	$(WITH_LLAMA_CPP) $(PYTEST)
+	PYTHONPATH=$(BUILD)/llama-cpp/source LLAMA_CPP_LIB_PATH=$(abspath $(BUILD))/llama-cpp/build/bin $(PYTEST) -m slow
 
 test-sanitize:  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(CMAKE) -S . -B $(BUILD)/sanitize -DSQUAT_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
