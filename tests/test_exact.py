@@ -269,7 +269,8 @@ def test_more_than_65536_tokens(bits, tokenizer, tmp_path):
     with torch.no_grad():  # so sharp that single tokens get a probability
         model.model.layers[0].self_attn.q_proj.weight.mul_(15)
     # With peaks there are no such contexts.
-    config = SquatConfig(activation_bits=bits, token_steps="exponent", channel_scales=False)
+    older = {"token_steps": "exponent", "channel_scales": False, "reflections": False}
+    config = SquatConfig(activation_bits=bits, **older, key_centers=False)
     quantize(model, config, calibration=[some_ids(8, 32)]).eval()
     file = tmp_path / "model.gguf"
     export(model, tokenizer, "tiny", file)

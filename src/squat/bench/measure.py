@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from squat.bench.shapes import find_shape, random_model
-from squat.deploy.gguf import FORMS, TOKEN_SITES, write_gguf
+from squat.deploy.gguf import FORMS, TOKEN_SITES, TRANSFORMED, write_gguf
 from squat.engine import Engine
 from squat.errors import CheckpointError, ConfigError
 from squat.terminal import progress
@@ -396,14 +396,14 @@ def _describe(file: Path) -> tuple[str, int, int, str]:
     reader = gguf.GGUFReader(file)
     kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
 
-    def bits(name: str) -> int | None:
-        for suffix, form in FORMS.items():
-            if kinds.get(f"{name}.weight") == form.type or f"{name}.weight.{suffix}" in kinds:
-                return form.bits
+    def bits(*names: str) -> int | None:
+        for name in (known for plain in names for known in (plain, plain + TRANSFORMED)):
+            for suffix, form in FORMS.items():
+                if kinds.get(f"{name}.weight") == form.type or f"{name}.weight.{suffix}" in kinds:
+                    return form.bits
         return None
 
-    heads = ("output", "output_hadamard", "token_embd", "token_embd_hadamard")
-    layer, head = bits("blk.0.attn_output"), next(filter(None, map(bits, heads)), None)
+    layer, head = bits("blk.0.attn_output"), bits("output", "token_embd")
     if layer is None or head is None:
         raise CheckpointError(f"{file}: has no quantized matrices")
     widths = {str(reader.fields[f"squat.{site}.bits"].contents()) for site in TOKEN_SITES}
