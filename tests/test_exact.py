@@ -105,7 +105,7 @@ CONFIGS = {
         )
         for site in HADAMARD_SITES
     },
-    "centers of keys": SquatConfig(**{**PUBLISHED, "key_centers": True}),
+    "centers of keys": SquatConfig(**{**PUBLISHED, "hadamard": ("k",), "key_centers": True}),
     "minmax": SquatConfig(method="minmax"),
     "pact": SquatConfig(method="pact"),
     "nipq": SquatConfig(method="nipq", activation_bits=4),

@@ -8,7 +8,7 @@ from squat import SquatConfig
 from squat.quantization import quantize
 from squat.quantization.modules import SiteQuantizer
 
-SETTINGS = {**PUBLISHED, "activation_bits": 4, "key_centers": True}
+SETTINGS = {**PUBLISHED, "activation_bits": 4, "key_centers": True, "hadamard": ("k",)}
 
 
 def keys_of(model):

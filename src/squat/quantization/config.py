@@ -105,8 +105,8 @@ class SquatConfig(QuantizationConfigMixin):
             heads at attn_out, which costs little when the model runs.
         channel_scales: whether what matrices read is first brought into balance with them, channel by channel
             (module `scales`). It costs nothing when the model runs.
-        key_centers: whether keys of less than 8 bits are quantized as differences from their mean, head by
-            head, which no attention notices (docs/format.md).
+        key_centers: whether transformed keys of less than 8 bits are quantized as differences from their
+            mean, head by head, which no attention notices (docs/format.md).
         method: the quantizer, a row of `QUANTIZERS`.
         init: how step sizes start, a row of `INITIAL_STEPS`.
         ratio: rho, the fraction of tokens that get 8 bits at a "4:8" site (paper IV-C).
@@ -199,8 +199,12 @@ class SquatConfig(QuantizationConfigMixin):
         return 1 if site == "attn_out" else power_of_two_in(size)
 
     def centers_keys(self, layer: int, first: int) -> bool:
-        """Whether a layer's keys are quantized as differences from their mean; see `bits_of`."""
-        return self.key_centers and self.bits_of("k", layer, first) in (ADAPTIVE, *range(8))
+        """Whether a layer's keys are quantized as differences from their mean; see `bits_of`.
+
+        Other programs refuse a tensor that they do not know: a file without transforms is for them, too.
+        """
+        narrow = self.bits_of("k", layer, first) in (ADAPTIVE, *range(8))
+        return self.key_centers and narrow and "k" in self.hadamard
 
     def token_steps_of(self, site: str) -> str:
         """Where a token's step at a site comes from, a row of `TOKEN_STEPS`."""
