@@ -80,9 +80,10 @@ def test_perplexity_of_a_trained_model(tmp_path: Path, weight_bits: int) -> None
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = [[1, *ids[i : i + 127]] for i in range(0, 127 * 20, 127)]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    # At other sites tensors are transformed whose names tell other programs to leave them alone.
-    transforms = ("attn_out", "k")
-    config = SquatConfig(weight_bits=weight_bits, activation_bits=8, hadamard=transforms)
+    # At other sites tensors are transformed whose names tell other programs to leave them alone, and
+    # with reflections at attn_out as well.
+    transforms = {"hadamard": ("attn_out", "k"), "reflections": False}
+    config = SquatConfig(weight_bits=weight_bits, activation_bits=8, **transforms)
     model = quantize(model, config, [torch.tensor(windows[:4])]).eval()
     path = tmp_path / "m.gguf"
     export(model, tokenizer, "babylm-6m", path)
