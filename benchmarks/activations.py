@@ -1,9 +1,13 @@
 """What quantized activations alone cost a model, and what is done about it.
 
     python benchmarks/activations.py MODEL --data FILE [--bits 4 8] [--sites]
+    python benchmarks/activations.py MODEL --data FILE --shape
 
 Weights stay in float. Calibrated on 8 windows of 256 tokens of the text, measured on its last 8: KL to the
-original, nats a token. `--sites` switches on one site at a time as well.
+original, nats a token. `--sites` switches on one site at a time as well. `--shape` prints what reflections
+and key centers are about instead, behind channel scales: by site, the least and the most of all layers, each
+token counting alike, how much of the energy is in the mean (of each head, in attention), and how loud the
+loudest block of a Hadamard matrix is over the quietest (root mean square).
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from squat.evaluate.sensitivity import only
 from squat.exact import approximately
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.config import FLOAT, SITES
+from squat.quantization.hadamard import power_of_two_in
 from squat.quantization.modules import SiteQuantizer
 from squat.runs import text_windows
 
@@ -65,6 +70,43 @@ def spare_first_token(site: nn.Module, args: tuple[Tensor, ...], output: Tensor)
     return torch.cat((first, output[..., 1:, :]), dim=-2)
 
 
+def shape(model: PreTrainedModel, windows: Tensor) -> Table:
+    """What vectors are like at the sites of a quantized model."""
+    found: dict[str, list[tuple[float, float]]] = {}
+
+    def look(site: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(site, SiteQuantizer)
+        heads = site.site in (
+            "q",
+            "k",
+            "v",
+        )  # [batch, heads, tokens, elements], else [batch, tokens, elements]
+        x = output.transpose(0, 1).flatten(1, 2) if heads else output.flatten(0, 1)[None]
+        x = x / x.square().sum(dim=-1, keepdim=True).sqrt().clamp_min(1e-12)
+        mean = x.mean(dim=1).square().sum(dim=-1).mean()
+        width = x.shape[-1] if heads else power_of_two_in(x.shape[-1])
+        loudness = x.unflatten(-1, (-1, width)).square().mean(dim=(0, 1, 3)).sqrt()
+        found.setdefault(site.site, []).append(
+            (mean.item(), (loudness.max() / loudness.min()).item())
+        )
+
+    for module in model.modules():
+        if isinstance(module, SiteQuantizer) and module.site != "probs":
+            module.start_collecting(keep=False)
+            module.register_forward_hook(look)
+    with torch.no_grad(), approximately():
+        model(input_ids=windows, use_cache=False, logits_to_keep=1)
+    table = Table("site", "energy in the mean", "loudest over quietest block")
+    for site, values in found.items():
+        means, loudness = zip(*values, strict=True)
+        table.add_row(
+            site,
+            f"{min(means):.0%} to {max(means):.0%}",
+            f"{min(loudness):.1f} to {max(loudness):.1f}",
+        )
+    return table
+
+
 def main() -> None:
     names = [*VARIANTS, FIRST_TOKEN]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -73,11 +115,18 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4], help="of activations")
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     parser.add_argument("--sites", action="store_true", help="one site at a time, too")
+    parser.add_argument("--shape", action="store_true", help="what vectors are like, instead")
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.model)
     original = load_model(args.model)
     windows = text_windows(original, tokenizer, args.data, True, 2 * WINDOWS)
     seen, others = windows[:WINDOWS], windows[-WINDOWS:]
+    if args.shape:
+        balanced = VARIANTS["peak, channel scales"]
+        config = SquatConfig(weight_bits=FLOAT, embedding_bits=FLOAT, activation_bits=4, **balanced)
+        model = quantize(original, config, seen.split(AT_ONCE)).eval()
+        Console(width=160).print(shape(model, seen))
+        return
     expected = log_probabilities(original, others)
     table = Table("activations", "bits", "KL", *(SITES if args.sites else ()))
     console = Console(width=160)

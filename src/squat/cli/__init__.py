@@ -236,7 +236,8 @@ def quantize(
         bool, typer.Option(help="Balance what few bits carry with the weights that read it.")
     ] = True,
     key_centers: Annotated[
-        bool, typer.Option(help="Quantize keys of few bits as differences from their mean.")
+        bool,
+        typer.Option(help="Quantize transformed keys of few bits as differences from their mean."),
     ] = True,
     init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
     reconstruct: Annotated[
