@@ -3,20 +3,25 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from squat.exact import exact_product
-from squat.quantization import SquatConfig
+from squat.quantization import SquatConfig, products
 from squat.quantization.frozen import freeze_codes
 from squat.quantization.modules import QUANTIZED, QuantizedLinear, SiteQuantizer
-from squat.quantization.products import code_product, multiplies_exactly, steps_of
+from squat.quantization.products import code_product, steps_of
 from squat.quantization.quantizers import LearnedStepQuantizer
 
-pytestmark = pytest.mark.skipif(
-    not multiplies_exactly(), reason="PyTorch's int8 product is not exact on this CPU"
-)
+
+@pytest.fixture(params=["int8", "float32"], autouse=True)
+def kind_of_product(request, monkeypatch):
+    """Both, whichever pays on this CPU."""
+    int8 = request.param == "int8"
+    if int8 and not products._int8_product_is_exact():
+        pytest.skip("PyTorch's int8 product is not exact on this CPU")
+    monkeypatch.setattr(products, "_int8_product_pays", lambda: int8)
 
 
 def on_lattice(rows: int, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,8 +32,13 @@ def on_lattice(rows: int, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor
     return codes * step, step
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.integers(1, 40), st.integers(2, 200), st.integers(1, 70), st.integers(0, 1000), st.booleans()
+    st.integers(1, 40),
+    st.integers(2, 200) | st.integers(1020, 2100),
+    st.integers(1, 70),
+    st.integers(0, 1000),
+    st.booleans(),
 )
 def test_a_product_of_codes_is_that_of_the_tensors(tokens, inputs, outputs, seed, one_step):
     """Rounded once it is the exact product; otherwise it is as near as float32 allows."""
@@ -41,6 +51,14 @@ def test_a_product_of_codes_is_that_of_the_tensors(tokens, inputs, outputs, seed
     assert torch.equal(exact, expected)
     near = code_product(x[None], step[None], weight, weight_step.view(-1), exact=False)
     torch.testing.assert_close(near, expected[None], rtol=1e-6, atol=0)
+
+
+def test_the_largest_codes_of_many_inputs_are_summed_exactly():
+    x = torch.full((3, 4000), -128.0)
+    x[1:] = 127.0
+    weight = x[:2].clone()
+    product = code_product(x, torch.ones(1), weight, torch.ones(1), exact=True)
+    assert torch.equal(product, (x.double() @ weight.double().T).float())
 
 
 def linear(**options) -> tuple[SiteQuantizer, QuantizedLinear]:
