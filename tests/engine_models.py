@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gguf.quants import IQ4_NL
@@ -29,6 +29,7 @@ from squat.deploy.gguf import (
     LEVELS,
     MIN_STEP,
     SITES,
+    TOKEN_SITES,
     USUAL,
     CodeMatrix,
     GgufGraph,
@@ -116,8 +117,10 @@ def random_site(
     layers: int,
     margins: tuple[int, int] | None = None,
     levels: bool = False,
+    wide_first_token: bool = False,
 ) -> GgufSite:
     """A site whose steps suit the values; with margins (8, 4 bits) smaller ones, which tokens raise."""
+    has_8 = "8" in bits or (wide_first_token and name in TOKEN_SITES)
     margins = margins if name in EXPONENT_SITES else None
     margin8, margin4 = margins or (0, 0)
     levels = levels and name in LEVEL_SITES and "4" in bits.split(":")
@@ -136,9 +139,9 @@ def random_site(
             table[0] = [0] * LEVELS
     return GgufSite(
         bits,
-        wide if "8" in bits else None,
+        wide if has_8 else None,
         narrow if "4" in bits else None,
-        margin8=margin8 if margins and "8" in bits else None,
+        margin8=margin8 if margins and has_8 else None,
         margin4=margin4 if margins and "4" in bits else None,
         levels4=table,
     )
@@ -167,6 +170,7 @@ def random_model(
     levels: bool = False,
     weight_levels: bool = False,
     key_centers: bool = False,
+    wide_first_token: bool = False,
     importance: str = "relative_first_token",
     rope: dict[str, Any] | None = None,
     tokenizer_json: str | None = None,
@@ -229,7 +233,13 @@ def random_model(
     adaptive = "4:8" in bits.values()
     sites = {
         name: random_site(
-            rng, name, bits[name], 1 if name == "head_in" else layers, margins, levels
+            rng,
+            name,
+            bits[name],
+            1 if name == "head_in" else layers,
+            margins,
+            levels,
+            wide_first_token,
         )
         for name in SITES
     }
@@ -255,6 +265,7 @@ def random_model(
         tokenizer_json=tokenizer_json,
         thresholds=[float(t) for t in rng.uniform(0.7, 1.1, layers)] if adaptive else None,
         importance=importance if adaptive else None,
+        wide_first_token=wide_first_token,
         graph=USUAL["gpt2"]
         if gpt2
         else GgufGraph(rope=rope or {"rope_type": "default", "rope_theta": 10000.0}),
@@ -356,6 +367,13 @@ def hadamard(x: Floats, block: int, inner: int = 1) -> Floats:
     return x
 
 
+class Token(NamedTuple):
+    """What decides a token's width: its importance, and whether it is the first one."""
+
+    wide: bool
+    first: bool
+
+
 class Reference:
     """The forward pass of one sequence."""
 
@@ -365,7 +383,7 @@ class Reference:
         self.exponents: list[int] = []  # of all vectors, in the order of computation
 
     def quantize(
-        self, x: Floats, site: str, layer: int, wide: bool, center: Floats | None = None
+        self, x: Floats, site: str, layer: int, token: Token, center: Floats | None = None
     ) -> tuple[NDArray[np.int64], np.float32]:
         """Codes of one token's vector and the step."""
         spec = self.model.sites[site]
@@ -379,7 +397,8 @@ class Reference:
             x = hadamard(x, of_keys[layer]) / left
         if center is not None:
             x = x - center
-        bits = {"8": 8, "4": 4, "4:8": 8 if wide else 4}[spec.bits]
+        first = token.first and self.model.wide_first_token and site in TOKEN_SITES
+        bits = {"8": 8, "4": 8 if first else 4, "4:8": 8 if token.wide else 4}[spec.bits]
         levels = spec.levels4 is not None and bits == 4
         steps = spec.step8 if bits == 8 else spec.step4
         step = np.float32(steps[layer])  # type: ignore[index]
@@ -397,8 +416,8 @@ class Reference:
             codes = table[np.abs(codes[:, None] - table).argmin(axis=1)]
         return codes, step
 
-    def linear(self, x: Floats, name: str, site: str, layer: int, wide: bool) -> Floats:
-        codes, step = self.quantize(x, site, layer, wide)
+    def linear(self, x: Floats, name: str, site: str, layer: int, token: Token) -> Floats:
+        codes, step = self.quantize(x, site, layer, token)
         matrix = self.model.matrices[name]
         sums = matrix.codes.astype(np.int64) @ codes
         out = sums.astype(np.float32) * (step * matrix.steps)
@@ -426,30 +445,30 @@ class Reference:
         rotated = x * cosine + np.concatenate([-second, first]) * sine
         return np.stack(np.split(rotated, 2), axis=1).ravel()
 
-    def attention(self, inputs: list[Floats], layer: int, previous: list[bool]) -> list[Floats]:
+    def attention(self, inputs: list[Floats], layer: int, previous: list[Token]) -> list[Floats]:
         m = self.model
         block, dim = f"blk.{layer}.", m.head_dim
         query_size, key_size = m.heads * dim, m.kv_heads * dim
         queries, keys, values = [], [], []
         for position, x in enumerate(inputs):
-            wide = previous[position]
+            token = previous[position]
             if m.architecture == "gpt2":
-                qkv = self.linear(x, block + "attn_qkv", "attn_in", layer, wide)
+                qkv = self.linear(x, block + "attn_qkv", "attn_in", layer, token)
                 q, k, v = np.split(qkv, [query_size, query_size + key_size])
             else:
                 q, k, v = (
-                    self.linear(x, block + f"attn_{n}", "attn_in", layer, wide) for n in "qkv"
+                    self.linear(x, block + f"attn_{n}", "attn_in", layer, token) for n in "qkv"
                 )
             queries.append(
                 [
-                    self.quantize(self.rotate(h, position), "q", layer, wide)
+                    self.quantize(self.rotate(h, position), "q", layer, token)
                     for h in np.split(q, m.heads)
                 ]
             )
             center = m.floats.get(block + "attn_k_center", np.zeros_like(k))
             keys.append(
                 [
-                    self.quantize(self.rotate(h, position), "k", layer, wide, c)
+                    self.quantize(self.rotate(h, position), "k", layer, token, c)
                     for h, c in zip(
                         np.split(k, m.kv_heads), np.split(center, m.kv_heads), strict=True
                     )
@@ -482,9 +501,11 @@ class Reference:
                     mean_square = np.float32(sum64(value.astype(np.float64) ** 2) / len(value))
                     importance = np.abs(value).max() ** 2 / (mean_square + np.float32(1e-30))
                 wide_now.append(bool(importance >= np.float32(m.thresholds[layer])))
+            wide_now[0] = wide_now[0] or m.wide_first_token
         else:
             wide_now = [True] * len(inputs)
         self.wide.append(wide_now)
+        tokens = [Token(wide, i == 0) for i, wide in enumerate(wide_now)]
 
         outputs = []
         step_p = np.float32(m.sites["probs"].step8[layer])  # type: ignore[index]
@@ -495,22 +516,22 @@ class Reference:
                 total = np.zeros(dim)  # float64: nothing is rounded before the end
                 for other, p in enumerate(codes):
                     value = values[other][head * m.kv_heads // m.heads]
-                    v_codes, v_step = self.quantize(value, "v", layer, wide_now[other])
+                    v_codes, v_step = self.quantize(value, "v", layer, tokens[other])
                     total += float(v_step) * (p * v_codes)
                 out.append(float(step_p) * total)
             outputs.append(np.concatenate(out).astype(np.float32))
         return outputs
 
-    def mlp(self, x: Floats, layer: int, wide: bool) -> Floats:
+    def mlp(self, x: Floats, layer: int, token: Token) -> Floats:
         block = f"blk.{layer}."
-        up = self.linear(x, block + "ffn_up", "mlp_in", layer, wide)
+        up = self.linear(x, block + "ffn_up", "mlp_in", layer, token)
         if self.model.architecture == "llama":
-            gate = self.linear(x, block + "ffn_gate", "mlp_in", layer, wide)
+            gate = self.linear(x, block + "ffn_gate", "mlp_in", layer, token)
             middle = gate / (ONE + exponential(-gate)) * up
         else:
             inner = np.float32(1.59576912) * (up + np.float32(0.044715) * (up * up * up))
             middle = up / (ONE + exponential(-inner))
-        return self.linear(middle, block + "ffn_down", "mlp_mid", layer, wide)
+        return self.linear(middle, block + "ffn_down", "mlp_mid", layer, token)
 
     def logits(self, ids: list[int]) -> Floats:
         m = self.model
@@ -523,21 +544,22 @@ class Reference:
             for position in range(len(ids)):
                 row = learned.codes[position].astype(np.float32) * learned.steps[position]
                 hidden[position] = hidden[position] + row
-        previous = [True] * len(ids)
+        previous = [Token(True, i == 0) for i in range(len(ids))]
         for layer in range(m.layers):
             block = f"blk.{layer}."
             inputs = [self.norm(x, block + "attn_norm") for x in hidden]
             attended = self.attention(inputs, layer, previous)
-            wide = self.wide[layer]
+            tokens = [Token(wide, i == 0) for i, wide in enumerate(self.wide[layer])]
             for i, x in enumerate(attended):
                 hidden[i] = hidden[i] + self.linear(
-                    x, block + "attn_output", "attn_out", layer, wide[i]
+                    x, block + "attn_output", "attn_out", layer, tokens[i]
                 )
                 normed = self.norm(hidden[i], block + "ffn_norm")
-                hidden[i] = hidden[i] + self.mlp(normed, layer, wide[i])
-            previous = wide
+                hidden[i] = hidden[i] + self.mlp(normed, layer, tokens[i])
+            previous = tokens
         head = "output" if "output" in m.matrices else "token_embd"
-        rows = [self.linear(self.norm(x, "output_norm"), head, "head_in", 0, True) for x in hidden]
+        token = Token(True, False)
+        rows = [self.linear(self.norm(x, "output_norm"), head, "head_in", 0, token) for x in hidden]
         return np.stack(rows)
 
 

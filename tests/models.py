@@ -81,6 +81,7 @@ PUBLISHED = {
     "reflections": False,
     "channel_scales": False,
     "key_centers": False,
+    "wide_first_token": False,
 }
 """SquatConfig's fields for what the paper does: one step a tensor, and nothing done to the model before."""
 

@@ -39,6 +39,7 @@ EVERYTHING = {
     "levels": True,
     "weight_levels": True,
     "key_centers": True,
+    "wide_first_token": True,
 }
 CASES = {
     "w4a8": ("llama", {"activations": "8"}),
@@ -82,6 +83,12 @@ CASES = {
         {"hadamard": ("head_in",), "hidden": 40, "ffn": 53, "heads": 5, "head_dim": 8},
     ),
     "centers of keys": ("llama", {"key_centers": True}),
+    "wide first token": ("llama", {"wide_first_token": True}),
+    "wide first token, w4a4": ("llama", {"activations": "4", "wide_first_token": True}),
+    "wide first token, other sites of other widths": (
+        "llama",
+        {"site_bits": {"v": "4", "q": "8", "mlp_in": "4"}, "wide_first_token": True},
+    ),
     "levels": ("llama", {"levels": True}),
     "levels of weights": ("llama", {"weight_levels": True}),
     "levels of a head of its own": (

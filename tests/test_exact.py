@@ -106,6 +106,11 @@ CONFIGS = {
         for site in HADAMARD_SITES
     },
     "centers of keys": SquatConfig(**{**PUBLISHED, "hadamard": ("k",), "key_centers": True}),
+    "wide first token": SquatConfig(**{**PUBLISHED, "wide_first_token": True}),
+    "wide first token, w4a4": SquatConfig(
+        **{**PUBLISHED, "activation_bits": 4, "wide_first_token": True}
+    ),
+    "no wide first token": SquatConfig(wide_first_token=False),
     "minmax": SquatConfig(method="minmax"),
     "pact": SquatConfig(method="pact"),
     "nipq": SquatConfig(method="nipq", activation_bits=4),

@@ -89,6 +89,7 @@ def test_codes_read_are_codes_written(
     levels=st.booleans(),
     weight_levels=st.booleans(),
     key_centers=st.booleans(),
+    wide_first_token=st.booleans(),
 )
 def test_any_model_is_read_as_it_was_written(
     seed: int, architecture: str, heads: int, pairs: int, hadamard: set[str], **options: Any

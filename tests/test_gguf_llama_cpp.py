@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine_models import Reference, random_model
+from engine_models import Reference, Token, random_model
 from squat.deploy.gguf import write_gguf
 from squat.engine import Engine
 
@@ -30,7 +30,7 @@ class Unquantized(Reference):
     """The format's forward pass with activations that are as good as not quantized."""
 
     def quantize(
-        self, x: NDArray[np.float32], site: str, layer: int, wide: bool, center: object = None
+        self, x: NDArray[np.float32], site: str, layer: int, token: Token, center: object = None
     ) -> tuple[NDArray[np.int64], np.float32]:
         return np.rint(np.float64(x) * 2**20).astype(np.int64), np.float32(2**-20)
 

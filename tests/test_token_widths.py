@@ -94,6 +94,42 @@ def test_batched_generation(real):
         assert torch.equal(values[:, row, start:], wide[:, 0])
 
 
+@pytest.fixture(scope="module")
+def narrow(real):
+    """The same model where the first token of a text has 8 bits and all others 4."""
+    _, tokenizer, ids = real
+    folder = real_model("babylm-6m" if len(tokenizer) > 1000 else "stories260k")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return quantize(model, SquatConfig(activation_bits=4), calibration=[ids]).eval(), tokenizer, ids
+
+
+def test_the_first_token_is_known_in_chunks_batches_and_decoding(narrow):
+    model, tokenizer, ids = narrow
+    with torch.no_grad():
+        expected, cache, pieces = model(ids).logits, None, []
+        for chunk in ids.split(7, dim=1):
+            out = model(chunk, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            pieces.append(out.logits)
+        assert torch.equal(torch.cat(pieces, dim=1), expected)
+        prompts = [row[:length].tolist() for row, length in zip(ids, [60, 9, 1], strict=False)]
+        batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+        positions = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
+        assert torch.equal(model(**batch, position_ids=positions).logits[1, 51:], expected[1, :9])
+        # Several texts in a row say by their positions where each begins.
+        row, positions = (
+            torch.cat([ids[0, :50], ids[1, :30]]),
+            torch.cat([torch.arange(50), torch.arange(30)]),
+        )
+        model(row[None], position_ids=positions[None])
+    assert model.token_state.first[0].nonzero().flatten().tolist() == [0, 50]
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    found = model.generate(**batch, **options)
+    for i, prompt in enumerate(prompts):
+        alone = model.generate(torch.tensor([prompt]), **options)
+        assert torch.equal(found[i, 60 - len(prompt) :], alone[0])
+
+
 def test_beam_search(real):
     """The score of a beam that changed places in the cache is that of its text in one piece."""
     model, _, ids = real

@@ -91,7 +91,7 @@ std::string explain(const Model& model, const kernels::Choice& choice) {
   const auto use = [&used](const Site& site, Form weights) {
     const bool narrow = site.bits != Site::Bits::k8, levels = site.has_levels();
     const size_t form = static_cast<size_t>(weights);
-    if (site.bits != Site::Bits::k4 || levels) used[0][form] = true;
+    if (site.ever_wide() || levels) used[0][form] = true;
     if (narrow && !levels) used[1][form] = true;
   };
   const auto multiply = [&use](const Site& site, const Weights& weights) {
@@ -106,10 +106,10 @@ std::string explain(const Model& model, const kernels::Choice& choice) {
   }
   multiply(s.head_in, model.head);
   // Keys and values are the right-hand side of attention.
-  if (s.k.bits != Site::Bits::k4) use(s.q, Form::w8);
+  if (s.k.ever_wide()) use(s.q, Form::w8);
   if (s.k.bits != Site::Bits::k8) use(s.q, s.k.narrow_form());
   const Site probs = {};  // 8 bits
-  if (s.v.bits != Site::Bits::k4) use(probs, Form::w8);
+  if (s.v.ever_wide()) use(probs, Form::w8);
   if (s.v.bits != Site::Bits::k8) use(probs, s.v.narrow_form());
   std::string out;
   for (const int activation : {8, 4}) {

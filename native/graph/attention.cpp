@@ -222,8 +222,8 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   } else if (pools.key8.count() == 0) {
     ops_.scale_scores(narrow, step4, pools.key_multipliers, scaling, visible, scores);
   } else {
-    ops_.merge_scores(widths_[static_cast<size_t>(layer - 1)] + chunk.first, wide, step8, narrow,
-                      step4, pools.key_multipliers, scaling, visible, scores);
+    ops_.merge_scores(cached_widths(k, layer - 1) + chunk.first, wide, step8, narrow, step4,
+                      pools.key_multipliers, scaling, visible, scores);
   }
   // What lies before the window is masked up to a whole vector, and not computed with before that.
   const int begin = first / kVector * kVector;
@@ -261,7 +261,9 @@ void Session::decide_widths(const Chunk& chunk, int layer) {
   if (widths_.empty()) return;
   const float threshold = model_.thresholds[static_cast<size_t>(layer)];
   for (int i = 0; i < chunk.count; i++) {
-    const bool important = importance(layer, i, chunk.position + i) >= threshold;
+    const int position = chunk.position + i;
+    const bool important =
+        (model_.wide_first_token && position == 0) || importance(layer, i, position) >= threshold;
     chunk.current[i] = important ? 8 : 4;
     wide_counts_[static_cast<size_t>(layer)] += important;
   }
@@ -292,7 +294,7 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     const uint8_t* probs = probs_row(chunk, from, head * group);
     const bool both = pools.value8.count() > 0 && pools.value4.count() > 0;
     if (both) {
-      const uint8_t* widths = widths_[static_cast<size_t>(layer)] + chunk.first;
+      const uint8_t* widths = cached_widths(v, layer) + chunk.first;
       for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
         const size_t offset = row * stride;
         ops_.split_codes(widths, probs + offset, chunk.past() + end, scratch.probs[0] + offset,

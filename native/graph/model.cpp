@@ -69,8 +69,8 @@ class Loader {
     }
     if (version_ == 1 || !file_.has(kFeatureList)) return;
     for (const std::string_view name : file_.string_array(kFeatureList)) {
-      const auto known = {kExponents, kTokenSteps, kHadamard, kKeyCenters,
-                          kLevels,    kGraph,      kTokenizer};
+      const auto known = {kExponents,  kTokenSteps, kHadamard, kKeyCenters,
+                          kFirstToken, kLevels,     kGraph,    kTokenizer};
       if (std::find(known.begin(), known.end(), name) == known.end()) {
         fail("key '" + std::string(kFeatureList) + "' names '" + std::string(name.substr(0, 64)) +
              "', which this engine does not know; use the engine that belongs to the exporter");
@@ -203,7 +203,7 @@ class Loader {
     const bool any8 = has_feature(of8, kExponents, possible);
     const bool any4 = has_feature(of4, kExponents, possible);
     if (!any8 && !any4) return;
-    if (site->bits != Site::Bits::k4) site->margin8 = keys_.bounded(of8, 0, 7);
+    if (site->ever_wide()) site->margin8 = keys_.bounded(of8, 0, 7);
     if (site->bits != Site::Bits::k8) site->margin4 = keys_.bounded(of4, 0, 7);
   }
 
@@ -283,6 +283,7 @@ class Loader {
       fail("key '" + prefix + "bits' is '" + std::string(bits.substr(0, 64)) + "', expected " +
            (head ? "'4' or '8'" : "'4', '8' or '4:8'"));
     }
+    site.wide_first = model_.wide_first_token && site.bits == Site::Bits::k4 && !head;
     const int count = head ? 1 : model_.n_layer;
     const bool all_wide = site.bits == Site::Bits::k8;
     // Before the first attention every token is wide.
@@ -294,7 +295,7 @@ class Loader {
       if (kind.in_attention && !model_.graph.attends(l)) used8[layer] = used4[layer] = false;
       if (l < narrow_from) used4[layer] = false;
     }
-    if (site.bits != Site::Bits::k4) site.step8 = steps(prefix + "step8", used8);
+    if (site.ever_wide()) site.step8 = steps(prefix + "step8", used8);
     if (!all_wide) site.step4 = steps(prefix + "step4", used4);
     adaptive_ = adaptive_ || site.by_token();
 
@@ -320,6 +321,12 @@ class Loader {
     if (peaks_ && file_.string(token_steps) != "peak") {
       fail("key '" + token_steps + "' is '" + std::string(file_.string(token_steps).substr(0, 64)) +
            "', expected 'peak'");
+    }
+    const std::string first_token = "squat.first_token";
+    model_.wide_first_token = has_feature(first_token, kFirstToken, true);
+    if (model_.wide_first_token && file_.string(first_token) != "wide") {
+      fail("key '" + first_token + "' is '" + std::string(file_.string(first_token).substr(0, 64)) +
+           "', expected 'wide'");
     }
     s.attn_in = read_site("attn_in", {true, false, true, n_embd, true});
     s.q = read_site("q", {true, true, true, 0, true});
@@ -619,6 +626,7 @@ class Loader {
   static constexpr const char* kTokenSteps = "token_steps";
   static constexpr const char* kHadamard = "hadamard";
   static constexpr const char* kKeyCenters = "key_centers";
+  static constexpr const char* kFirstToken = "first_token";
   static constexpr const char* kLevels = "levels";
   static constexpr const char* kGraph = "graph";
   static constexpr const char* kTokenizer = "tokenizer";  // its keys, which text/ reads

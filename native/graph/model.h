@@ -29,8 +29,10 @@ struct Site {
   int inner = 1;                    // elements that weights have transformed among themselves
   std::vector<Levels> levels;       // of 4-bit codes, by layer; empty: codes are uniform
   bool cached = false;              // k and v: the right-hand side of products
+  bool wide_first = false;          // the first token of a text has 8 bits, the others 4
 
   bool by_token() const { return bits == Bits::kByToken; }
+  bool ever_wide() const { return bits != Bits::k4 || wide_first; }
   bool token_exponents() const { return margin8 >= 0 || margin4 >= 0; }
   bool multiplied() const { return peaks || token_exponents(); }
   int margin(bool wide) const { return wide ? margin8 : margin4; }
@@ -101,6 +103,7 @@ struct Model {
 
   Importance importance = Importance::kFirstToken;
   std::vector<float> thresholds;  // by layer; empty: no site is 4:8
+  bool wide_first_token = false;  // where tokens have 4 bits, the first one of a text has 8
   Sites sites;
 
   std::optional<CodeTensor> embedding;

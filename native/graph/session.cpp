@@ -62,7 +62,8 @@ Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& 
       scratch_(static_cast<size_t>(threads.size())) {
   memory_ = Memory(lay_out(Arena()));
   lay_out(Arena(memory_));
-  std::memset(all_narrow_, 4, static_cast<size_t>(chunk_));
+  std::memset(first_wide_ + 1, 4, static_cast<size_t>(context_ + chunk_));
+  *first_wide_ = 8;
 }
 
 size_t Session::lay_out(Arena arena) {
@@ -96,7 +97,7 @@ size_t Session::lay_out(Arena arena) {
   branch_ = arena.take<float>(needs_branch() ? chunk * static_cast<size_t>(m.n_embd) : 0);
   probs_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head) * keys);
   first_probs_ = arena.take<float>(chunk * static_cast<size_t>(m.n_head));
-  all_narrow_ = arena.take<uint8_t>(chunk);
+  first_wide_ = arena.take<uint8_t>(1 + static_cast<size_t>(context_) + chunk);
   prepared_ = arena.take<uint8_t>(kernels::prepared_bytes(choice_, chunk_, widest));
   score_logits_ =
       arena.take<float>(static_cast<size_t>(score_rows_) * static_cast<size_t>(m.n_vocab));
@@ -119,14 +120,13 @@ size_t Session::lay_out(Arena arena) {
     widths = arena.take<uint8_t>(static_cast<size_t>(keys_padded(context_)));
   }
   using Form = kernels::WeightForm;
-  int room = 0;
-  const auto key_pool = [&](Form form, bool used, const int8_t* levels = nullptr) {
+  const auto key_pool = [&](Form form, bool used, int room, const int8_t* levels = nullptr) {
     const size_t bytes = kernels::KeyPool::bytes(choice_, form, m.head_dim, room);
     uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
     return data == nullptr ? kernels::KeyPool{}
                            : kernels::KeyPool::empty(choice_, form, m.head_dim, data, levels);
   };
-  const auto value_pool = [&](Form form, bool used, const int8_t* levels = nullptr) {
+  const auto value_pool = [&](Form form, bool used, int room, const int8_t* levels = nullptr) {
     const size_t bytes = kernels::ValuePool::bytes(choice_, form, m.head_dim, room);
     uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
     return data == nullptr
@@ -136,15 +136,17 @@ size_t Session::lay_out(Arena arena) {
   const Site &k = m.sites.k, &v = m.sites.v;
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / m.n_head_kv;
-    room = capacity(layer);
+    const int room = capacity(layer);
+    const auto wide_room = [room](const Site& site) { return site.wide_first ? 1 : room; };
     pools_[i].key_multipliers = pools_[i].value_multipliers = nullptr;
     if (!m.graph.attends(layer)) continue;
     const bool narrow_keys =
         k.bits == Site::Bits::k4 || (k.by_token() && layer > m.graph.first_attention());
-    pools_[i].key8 = key_pool(Form::w8, k.bits != Site::Bits::k4);
-    pools_[i].key4 = key_pool(k.narrow_form(), narrow_keys, k.level_table(layer));
-    pools_[i].value8 = value_pool(Form::w8, v.bits != Site::Bits::k4);
-    pools_[i].value4 = value_pool(v.narrow_form(), v.bits != Site::Bits::k8, v.level_table(layer));
+    pools_[i].key8 = key_pool(Form::w8, k.ever_wide(), wide_room(k));
+    pools_[i].key4 = key_pool(k.narrow_form(), narrow_keys, room, k.level_table(layer));
+    pools_[i].value8 = value_pool(Form::w8, v.ever_wide(), wide_room(v));
+    pools_[i].value4 =
+        value_pool(v.narrow_form(), v.bits != Site::Bits::k8, room, v.level_table(layer));
     const size_t positions = static_cast<size_t>(keys_padded(room));
     if (k.multiplied()) pools_[i].key_multipliers = arena.take<int8_t>(positions);
     if (v.multiplied()) pools_[i].value_multipliers = arena.take<int8_t>(positions);
@@ -275,9 +277,8 @@ void Session::rewind(size_t length) {
 Session::WideCounts Session::count_wide(int layer, int begin, int end) const {
   // By the decision of a layer; before the first one all are wide.
   const auto count = [&](const Site& site, int by) {
-    if (!site.by_token()) return site.bits == Site::Bits::k8 ? end - begin : 0;
-    if (by < 0) return end - begin;
-    const uint8_t* widths = widths_[static_cast<size_t>(by)];
+    if (site.bits == Site::Bits::k8 || (site.by_token() && by < 0)) return end - begin;
+    const uint8_t* widths = cached_widths(site, by);
     return static_cast<int>(std::count(widths + begin, widths + end, 8));
   };
   return {count(model_.sites.k, layer - 1), count(model_.sites.v, layer)};

@@ -295,9 +295,20 @@ class Session {
            std::any_of(model_.layers.begin(), model_.layers.end(), has_norm);
   }
 
-  // The widths of the chunk's tokens at a site; null: 8 bits.
+  // The widths of the chunk's tokens at a site; null: 8 bits. In front of the head `length_` is
+  // behind the chunk already, which is the same to a site where no token is wide.
   const uint8_t* site_widths(const Site& site, const uint8_t* by_token) const {
-    return site.bits == Site::Bits::k8 ? nullptr : site.by_token() ? by_token : all_narrow_;
+    return site.bits == Site::Bits::k8 ? nullptr
+           : site.by_token()           ? by_token
+                                       : fixed_widths(site) + length_;
+  }
+  // By position, the widths of all tokens at a site that is not 4:8 and not 8 bits.
+  const uint8_t* fixed_widths(const Site& site) const {
+    return site.wide_first ? first_wide_ : first_wide_ + 1;
+  }
+  // By position, the widths of all tokens at k or v of a layer, which has both.
+  const uint8_t* cached_widths(const Site& site, int by_layer) const {
+    return site.by_token() ? widths_[static_cast<size_t>(by_layer)] : fixed_widths(site);
   }
   // The same, as a kernel sees the codes: a level is eight bits wide.
   static const uint8_t* code_widths(const Site& site, const uint8_t* widths) {
@@ -325,6 +336,7 @@ class Session {
   Profile profile_;
 
   std::vector<uint8_t*> widths_;  // by layer, of all tokens: [context]; empty if no site is 4:8
+  uint8_t* first_wide_;           // 8, then 4: [1 + context + chunk]
   std::vector<int> first_;        // by layer, position of the oldest token in the pools
   std::vector<Angles> angles_;    // by rotation, of the chunk in flight
   std::vector<HeadPools> pools_;  // [layer][key head]; empty where there is no attention
@@ -349,7 +361,6 @@ class Session {
   float* branch_;       // [token][n_embd]: what is added to the residual, if anything is done to it
   uint8_t* probs_;      // [key head][token][q head of the group][keys]
   float* first_probs_;  // [token][q head]: attention to the first token
-  uint8_t* all_narrow_;  // [token]: 4
   uint8_t* prepared_;
   float* score_logits_;  // [score_rows_][n_vocab]
   double* score_terms_;  // [score_rows_]

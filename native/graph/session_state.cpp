@@ -68,7 +68,7 @@ void read_vector(const uint8_t* from, int head_dim, bool wide, int8_t* codes) {
 
 // Whether a token is wide at a site, by the widths that decide (null: all are wide).
 bool wide_at(const Site& site, const uint8_t* by_token, int token) {
-  if (!site.by_token()) return site.bits == Site::Bits::k8;
+  if (!site.by_token()) return site.bits == Site::Bits::k8 || (site.wide_first && token == 0);
   return by_token == nullptr || by_token[token] == 8;
 }
 

@@ -239,6 +239,9 @@ def quantize(
         bool,
         typer.Option(help="Quantize transformed keys of few bits as differences from their mean."),
     ] = True,
+    wide_first_token: Annotated[
+        bool, typer.Option(help="Where tokens have 4 bits, give a text's first one 8.")
+    ] = True,
     init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
     reconstruct: Annotated[
         bool,
@@ -271,6 +274,7 @@ def quantize(
         reflections=reflections,
         channel_scales=channel_scales,
         key_centers=key_centers,
+        wide_first_token=wide_first_token,
         init=init,
     )
     found = quantize_without_training(

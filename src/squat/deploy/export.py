@@ -22,6 +22,7 @@ from squat.deploy.gguf import (
     KEY_CENTER,
     MAX_CONTEXT,
     MAX_CONTEXT_PEAKS,
+    TOKEN_SITES,
     CodeMatrix,
     GgufModel,
     GgufSite,
@@ -114,6 +115,7 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
             for site in layer.modules():
                 if isinstance(site, SiteQuantizer) and site.center is not None:
                     floats[f"blk.{index}.{KEY_CENTER}"] = site.center.flatten().numpy()
+    sites = _sites(model, config, shape.num_hidden_layers)
     ffn_size = len(matrices["blk.0.ffn_up"].codes)
     template = _chat_template(tokenizer)
     special_tokens = {name: str(text) for name, text in tokenizer.special_tokens_map.items()}
@@ -130,11 +132,13 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         norm_epsilon=getattr(shape, row.epsilon),
         matrices=matrices,
         floats=floats,
-        sites=_sites(model, config, shape.num_hidden_layers),
+        sites=sites,
         tokenizer_json=tokenizer_json(tokenizer),
         peak_steps=config.token_steps == "peak",
         thresholds=_thresholds(layers) if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
+        wide_first_token=config.wide_first_token
+        and any("4" in sites[name].bits for name in TOKEN_SITES),
         graph=row.graph(shape),
         keys=row.keys(shape),
         bos_token_id=tokenizer.bos_token_id,

@@ -220,6 +220,8 @@ class GgufModel:
         sites: all nine sites.
         peak_steps: whether tokens multiply the steps of all sites by their largest magnitudes.
         thresholds, importance: given if any site is "4:8".
+        wide_first_token: whether a text's first token has 8 bits at the sites of its layers that are "4" or
+            "4:8".
         tokenizer_json: the text of tokenizer.json.
         bos_token_id: given also if the tokenizer puts nothing in front of a text.
         eos_token_ids: any of them ends an answer; the first one is for readers that know one only.
@@ -245,6 +247,7 @@ class GgufModel:
     peak_steps: bool = False
     thresholds: Sequence[float] | None = None
     importance: str | None = None
+    wide_first_token: bool = False
     graph: GgufGraph = field(default_factory=GgufGraph)
     keys: dict[str, float | int] = field(default_factory=dict)
     bos_token_id: int | None = None
@@ -258,6 +261,13 @@ class GgufModel:
     def vocab_size(self) -> int:
         """Rows of the token embedding."""
         return len(self.matrices["token_embd"].codes)
+
+    def widths(self, name: str) -> tuple[str, ...]:
+        """The widths that tokens ever have at a site."""
+        bits = self.sites[name].bits
+        if bits == "4:8" or (bits == "4" and self.wide_first_token and name in TOKEN_SITES):
+            return ("4", "8")
+        return (bits,)
 
     def has_tokens(self, name: str, width: str, layer: int) -> bool:
         """Whether a token of a layer may have this width at the site `name`, whose bits allow it.
@@ -417,7 +427,7 @@ def _check_site(name: str, site: GgufSite, model: GgufModel) -> None:
             f"site {name}: {site.bits!r} bits cannot be deployed; choose {' or '.join(choices)}"
         )
     for width, steps in (("8", site.step8), ("4", site.step4)):
-        used = width in site.bits.split(":")
+        used = width in model.widths(name)
         if used != (steps is not None):
             raise CheckpointError(
                 f"site {name}: step{width} is {'missing' if used else 'given'} at {site.bits!r} bits"
@@ -434,11 +444,11 @@ def _check_site(name: str, site: GgufSite, model: GgufModel) -> None:
                 )
 
 
-def _check_margins(name: str, site: GgufSite) -> None:
+def _check_margins(name: str, site: GgufSite, model: GgufModel) -> None:
     if name not in EXPONENT_SITES:
         raise CheckpointError(f"site {name}: it has no token exponents, and so no margin")
     for width, margin in (("8", site.margin8), ("4", site.margin4)):
-        used = width in site.bits.split(":")
+        used = width in model.widths(name)
         if used != (margin is not None):
             raise CheckpointError(
                 f"site {name}: margin{width} is {'missing' if used else 'given'} at {site.bits!r} bits"
@@ -504,7 +514,7 @@ def _check(model: GgufModel) -> None:
     for name, site in model.sites.items():
         _check_site(name, site, model)
         if site.has_exponents:
-            _check_margins(name, site)
+            _check_margins(name, site, model)
         if site.hadamard is not None:
             _check_hadamard(name, site.hadamard, model)
         if site.levels4 is not None:
@@ -645,6 +655,7 @@ def _features(model: GgufModel, tokenizer: GgmlTokenizer) -> list[str]:
         "token_steps": model.peak_steps,
         "hadamard": any(site.hadamard is not None for site in sites),
         "key_centers": any(name.endswith(KEY_CENTER) for name in model.floats),
+        "first_token": model.wide_first_token,
         "levels": any(site.levels4 is not None for site in sites),
         "tokenizer": tokenizer.beyond_ggml or len(model.eos_token_ids) > 1,
     }
@@ -670,6 +681,8 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
             writer.add_array(f"squat.{name}.levels4", levels)
     if model.peak_steps:
         writer.add_string("squat.token_steps", "peak")
+    if model.wide_first_token:
+        writer.add_string("squat.first_token", "wide")
     if model.thresholds is not None and model.importance is not None:
         writer.add_string("squat.importance", model.importance)
         writer.add_array("squat.threshold", _floats(model.thresholds))

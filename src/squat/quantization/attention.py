@@ -52,11 +52,13 @@ class TokenState:
     """What layers tell each other in one forward pass; one object, shared by a model's layers.
 
     wide: per layer, bool [batch, tokens]: the width that the layer gave each new token.
+    first: bool [batch, tokens]: which of them begin a text, where these are always wide.
     real: bool [batch, tokens]: which of the new tokens are no padding.
     taps: per layer, filled while `record` is on; whoever reads it clears it.
     """
 
     wide: dict[int, Tensor] = field(default_factory=dict)
+    first: Tensor | None = None
     real: Tensor | None = None
     record: bool = False
     taps: dict[int, AttentionTap] = field(default_factory=dict)
@@ -65,6 +67,8 @@ class TokenState:
         """Bool [batch, tokens]: which new tokens are wide at this site; None if it does not ask."""
         if not site.adaptive:
             return None
+        if site.first_alone:
+            return self.first
         return self.wide[site.layer - (site.follows == "previous")]
 
     def realised_share(self) -> Tensor:
@@ -107,10 +111,15 @@ class AttentionSites(nn.Module):
         pairs = x[..., : self.rotated].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         return torch.cat((pairs, x[..., self.rotated :]), dim=-1)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether keys or values have two widths."""
+        return any(self.sites[name].adaptive for name in ("k", "v"))
+
     def past_widths(self, key: Tensor, new: int) -> tuple[Tensor | None, Tensor | None]:
         """Widths of k and of v for the tokens before this call: bool [batch, past] each, or None."""
         past = key.shape[2] - new
-        if past == 0:
+        if past == 0 or not self.remembers:
             return None, None
         memory = self._memory()
         known = None if memory is None else memory.keys
@@ -122,11 +131,14 @@ class AttentionSites(nn.Module):
         assert memory.values is not None
         return known[:, 0, :, 0], memory.values[:, 0, :, 0]
 
-    def remember(self, k_wide: Tensor, v_wide: Tensor) -> None:
-        """Keep the new tokens' widths, bool [batch, tokens], beside their keys and values."""
-        memory = self._memory()
+    def remember(self, k_wide: Tensor | None, v_wide: Tensor | None) -> None:
+        """Keep the new tokens' widths, bool [batch, tokens], beside their keys and values; None: all wide."""
+        memory = self._memory() if self.remembers else None
         if memory is not None:
-            memory.update(k_wide[:, None, :, None], v_wide[:, None, :, None])
+            known = k_wide if v_wide is None else v_wide
+            assert known is not None
+            widths = (torch.ones_like(known) if wide is None else wide for wide in (k_wide, v_wide))
+            memory.update(*(wide[:, None, :, None] for wide in widths))
 
     def _memory(self) -> DynamicLayer | None:
         if self.cache is None:
@@ -185,22 +197,17 @@ def squat_attention(
         [batch, heads, tokens, keys].
     """
     squat: AttentionSites = module.squat  # type: ignore[assignment]
-    state, sites, adaptive = squat.state, squat.sites, squat.policy is not None
+    state, sites = squat.state, squat.sites
     batch, heads, tokens = query.shape[:3]
     groups = heads // key.shape[1]
+    past_k, past_v = squat.past_widths(key, tokens)
 
-    past_k = past_v = new_k = None
-    if adaptive:
-        past_k, past_v = squat.past_widths(key, tokens)
-        new_k = state.wide.get(squat.layer - 1)
-        if new_k is None:  # layer 0: nothing was attended to yet
-            new_k = torch.ones(batch, tokens, dtype=torch.bool, device=query.device)
-
-    def widths(past: Tensor | None, new: Tensor | None) -> Tensor | None:
+    def widths(site: str, past: Tensor | None = None) -> Tensor | None:
+        new = state.width_for(sites[site])  # type: ignore[arg-type]
         return None if new is None else _joined(past, new)[:, None, :, None]
 
-    query = sites["q"](squat.arranged(query), widths(None, new_k))
-    key = sites["k"](squat.arranged(key), widths(past_k, new_k))
+    query = sites["q"](squat.arranged(query), widths("q"))
+    key = sites["k"](squat.arranged(key), widths("k", past_k))
     product, softmax = (
         (exact_product, exact_softmax) if is_exact(module) else (torch.matmul, _softmax)
     )
@@ -208,7 +215,6 @@ def squat_attention(
         scores = product(query, _repeat_heads(key, groups).transpose(2, 3)).float() * scaling
     probs = softmax(scores + attention_mask)
 
-    new_v = None
     if squat.policy is not None:
         visible = (attention_mask == 0)[:, 0].expand(batch, -1, -1)  # [batch, tokens, keys]
         arrival = Arrival(
@@ -221,17 +227,16 @@ def squat_attention(
         )
         importance = IMPORTANCE[squat.importance](arrival)
         state.real = visible.any(dim=1)[:, -tokens:]
-        new_v = squat.policy(importance, state.real)
-        state.wide[squat.layer] = new_v
-        assert new_k is not None
-        squat.remember(new_k, new_v)
+        wide = squat.policy(importance, state.real)
+        state.wide[squat.layer] = wide if state.first is None else wide | state.first
+    values: SiteQuantizer = sites["v"]  # type: ignore[assignment]
+    squat.remember(state.width_for(sites["k"]), state.width_for(values))  # type: ignore[arg-type]
     squat.cache = None
 
     if state.record:
         state.taps[squat.layer] = AttentionTap(query, key, probs)
-    values: SiteQuantizer = sites["v"]  # type: ignore[assignment]
     multiplier = values.multiplier(value)
-    value, weights = values(value, widths(past_v, new_v)), probs
+    value, weights = values(value, widths("v", past_v)), probs
     if multiplier is not None:
         # A sum over tokens has no room for their steps: probabilities take them in.
         value = value / multiplier.to(value.dtype)

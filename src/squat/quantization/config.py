@@ -107,6 +107,7 @@ class SquatConfig(QuantizationConfigMixin):
             (module `scales`). It costs nothing when the model runs.
         key_centers: whether transformed keys of less than 8 bits are quantized as differences from their
             mean, head by head, which no attention notices (docs/format.md).
+        wide_first_token: whether the first token of a text has 8 bits wherever tokens may have 4.
         method: the quantizer, a row of `QUANTIZERS`.
         init: how step sizes start, a row of `INITIAL_STEPS`.
         ratio: rho, the fraction of tokens that get 8 bits at a "4:8" site (paper IV-C).
@@ -129,6 +130,7 @@ class SquatConfig(QuantizationConfigMixin):
     reflections: bool = True
     channel_scales: bool = True
     key_centers: bool = True
+    wide_first_token: bool = True
     method: str = "lsq"
     init: str = "mse"
     ratio: float = 0.5
@@ -155,7 +157,7 @@ class SquatConfig(QuantizationConfigMixin):
         for site in self.hadamard:
             _check_row("hadamard", site, HADAMARD_SITES)
         self.hadamard = [site for site in HADAMARD_SITES if site in self.hadamard]
-        for name in ("reflections", "channel_scales", "key_centers"):
+        for name in ("reflections", "channel_scales", "key_centers", "wide_first_token"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is neither true nor false")
         method_of(self.method)
@@ -177,6 +179,7 @@ class SquatConfig(QuantizationConfigMixin):
             "reflections": False,
             "channel_scales": False,
             "key_centers": False,
+            "wide_first_token": False,
         }
         return super().from_dict(before | config_dict, *args, **kwargs)
 
@@ -189,6 +192,17 @@ class SquatConfig(QuantizationConfigMixin):
         row = SITES[site]
         bits = self.site_bits.get(site, row.bits if row.bits is not None else self.activation_bits)
         return 8 if bits == ADAPTIVE and layer < first + (row.follows == "previous") else bits
+
+    def widths_of(self, site: str, layer: int = 1, first: int = 0) -> tuple[int, ...]:
+        """The bits that tokens have at a site of a layer, see `bits_of`: none, one, or 8 and 4."""
+        bits = self.bits_of(site, layer, first)
+        if bits == ADAPTIVE or (bits == 4 and self.widens_first(site)):
+            return (8, 4)
+        return () if bits == FLOAT else (int(bits),)
+
+    def widens_first(self, site: str) -> bool:
+        """Whether the first token of a text is wide at a site whose other tokens are not."""
+        return self.wide_first_token and SITES[site].follows is not None and self.bits_of(site) == 4
 
     def block_of(self, site: str, size: int) -> int:
         """How many of a site's elements are transformed together when the model runs; 1: none are."""

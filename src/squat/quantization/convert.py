@@ -47,6 +47,25 @@ def _quantize_input(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any
     return args, {**kwargs, "hidden_states": quantized}
 
 
+def _see_first(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Forward pre-hook of a decoder: which of its tokens are the first of their texts."""
+    tokens = args[0] if args else kwargs.get("input_ids")
+    if tokens is None:
+        tokens = kwargs["inputs_embeds"]
+    batch, count = tokens.shape[:2]
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if isinstance(mask, Tensor) and mask.dim() == 2:  # padding may stand in front
+        first = ((mask.cumsum(dim=1) == 1) & (mask != 0))[:, -count:]
+    else:
+        past = kwargs.get("past_key_values")
+        begin = 0 if past is None else past.get_seq_length()
+        first = torch.arange(begin, begin + count, device=tokens.device)[None] == 0
+        if positions is not None:  # several texts may stand in a row
+            first = first | (positions == 0)
+    state: TokenState = module.token_state  # type: ignore[assignment]
+    state.first = first.expand(batch, count)
+
+
 def _lend_cache(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook of an attention module: its sites need the KV cache to remember widths in."""
     sites: AttentionSites = module.squat  # type: ignore[assignment]
@@ -195,6 +214,10 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     if shape.tie_word_embeddings and config.embedding_bits != FLOAT:
         _tie_head(model, row, block)
     model.token_state = state  # type: ignore[assignment]
+    if config.wide_first_token:
+        decoder = model.base_model
+        decoder.token_state = state
+        decoder.register_forward_pre_hook(_see_first, with_kwargs=True)
     model.set_attn_implementation(IMPLEMENTATION)
 
 

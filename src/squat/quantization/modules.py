@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from squat.exact import exact_product, is_exact
 from squat.quantization.activation_steps import fit_step_and_levels, margin_of, token_mse_step
-from squat.quantization.config import ADAPTIVE, FLOAT, SITES, SquatConfig
+from squat.quantization.config import SITES, SquatConfig
 from squat.quantization.hadamard import hadamard, hadamard_product, inverse_factor
 from squat.quantization.levels import HIGHEST, LEVELS, snap_to
 from squat.quantization.numerics import (
@@ -150,8 +150,9 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedWeight]] = {
 class SiteQuantizer(nn.Module):
     """Quantizes the activations of one site of one layer.
 
-    A site has one width for all tokens, or "4:8": then it owns a step for each width, and `forward` needs
-    to know which tokens are wide. FLOAT bits make it pass everything through. On the way in, `block` > 1:
+    A site has one width for all tokens, or two, by importance ("4:8") or because a text's first token is wide
+    (`first_alone`): then it owns a step for each width, and `forward` needs to know which tokens are wide.
+    FLOAT bits make it pass everything through. On the way in, `block` > 1:
     the tensor is transformed in blocks of this size, `inner` elements of which have been already. With
     `token_steps` "peak" every vector multiplies the step by its largest magnitude, or nearly; with
     "exponent" it raises the step by a power of two until not much of it is clipped. With `levels`, 4-bit
@@ -174,15 +175,12 @@ class SiteQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.site, self.layer, self.block, self.inner = site, layer, block, inner
-        bits = config.bits_of(site, layer, first)
-        self.adaptive = bits == ADAPTIVE
+        widths = config.widths_of(site, layer, first)
+        self.adaptive = len(widths) > 1
+        self.first_alone = config.widens_first(site)
         self.follows = SITES[site].follows
         self.token_steps = config.token_steps_of(site)
         self.learned = method_of(config.method).activations.learned
-        if bits == ADAPTIVE:
-            widths: tuple[int, ...] = (WIDE, NARROW)
-        else:
-            widths = () if bits == FLOAT else (bits,)
         row = method_of(config.method)
         signed = SITES[site].signed and not row.one_sided
         by_width = {str(b): row.activations(b, signed) for b in widths}

@@ -33,6 +33,7 @@ class Walk:
         self, model: PreTrainedModel, layers: Sequence[nn.Module], batches: Sequence[Tensor]
     ) -> None:
         self.state: TokenState | None = getattr(model, "token_state", None)
+        self.first: Tensor | None = None
         self.widths: list[dict[int, Tensor]] = [{} for _ in batches]
         self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.hidden: list[Tensor] = []
@@ -64,6 +65,8 @@ class Walk:
         finally:
             for hook in hooks:
                 hook.remove()
+        if self.state is not None:
+            self.first = self.state.first
 
     def outputs(self, layer: nn.Module, index: int) -> list[Tensor]:
         """What layer `index` makes of the hidden states."""
@@ -140,7 +143,7 @@ class Walk:
     def with_widths(self, batch: int) -> TokenState | None:
         """The model's token state, with the widths that a batch's tokens have so far."""
         if self.state is not None:
-            self.state.wide = self.widths[batch]
+            self.state.wide, self.state.first = self.widths[batch], self.first
         return self.state
 
     def output(self, layer: nn.Module, index: int, batch: int) -> Tensor:
