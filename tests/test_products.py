@@ -61,10 +61,10 @@ def test_the_largest_codes_of_many_inputs_are_summed_exactly():
     assert torch.equal(product, (x.double() @ weight.double().T).float())
 
 
-def linear(**options) -> tuple[SiteQuantizer, QuantizedLinear]:
-    """A site with token exponents and a layer that reads it."""
+def linear(block=1, **options) -> tuple[SiteQuantizer, QuantizedLinear]:
+    """A site, whose blocks are transformed, and a layer that reads it."""
     torch.manual_seed(0)
-    site = SiteQuantizer("mlp_in", 0, SquatConfig(**options))
+    site = SiteQuantizer("mlp_in", 0, SquatConfig(**options), block)
     layer = QuantizedLinear.wrap(nn.Linear(48, 24), LearnedStepQuantizer(4, shape=(24, 1)))
     layer.weight_quantizer.initialize(layer.weight, "mse")
     for quantizer in site.by_width.values():
@@ -112,9 +112,10 @@ def test_steps_of_frozen_codes_have_the_gradient_of_codes_times_steps(kind, rows
     assert layer.weight.grad is None
 
 
-def test_training_in_bfloat16_sees_the_exact_numbers():
+@pytest.mark.parametrize("block", [1, 16, 48])
+def test_training_in_bfloat16_sees_the_exact_numbers(block):
     """Autocast changes the dtype of gradients, not one number of the forward pass."""
-    site, layer = linear(activation_bits=8, activation_levels="uniform")
+    site, layer = linear(block, activation_bits=8, activation_levels="uniform")
     x = torch.randn(3, 48)
     expected = layer(site(x))
     with torch.autocast("cpu", torch.bfloat16):

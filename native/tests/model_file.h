@@ -143,6 +143,7 @@ struct ModelOptions {
   bool row_steps = true, exponents = true, hadamard = true, levels = true;
   bool peaks = false;  // in place of exponents
   bool key_centers = false;
+  bool wide_first_token = false;
   // Whether there is a description of the graph, and as much as possible in it is unusual.
   bool described = false;
   // Of a Llama with a description: whether its first and its last layer have a convolution of three
@@ -355,10 +356,13 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     if (o.described) features.push_back("graph");
     if (o.peaks) features.push_back("token_steps");
     if (o.key_centers) features.push_back("key_centers");
+    if (o.wide_first_token) features.push_back("first_token");
     file.string_array("squat.features", features);
   }
   if (o.described) describe(o, &file);
   if (o.peaks) file.string("squat.token_steps", "peak");
+  if (o.wide_first_token) file.string("squat.first_token", "wide");
+  const bool ever_wide = o.activations != "4" || o.wide_first_token;
   for (const std::string site : {"attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid"}) {
     const std::string prefix = "squat." + site;
     const bool follows = site == "attn_in" || site == "q" || site == "k";
@@ -366,7 +370,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     // Vectors with exponents are several times as large as their steps reach.
     const float scale = has_exponents ? 0.125f : o.peaks ? 32 : 1.0f;
     file.string(prefix + ".bits", o.activations);
-    if (o.activations != "4") {
+    if (ever_wide) {
       file.f32_array(prefix + ".step8", std::vector<float>(layers, 0.03125f * scale));
     }
     if (o.activations != "8") {
@@ -385,7 +389,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
         file.i32_array(prefix + ".levels4", table);
       }
     }
-    if (has_exponents && o.activations != "4") file.u32(prefix + ".margin8", 0);
+    if (has_exponents && ever_wide) file.u32(prefix + ".margin8", 0);
     if (has_exponents && o.activations != "8") file.u32(prefix + ".margin4", 1);
     if (hadamard && (site == "attn_in" || site == "k" || site == "mlp_in" || site == "mlp_mid")) {
       const int size = site == "k" ? o.head_dim : site == "mlp_mid" ? o.ffn : o.hidden;
@@ -492,7 +496,7 @@ inline std::vector<ModelOptions> variants() {
       o.head_dim = gpt2 ? 9 : 10;
       o.ffn = 42;
       all.push_back(o);
-      o.weight_levels = o.peaks = o.key_centers = true;
+      o.weight_levels = o.peaks = o.key_centers = o.wide_first_token = true;
       all.push_back(o);
       o.described = true;
       all.push_back(o);

@@ -382,6 +382,16 @@ void test_features() {
   expect_refusal("short center", short_center,
                  {"'" + center + "'", "shape 16, expected F32 and 32"});
 
+  const std::string first = "squat.first_token";
+  expect_refusal("unnamed first token", with([&](G& f) { f.string(first, "wide"); }),
+                 {"'" + first + "' is there", "does not name 'first_token'"});
+  expect_refusal("other first token", with([&](G& f) {
+                   f.string(first, "float");
+                   f.string_array("squat.features",
+                                  {"token_exponents", "hadamard", "levels", "first_token"});
+                 }),
+                 {"'" + first + "' is 'float'", "expected 'wide'"});
+
   for (const uint32_t block : {0u, 20u, 64u, 1u << 20}) {
     expect_refusal("block",
                    with([=](G& f) { f.u32_array("squat.mlp_mid.hadamard", {1, 2, block}); }),

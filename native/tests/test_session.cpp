@@ -95,7 +95,7 @@ void test_what_is_loaded_goes_on() {
 Bytes small_file(const char* activations = "4:8") {
   ModelOptions options;
   options.activations = activations;
-  options.described = options.convolutions = true;
+  options.described = options.convolutions = options.wide_first_token = true;
   options.layers = 4;
   options.hidden = 20;
   options.heads = 2;

@@ -2,7 +2,7 @@
 
 `import squat` is light. The names of the training half (`squat.SquatConfig`, `squat.quantize`,
 `squat.SquatTrainer`) load torch and transformers when they are touched, and register the checkpoint
-format with transformers; `squat.Engine` runs a .gguf file without either.
+format with transformers; `squat.load("model.gguf")`, a `squat.Engine`, needs neither.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "Engine": "squat.engine",
+    "load": "squat.engine",
     "SquatConfig": "squat.quantization",
     "quantize": "squat.quantization",
     "LossConfig": "squat.distill",
@@ -23,11 +24,11 @@ _HOMES = {
     "SquatError": "squat.errors",
 }
 
-__all__ = ["Engine", "LossConfig", "SquatConfig", "SquatError", "SquatTrainer", "quantize"]
+__all__ = ["Engine", "LossConfig", "SquatConfig", "SquatError", "SquatTrainer", "load", "quantize"]
 
 if TYPE_CHECKING:
     from squat.distill import LossConfig, SquatTrainer
-    from squat.engine import Engine
+    from squat.engine import Engine, load
     from squat.errors import SquatError
     from squat.quantization import SquatConfig, quantize
 

@@ -12,6 +12,7 @@ from squat.architectures import architecture_of
 from squat.deploy.export import check_exportable, remarks, tokenizer_json
 from squat.deploy.tokenizer import ggml_tokenizer
 from squat.errors import ConfigError, SquatError
+from squat.hardware import bfloat16_pays
 from squat.quantization.config import SquatConfig
 from squat.quantization.convert import check_convertible
 from squat.quantization.modules import stored_rows
@@ -88,7 +89,7 @@ def _seconds_a_token(model: PreTrainedModel) -> float:
     """Of a forward pass as a teacher does it."""
     context = model.config.get_text_config().max_position_embeddings
     ids = torch.full((1, min(TOKENS, context)), 1)
-    with torch.autocast(model.device.type, torch.bfloat16):
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16_pays()):
         for _ in range(2):  # the first one warms up
             start = time.perf_counter()
             model(input_ids=ids.to(model.device), use_cache=False)

@@ -688,6 +688,10 @@ def _logprobs(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprob
     return TokenLogprobs(token, float(values[token]), tuple((i, float(values[i])) for i in best))
 
 
+load = Engine
+"""How one speaks of it: `squat.load("model.gguf")`."""
+
+
 def new_sampler(
     vocab_size: int,
     *,

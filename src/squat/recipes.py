@@ -101,7 +101,9 @@ class Training(_Section):
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(0.1, ge=0)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="of gradients and teachers; auto: bf16 where that is faster"
+    )
     compile: bool = Field(False, description="torch.compile: minutes at the start, faster steps")
     save_every: int = Field(100, gt=0, description="steps between checkpoints")
     log_every: int = Field(10, gt=0)

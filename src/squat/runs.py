@@ -61,6 +61,7 @@ from squat.distill.teacher_cache import TeacherCache
 from squat.distill.trainer import SequentialTrainer, SquatTrainer
 from squat.errors import CheckpointError, ConfigError, DataError, UnfinishedError
 from squat.exact import approximately
+from squat.hardware import in_bfloat16
 from squat.model_card import ModelCard
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.config import HADAMARD_SITES
@@ -474,7 +475,7 @@ def _arguments(folder: Path, training: Training) -> TrainingArguments:
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         use_cpu=not torch.accelerator.is_available(),
-        bf16=training.precision == "bf16",
+        bf16=in_bfloat16(training.precision),
         torch_compile=training.compile,
         save_steps=training.save_every,
         save_total_limit=2,

@@ -43,6 +43,7 @@ from squat.data.files import writing
 from squat.data.tokenizer import first_token
 from squat.distill.trainer import StepSizeTrainer
 from squat.errors import ConfigError, DataError
+from squat.hardware import in_bfloat16
 from squat.report.sections import Table, write_section
 from squat.terminal import Show, progress
 from squat.unicode import broken_character
@@ -88,7 +89,7 @@ class FineTuning:
     batch_size: int = 32
     learning_rate: float = 1e-4
     max_length: int = 128
-    precision: str = "bf16"
+    precision: str = "auto"
     limit: int | None = None
 
 
@@ -267,7 +268,7 @@ def _arguments(folder: str, recipe: FineTuning, seed: int) -> TrainingArguments:
         weight_decay=0.1,
         train_sampling_strategy="group_by_length",
         use_cpu=not torch.accelerator.is_available(),
-        bf16=recipe.precision == "bf16",
+        bf16=in_bfloat16(recipe.precision),
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,

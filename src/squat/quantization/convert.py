@@ -216,7 +216,7 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     model.token_state = state  # type: ignore[assignment]
     if config.wide_first_token:
         decoder = model.base_model
-        decoder.token_state = state
+        decoder.token_state = state  # type: ignore[assignment]
         decoder.register_forward_pre_hook(_see_first, with_kwargs=True)
     model.set_attn_implementation(IMPLEMENTATION)
 

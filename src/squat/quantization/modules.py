@@ -125,7 +125,9 @@ class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
         rows = self.weight_quantizer.lookup(self.weight, input)
         if self.block == 1:
             return rows
-        return (hadamard if is_exact(self) else hadamard_product)(rows, self.block)
+        transform = hadamard if is_exact(self) else hadamard_product
+        with torch.autocast(rows.device.type, enabled=False):
+            return transform(rows, self.block)
 
 
 class QuantizedScaledEmbedding(QuantizedEmbedding):
@@ -259,7 +261,9 @@ class SiteQuantizer(nn.Module):
     def transformed(self, x: Tensor) -> Tensor:
         """What is quantized in place of x."""
         if self.block > 1:
-            x = (hadamard if is_exact(self) else hadamard_product)(x, self.block, self.inner)
+            transform = hadamard if is_exact(self) else hadamard_product
+            with torch.autocast(x.device.type, enabled=False):  # what is quantized is in float32
+                x = transform(x.float(), self.block, self.inner)
             if self.site == "q":
                 # No weight takes in the inverse of what is done to queries and keys: queries do.
                 x = x / inverse_factor(self.block)

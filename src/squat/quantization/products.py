@@ -14,8 +14,6 @@ of transformers in between. So a tensor that was quantized is remembered togethe
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -23,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from squat.hardware import is_faster
 
 _steps = WeakTensorKeyDictionary()
 
@@ -53,19 +53,9 @@ def steps_of(tensor: Tensor) -> Tensor | None:
 @cache
 def _int8_product_pays() -> bool:
     """Whether PyTorch's int8 product is exact on this CPU and faster than that of float32."""
-    if not _int8_product_is_exact():
-        return False
-    codes = torch.ones(128, 512, dtype=torch.int8)
-
-    def seconds(product: Callable[[Tensor, Tensor], Tensor]) -> float:
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            product(codes, codes.T)
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
-    return seconds(torch._int_mm) < seconds(lambda a, b: a.float() @ b.float())
+    return _int8_product_is_exact() and is_faster(
+        torch._int_mm, lambda a, b: a.float() @ b.float(), torch.int8
+    )
 
 
 def _int8_product_is_exact() -> bool:

@@ -1,0 +1,44 @@
+"""What PyTorch multiplies fast on this machine.
+
+A CPU without instructions for a dtype emulates it, many times slower than float32. Which CPUs have them, and
+which of them PyTorch uses, changes: so it is measured, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def is_faster(product: Product, other: Product, dtype: torch.dtype) -> bool:
+    """Whether the first of two matrix products of tensors of a dtype takes less time on the CPU."""
+    x = torch.ones(128, 512, dtype=dtype)
+
+    def seconds(of: Product) -> float:
+        times = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            of(x, x.T)
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    return seconds(product) < seconds(other)
+
+
+@cache
+def bfloat16_pays() -> bool:
+    """Whether training in bfloat16 is faster than in float32: on accelerators, and on some CPUs."""
+    if torch.accelerator.is_available():
+        return True
+    return is_faster(torch.matmul, lambda a, b: a.float() @ b.float(), torch.bfloat16)
+
+
+def in_bfloat16(precision: str) -> bool:
+    """Whether a recipe's precision, "auto", "bf16" or "fp32", means bfloat16 here."""
+    return precision == "bf16" or (precision == "auto" and bfloat16_pays())
