@@ -32,15 +32,21 @@ from squat.quantization.modules import SiteQuantizer
 from squat.runs import text_windows
 
 WINDOWS, AT_ONCE = 8, 2
-OFF: dict[str, object] = {"channel_scales": False, "reflections": False, "key_centers": False}
+OFF: dict[str, object] = {
+    "channel_scales": False,
+    "reflections": False,
+    "key_centers": False,
+    "wide_first_token": False,
+}
 VARIANTS: dict[str, dict[str, object]] = {
     "static": {**OFF, "token_steps": "static"},
     "exponent": {**OFF, "token_steps": "exponent"},
     "peak": OFF,
     "exponent, channel scales": {**OFF, "token_steps": "exponent", "channel_scales": True},
     "peak, channel scales": {**OFF, "channel_scales": True},
-    "peak, channel scales, reflections": {"key_centers": False},
-    "peak, channel scales, key centers": {"reflections": False},
+    "peak, channel scales, reflections": {"key_centers": False, "wide_first_token": False},
+    "peak, channel scales, key centers": {"reflections": False, "wide_first_token": False},
+    "all but a wide first token": {"wide_first_token": False},
     "all": {},
 }
 FIRST_TOKEN = "all, first token float"

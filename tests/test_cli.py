@@ -335,6 +335,10 @@ def test_json_is_all_there_is_on_standard_output(shell, tmp_path, model, corpus)
     assert said("export", made, file) == {
         "file": str(file), "bytes": file.stat().st_size, "warnings": []
     }  # fmt: skip
+    verified = file.read_bytes()
+    (warning,) = said("export", made, file, "--no-verify")["warnings"]
+    assert "were not compared" in warning
+    assert file.read_bytes() == verified
     found = said("parity", made, file, *text, "--tokens", 64, "--sequence-length", 32)
     assert found["holds"]
     assert found["positions"] == 64

@@ -21,6 +21,10 @@ class CheckpointError(SquatError):
     """A checkpoint that is missing, cut short, or not of the kind that was asked for."""
 
 
+class ParityError(SquatError):
+    """A file that does not compute what its checkpoint does."""
+
+
 class EngineError(SquatError):
     """The C++ engine refused a file, an input or a setting."""
 

@@ -15,7 +15,7 @@ import typer
 
 from squat.cli.results import Json, only_json, report
 from squat.cli.studies import studies, typed
-from squat.errors import DivergedError, SquatError, UnfinishedError
+from squat.errors import DivergedError, ParityError, SquatError, UnfinishedError
 from squat.extras import what_to_install
 from squat.terminal import console, two_columns, write_what_cannot_be_encoded
 
@@ -78,7 +78,7 @@ def main() -> None:
         sys.exit(UNFINISHED)
     except SquatError as error:
         typer.secho(f"squat: {error}", fg="red", err=True)
-        sys.exit(1 if isinstance(error, DivergedError) else 2)
+        sys.exit(1 if isinstance(error, (DivergedError, ParityError)) else 2)
     except ModuleNotFoundError as error:
         if (missing := what_to_install(error)) is None:
             raise
@@ -484,6 +484,9 @@ def serve(
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A quantized model's folder.")],
     out: Annotated[Path, typer.Argument(help="The .gguf file to write.")],
+    verify: Annotated[
+        bool, typer.Option(help="Write it only if the engine computes what the checkpoint does.")
+    ] = True,
     json: Json = None,
 ) -> None:
     """Write a trained model's integer codes to one .gguf file, for the engine and for llama.cpp."""
@@ -491,6 +494,7 @@ def export(
     from squat.data.files import check_no_folder
     from squat.deploy.export import export as write
     from squat.deploy.export import remarks
+    from squat.deploy.verify import export_verified
     from squat.model_card import tell_of_file
 
     check_no_folder(out)
@@ -498,7 +502,13 @@ def export(
     warnings = remarks(model, tokenizer)
     for line in warnings:
         typer.echo(f"squat: warning: {line}", err=True)
-    write(model, tokenizer, Path(checkpoint).resolve().name, out)
+    name = Path(checkpoint).resolve().name
+    if verify:
+        export_verified(model, tokenizer, name, out)
+    else:
+        write(model, tokenizer, name, out)
+        warnings.append("codes, tokens and logits were not compared with the checkpoint's")
+        typer.echo(f"squat: warning: {warnings[-1]}", err=True)
     tell_of_file(Path(checkpoint), out)
     size = out.stat().st_size
     report(

@@ -18,7 +18,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from squat.deploy.export import describe
-from squat.deploy.gguf import read_codes
+from squat.deploy.gguf import GgufModel, read_codes
 from squat.engine import Engine
 from squat.errors import CheckpointError
 from squat.special_tokens import end_tokens
@@ -88,7 +88,9 @@ def compare(
         CheckpointError: the file holds other tensors than the checkpoint.
         EngineError: the file cannot be loaded.
     """
-    codes, differing = _compare_codes(model, tokenizer, file)
+    described = describe(model, tokenizer, file)
+    different = different_tensors(described, file)
+    codes = sum(matrix.codes.size for matrix in described.matrices.values())
     engine = Engine(file)
     misread = sum(tokenizer(text)["input_ids"] != engine.tokenize(text) for text in texts)
     ends = set(end_tokens(model, tokenizer)) == set(engine.info.eos_tokens)
@@ -106,7 +108,7 @@ def compare(
             chunked &= all(_in_chunks(engine, window, size, logits) for size in (1, 7, 32))
     return Parity(
         codes,
-        differing,
+        sum(different.values()),
         len(texts),
         misread,
         ends,
@@ -138,22 +140,21 @@ def parity_table(parity: Parity) -> Table:
     return table
 
 
-def _compare_codes(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file: str
-) -> tuple[int, int]:
-    expected = describe(model, tokenizer, file).matrices
-    found = read_codes(file)
+def different_tensors(described: GgufModel, file: str) -> dict[str, int]:
+    """Of a file's tensors the names of those with other codes or steps than described, and how many."""
+    expected, found = described.matrices, read_codes(file)
     if expected.keys() != found.keys():
         name = min(expected.keys() ^ found.keys())
         raise CheckpointError(f"{file}: tensor {name} is not in both; export the checkpoint again")
-    differing = 0
+    different = {}
     for name, matrix in expected.items():
-        if found[name].codes.shape != matrix.codes.shape:
-            differing += matrix.codes.size
-            continue
-        other_step = (found[name].steps != matrix.steps)[:, None]
-        differing += int(((found[name].codes != matrix.codes) | other_step).sum())
-    return sum(m.codes.size for m in expected.values()), differing
+        count = matrix.codes.size
+        if found[name].codes.shape == matrix.codes.shape:
+            other_step = (found[name].steps != matrix.steps)[:, None]
+            count = int(((found[name].codes != matrix.codes) | other_step).sum())
+        if count:
+            different[name] = count
+    return different
 
 
 def _in_chunks(engine: Engine, window: Sequence[int], size: int, whole: np.ndarray) -> bool:
