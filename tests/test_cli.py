@@ -323,6 +323,15 @@ def test_every_command_with_a_result_has_it_as_json():
     assert without == {"demo", "chat", "serve", "lm-eval"}
 
 
+def test_how_much_of_a_text_is_calibrated_on(shell, tmp_path, model, corpus):
+    text, made = ("--weights", "nearest", "--data", corpus / "train"), []
+    for windows in (2, 4):
+        shell.succeed("quantize", model, tmp_path / "made", *text, "--windows", windows)
+        made.append((tmp_path / "made/model.safetensors").read_bytes())
+    assert made[0] != made[1]
+    assert shell.run("quantize", model, tmp_path / "made", *text, "--windows", 0)[0] == 2
+
+
 def test_json_is_all_there_is_on_standard_output(shell, tmp_path, model, corpus):
     def said(*command):
         return json.loads(shell.succeed(*command, "--json", "-"))

@@ -286,6 +286,7 @@ def quantize_without_training(
     weights: str,
     layer_by_layer: bool = False,
     command: str | None = None,
+    sequences: int | None = None,
 ) -> Distance:
     """Post-training quantization (PTQ): calibrate a model on some text, measure it, and save it.
 
@@ -298,6 +299,7 @@ def quantize_without_training(
         weights: "nearest" or "descent".
         layer_by_layer: train each layer by itself afterwards, on the same text.
         command: what the user typed, for the model card.
+        sequences: windows of the text to calibrate on; None: 128, or 32 for "nearest".
 
     Raises:
         SquatError: a model, a text or a config that cannot be used, or a full disk.
@@ -306,7 +308,8 @@ def quantize_without_training(
     original, tokenizer = load_model(name), load_tokenizer(name)
     check_tokenizer(tokenizer, original.config.vocab_size)
     _say_what_to_expect(original, tokenizer, config, name)
-    count = (CALIBRATION_SEQUENCES if weights == "nearest" else DESCENT_SEQUENCES) + HELD_OUT
+    usual = CALIBRATION_SEQUENCES if weights == "nearest" else DESCENT_SEQUENCES
+    count = (sequences or usual) + HELD_OUT
     windows = text_windows(original, tokenizer, text, by_source, count)
     held_out = min(HELD_OUT, len(windows) // 2)
     if held_out == 0:

@@ -250,6 +250,14 @@ def quantize(
     data: Annotated[
         Path | None, typer.Option(help="Text to calibrate on; default: its own.")
     ] = None,
+    windows: Annotated[
+        int | None,
+        typer.Option(
+            help="How many windows of 256 tokens of it: more take longer and come closer. "
+            "[default: 128; nearest: 32]",
+            min=1,
+        ),
+    ] = None,
     by_source: Annotated[bool, typer.Option(help="Clean BabyLM's files by source.")] = True,
     json: Json = None,
 ) -> None:
@@ -278,7 +286,7 @@ def quantize(
         init=init,
     )
     found = quantize_without_training(
-        model, config, output, data, by_source, weights, reconstruct, typed()
+        model, config, output, data, by_source, weights, reconstruct, typed(), windows
     )
     lines = [f"model: {output}", str(found)]
     if not found.kl <= LOST:  # also where it is NaN
