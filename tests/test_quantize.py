@@ -63,8 +63,8 @@ def test_every_matrix_product_has_quantized_operands(name, config):
 
 def test_what_reaches_every_matrix_lies_on_its_lattice():
     """Observed through hooks of the test's own: operands are integers times the step."""
-    model = quantized_model(config=SquatConfig(activation_bits=4, token_steps="static"))
-    seen = []
+    config = SquatConfig(activation_bits=4, token_steps="static", wide_first_token=False)
+    model, seen = quantized_model(config=config), []
 
     def check(module, args):
         parents = {
@@ -228,7 +228,8 @@ def test_scattered_tokens_make_any_share_of_a_text(tokens, share):
 
 
 def test_top_k_gives_each_sequence_its_own_share():
-    model = quantized_model(config=SquatConfig(policy="topk", ratio=0.25))
+    config = SquatConfig(policy="topk", ratio=0.25, wide_first_token=False)
+    model = quantized_model(config=config)
     logits(model, some_ids(5, 24))
     for wide in model.token_state.wide.values():
         assert wide.sum(dim=1).tolist() == [6] * 5

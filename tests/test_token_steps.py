@@ -72,7 +72,8 @@ def test_coarse_steps_multiply_exactly(value):
 
 
 def site(bits, **settings):
-    config = SquatConfig(activation_bits=bits, hadamard=(), activation_levels="uniform", **settings)
+    alike = {"hadamard": (), "activation_levels": "uniform", "wide_first_token": False}
+    config = SquatConfig(activation_bits=bits, **alike, **settings)
     return SiteQuantizer("mlp_mid", 0, config)
 
 

@@ -74,6 +74,7 @@ def compare(
     file: str,
     windows: Sequence[Sequence[int]],
     texts: Sequence[str] = (),
+    described: GgufModel | None = None,
 ) -> Parity:
     """Compare a checkpoint with its file.
 
@@ -83,12 +84,13 @@ def compare(
         file: the .gguf file.
         windows: token ids, each at most the context long.
         texts: to be tokenized by both, with what stands in front of a text.
+        described: what `describe` says of the checkpoint, where it has been asked already.
 
     Raises:
         CheckpointError: the file holds other tensors than the checkpoint.
         EngineError: the file cannot be loaded.
     """
-    described = describe(model, tokenizer, file)
+    described = described or describe(model, tokenizer, file)
     different = different_tensors(described, file)
     codes = sum(matrix.codes.size for matrix in described.matrices.values())
     engine = Engine(file)

@@ -26,7 +26,7 @@ from squat.deploy.parity import compare, different_tensors
 from squat.engine import Engine
 from squat.errors import ParityError
 
-_WINDOWS, _TOKENS = 2, 48
+_TOKENS = 48
 _TEXTS = (
     "The quick brown fox jumps over the lazy dog, doesn't it?",
     "  two spaces,\ta tab\nand a new line \n\n",
@@ -61,10 +61,9 @@ def _verify(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, described: GgufModel, draft: Path
 ) -> None:
     tokens = min(_TOKENS, described.context_length)
-    ids = torch.randint(
-        described.vocab_size, (_WINDOWS, tokens), generator=torch.Generator().manual_seed(0)
-    )
-    found = compare(model, tokenizer, str(draft), ids.tolist(), _TEXTS)
+    drawn = torch.Generator().manual_seed(0)
+    ids = torch.randint(described.vocab_size, (tokens,), generator=drawn)
+    found = compare(model, tokenizer, str(draft), [ids.tolist()], _TEXTS, described)
     if found.holds:
         return
     if found.differing:
@@ -74,7 +73,7 @@ def _verify(
     elif not found.chunked:
         problem = "the engine's logits depend on how a text is cut"
     else:
-        problem = f"the engine computes otherwise in layer {_first_wrong(model, described, ids[0])}"
+        problem = f"the engine computes otherwise in layer {_first_wrong(model, described, ids)}"
     raise ParityError(
         f"{described.name}: {problem}; nothing was written. This is a bug: please report it (--no-verify "
         "exports all the same)"
