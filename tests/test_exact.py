@@ -275,7 +275,8 @@ def test_more_than_65536_tokens(bits, tokenizer, tmp_path):
         model.model.layers[0].self_attn.q_proj.weight.mul_(15)
     # With peaks there are no such contexts.
     older = {"token_steps": "exponent", "channel_scales": False, "reflections": False}
-    config = SquatConfig(activation_bits=bits, **older, key_centers=False)
+    older |= {"key_centers": False, "wide_first_token": False}
+    config = SquatConfig(activation_bits=bits, **older)
     quantize(model, config, calibration=[some_ids(8, 32)]).eval()
     file = tmp_path / "model.gguf"
     export(model, tokenizer, "tiny", file)
