@@ -125,6 +125,15 @@ def test_training_in_bfloat16_sees_the_exact_numbers(block):
     assert layer.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("block", [1, 16])
+def test_a_site_gives_what_it_gets(block):
+    """Whatever it computes in."""
+    site, _ = linear(block, activation_bits=8)
+    x = torch.randn(3, 48)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert site(x.to(dtype)).dtype == dtype
+
+
 @pytest.mark.parametrize("where", ["weight", "input"])
 def test_what_is_no_number_comes_through(where):
     """A code cannot say NaN."""

@@ -97,9 +97,8 @@ def test_batched_generation(real):
 @pytest.fixture(scope="module")
 def narrow(real):
     """The same model where the first token of a text has 8 bits and all others 4."""
-    _, tokenizer, ids = real
-    folder = real_model("babylm-6m" if len(tokenizer) > 1000 else "stories260k")
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    adaptive, tokenizer, ids = real
+    model = AutoModelForCausalLM.from_pretrained(adaptive.name_or_path)
     return quantize(model, SquatConfig(activation_bits=4), calibration=[ids]).eval(), tokenizer, ids
 
 

@@ -47,9 +47,18 @@ def test_what_computes_the_same_is_written(name, tokenizer, tmp_path):
     assert np.array_equal(Engine(tmp_path / "new/m.gguf").logits(ids), expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "lfm2", "gemma3_text"])
-@pytest.mark.parametrize("layer", [1, 2])
-def test_the_layer_that_computes_otherwise_is_named(name, layer, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "layer", "where"),
+    [
+        ("llama", 1, "layer 1"),
+        ("gemma3_text", 2, "layer 2"),
+        ("lfm2", 1, "layers 0 to 1"),  # its first layer with attention
+        ("lfm2", 2, "layer 2"),
+    ],
+)
+def test_the_layer_that_computes_otherwise_is_named(
+    name, layer, where, tokenizer, tmp_path, monkeypatch
+):
     def damage(described):
         site = described.sites["mlp_in"]
         factors = [4 if i == layer else 1 for i in range(described.layers)]
@@ -62,7 +71,7 @@ def test_the_layer_that_computes_otherwise_is_named(name, layer, tokenizer, tmp_
 
     model = quantized(name, tokenizer)
     said = export_damaged(monkeypatch, model, tokenizer, tmp_path / "m.gguf", damage)
-    assert f"the engine computes otherwise in layer {layer};" in said
+    assert f"the engine computes otherwise in {where};" in said
 
 
 def test_the_tensor_that_differs_is_named(tokenizer, tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def _verify(
     elif not found.chunked:
         problem = "the engine's logits depend on how a text is cut"
     else:
-        problem = f"the engine computes otherwise in layer {_first_wrong(model, described, ids)}"
+        problem = f"the engine computes otherwise in {_first_wrong(model, described, ids)}"
     raise ParityError(
         f"{described.name}: {problem}; nothing was written. This is a bug: please report it (--no-verify "
         "exports all the same)"
@@ -81,20 +81,20 @@ def _verify(
 
 
 def _first_wrong(model: PreTrainedModel, described: GgufModel, ids: torch.Tensor) -> str:
-    """The first layer behind which hidden states differ, or the head."""
+    """The first layer behind which hidden states differ, or the head; no file has convolutions alone."""
     norm = model.get_submodule(architecture_of(model.config.model_type).norm)
     with torch.no_grad():
         states = model(ids[None], output_hidden_states=True).hidden_states
         expected = [norm(state)[0].numpy() for state in states[1:-1]] + [states[-1][0].numpy()]
-    attends = [i for i in range(described.layers) if described.graph.attends(i)]
+    first = next(i for i in range(described.layers) if described.graph.attends(i))
     with TemporaryDirectory(prefix="squat-") as folder:
         file = Path(folder) / "first.gguf"
-        for layer in range(attends[0], described.layers):
+        for layer in range(first, described.layers):
             write_gguf(file, first_layers(described, layer + 1))
             found = Engine(file).hidden_states(ids.numpy())
             if not np.allclose(found, expected[layer], rtol=1e-3, atol=1e-3):
-                return str(layer)
-    return f"{described.layers} (the head)"
+                return f"layers 0 to {layer}" if 0 < first == layer else f"layer {layer}"
+    return "the head"
 
 
 def first_layers(whole: GgufModel, count: int) -> GgufModel:

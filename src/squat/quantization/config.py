@@ -196,7 +196,7 @@ class SquatConfig(QuantizationConfigMixin):
     def widths_of(self, site: str, layer: int = 1, first: int = 0) -> tuple[int, ...]:
         """The bits that tokens have at a site of a layer, see `bits_of`: none, one, or 8 and 4."""
         bits = self.bits_of(site, layer, first)
-        if bits == ADAPTIVE or (bits == 4 and self.widens_first(site)):
+        if bits == ADAPTIVE or self.widens_first(site):
             return (8, 4)
         return () if bits == FLOAT else (int(bits),)
 

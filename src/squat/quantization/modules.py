@@ -217,10 +217,10 @@ class SiteQuantizer(nn.Module):
             x: [..., n], vectors of tokens along the last dimension.
             wide: bool [..., 1], broadcasts against x; needed at a token-adaptive site only.
         """
-        x = self.transformed(x)
+        dtype, x = x.dtype, self.transformed(x)
         if self.collecting:
             self._collect(x.detach(), wide)
-            return x
+            return x.to(dtype)
         if not self.by_width:
             return x
         multiplier, seen = self.multiplier(x), x
@@ -247,7 +247,7 @@ class SiteQuantizer(nn.Module):
             step = step * multiplier
         elif self.token_steps == "exponent":
             step = step * power_of_two(token_exponent(x, step.detach() * reach))
-        quantized = quantizer.quantize(x, step, qmin, qmax, snap)
+        quantized = quantizer.quantize(x, step, qmin, qmax, snap).to(dtype)
         if quantizer.on_lattice and quantizer.qmin < 0:
             remember_steps(quantized, step)
         return quantized

@@ -4,7 +4,7 @@ A quantized tensor is codes times steps, and the steps stand outside of the sum.
 and exact sums are scaled, as the engine does it: training then sees the very numbers that will run, whatever
 precision its gradients have, and evaluation is exact without float64.
 
-On a CPU that has no instructions for it PyTorch's int8 product is some thirty times slower than that of
+On a CPU that has no instructions for it PyTorch's int8 product is many times slower than that of
 float32, or saturates. There codes are multiplied as floats, a thousand inputs at a time: whole numbers below
 2^24, whose sums are as exact.
 
