@@ -127,6 +127,44 @@ def test_what_would_do_harm_is_refused(escape):
         ChatTemplate(CHATML + escape, SPECIAL, "m.gguf").render([user("Hi")])
 
 
+BOMBS = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
+    "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "{% set ns = namespace(x=3) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "{{ 'x' * 10 ** 12 }}",
+    "{{ 10 ** 12 * ['x'] }}",
+    "{{ 9 ** 99999999 }}",
+    "{{ 'x' | center(1000000000000) }}",
+    "{{ 'x' | indent(width=1000000000000, first=true) }}",
+    "{{ 'x'.ljust(1000000000000) }}",
+    "{{ '%999999999999d' % 5 }}",
+    "{{ '%*d' % (999999999999, 5) }}",
+    "{{ '%999999999999d' | format(5) }}",
+    "{{ '{:>999999999999}'.format(5) }}",
+    "{% set x = 'x' * 99999 %}{{ x | replace('x', x) }}",
+    "{% set x = 'x' * 99999 %}{{ x.replace('x', x) }}",
+    "{% set x = 'x' * 99999 %}{{ range(99999) | join(x) }}",
+    "{% set x = 'x' * 99999 %}{{ range(99999) | map('string') | join(x) }}",
+    "{% set x = 'x' * 99999 %}{{ x.join(x) }}",
+]
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_template_comes_to_an_end(bomb):
+    template = ChatTemplate(CHATML + bomb, SPECIAL, "m.gguf")
+    with pytest.raises(ChatError, match=r"m\.gguf: chat template: "):
+        template.render([user("Hi")])
+    # What one rendering has used up, the next one has again.
+    assert ChatTemplate(CHATML, SPECIAL, "m.gguf").render([user("Hi")])
+
+
+def test_a_long_conversation_is_no_bomb():
+    messages = [m for i in range(2000) for m in (user("Why?" * 500), assistant("Because." * 100))]
+    assert len(ChatTemplate(CHATML, SPECIAL, "m.gguf").render(messages)) > 5_000_000
+
+
 REFUSED = {
     "user and assistant must alternate; give the messages": (GEMMA, [user("a"), user("b")]),
     "element 0: the chat template of m.gguf leaves out this message of the role 'system'": (

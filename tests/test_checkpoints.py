@@ -15,7 +15,6 @@ from squat.checkpoints import load_model, load_tokenizer, recover, save_model
 from squat.errors import CheckpointError
 from squat.quantization import SquatConfig
 from squat.quantization.quantizers import QUANTIZERS
-from test_cli import recipe
 
 
 @pytest.fixture
@@ -142,23 +141,6 @@ def test_a_damaged_or_foreign_folder_is_refused_in_one_line(shell, folder, corpu
     assert error.count("\n") == 1
     assert error.startswith(f"squat: {folder}")
     assert re.search(message, error), error
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
-def test_a_damaged_checkpoint_of_a_run_is_named_and_the_one_before_it_serves(
-    shell, model, corpus, tmp_path, name
-):
-    file, run = recipe(tmp_path, model, corpus), tmp_path / "run"
-    shell.succeed("train", file)
-    expected = load_model(str(run / "model"))
-    shutil.rmtree(run / "model")
-    cut(run / "checkpoints/checkpoint-4" / name, -100)
-    message = shell.refuse("train", file)
-    assert f"checkpoint-4/{name}: not a complete" in message
-    assert "checkpoint-4 to go on at the checkpoint before it" in message
-    shutil.rmtree(run / "checkpoints/checkpoint-4")
-    shell.succeed("train", file)
-    assert same_weights(load_model(str(run / "model")), expected)
 
 
 def test_whole_folders_of_either_kind_load(folder):

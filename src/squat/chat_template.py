@@ -1,8 +1,9 @@
 """From messages to a prompt: the checkpoint's own chat template, rendered as transformers renders it.
 
 A template is a small Jinja program that comes with a model, also with a stranger's: it runs in jinja2's
-sandbox, sees plain strings only, and cannot change what it is given. A message that it leaves out without a
-word is an error here, so that no system prompt is lost in silence. Nothing here needs torch.
+sandbox (`squat.sandbox`), sees plain strings only, and cannot change what it is given. A message that it
+leaves out without a word is an error here, so that no system prompt is lost in silence. Nothing here needs
+torch.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from squat.errors import ChatError, ToolsError
+from squat.sandbox import Sandbox, bounded
 from squat.tool_calls import OPEN
 from squat.unicode import broken_character
 
@@ -116,13 +117,14 @@ class ChatTemplate:
         names: Mapping[str, Any],
     ) -> str:
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=True,
-                tools=list(tools) if tools else None,
-                documents=None,
-                **{**self._special_tokens, **names},
-            )
+            with bounded():
+                return self._template.render(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=True,
+                    tools=list(tools) if tools else None,
+                    documents=None,
+                    **{**self._special_tokens, **names},
+                )
         except _RefusedError as error:
             raise ChatError(
                 f"{self._name}: chat template: {_line(error)}; give the messages that it asks for"
@@ -226,8 +228,8 @@ def _check_name(name: object) -> None:
         raise SecurityError(f"it stores {name!r} in a namespace")
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> Sandbox:
+    environment = Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols", _Generation],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -23,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from squat.data.files import writing
 from squat.data.tokenizer import wrap_tokenizer
 from squat.errors import CheckpointError, SquatError
 from squat.finite import not_finite
@@ -171,7 +174,7 @@ def _beside(folder: Path, what: str) -> Path:
 
 
 def check_files(folder: Path) -> None:
-    """Read the header of every file of weights, and of the optimizer's state in a Trainer's checkpoint.
+    """Read the header of every file of weights.
 
     Raises:
         CheckpointError: no model's folder, one that another program quantized, or a file that was cut short.
@@ -190,14 +193,48 @@ def check_files(folder: Path) -> None:
             raise CheckpointError(
                 f"{file}: not a complete safetensors file ({error}); {_COPY}"
             ) from None
-    pickled = [] if files else sorted(folder.glob("pytorch_model*.bin"))
-    for file in [*pickled, *folder.glob("optimizer.pt")]:
+    for file in [] if files else sorted(folder.glob("pytorch_model*.bin")):
         try:
             torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
         except Exception as error:  # the library raises all sorts of them
             raise CheckpointError(
                 f"{file}: not a complete file of PyTorch ({type(error).__name__}); {_COPY}"
             ) from None
+
+
+SUMS = "checksums.json"
+"""SHA-256 of every other file of a checkpoint; written last, so that what has it is complete."""
+
+
+def write_sums(folder: Path) -> None:
+    """Note what the files of a checkpoint are, for `check_sums`."""
+    sums = {file.name: _sum(file) for file in sorted(folder.iterdir()) if file.name != SUMS}
+    with writing(folder / SUMS) as out:
+        out.write(json.dumps(sums, indent=1).encode())
+
+
+def check_sums(folder: Path) -> None:
+    """Whether a checkpoint's files are all there, and what they were.
+
+    Raises:
+        CheckpointError: one is missing or has changed, or the checkpoint was never finished.
+    """
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+    except (OSError, ValueError):
+        raise CheckpointError(f"{folder}: was not written to its end (no {SUMS})") from None
+    for name, expected in sums.items():
+        file = folder / name
+        if not file.is_file() or _sum(file) != expected:
+            raise CheckpointError(f"{file}: is damaged or gone")
+
+
+def _sum(file: Path) -> str:
+    found = sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _check_method(name: str) -> None:

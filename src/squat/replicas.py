@@ -28,6 +28,12 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def wait() -> None:
+    """Until every process is here: what each of them has written is then there."""
+    if count() > 1:
+        dist.barrier()
+
+
 def mean(x: Tensor) -> Tensor:
     """The mean of x over the processes, any shape; with gradient to each process's x."""
     return x if count() == 1 else all_reduce(x) / count()

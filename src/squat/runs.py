@@ -3,10 +3,11 @@
 A run is a folder. It holds the recipe it was started with, the Trainer's checkpoints, a log with every
 loss term, a figure of it, and in the end the model:
 
-    recipe.json  checkpoints/  log.json  loss.png  model/
+    recipe.json  text.sha256  checkpoints/  log.json  loss.png  model/
 
-Starting a run again resumes it at its last complete checkpoint, with the results that an uninterrupted
-run would have had; a run that has its model is done. Under torchrun or accelerate launch each process runs
+Starting a run again resumes it at its last whole checkpoint, with the results that an uninterrupted
+run would have had; a run that has its model is done. A run belongs to one process, one recipe and one
+text (docs/reliability.md). Under torchrun or accelerate launch each process runs
 this; a recipe's batch size is then that of one process.
 """
 
@@ -16,12 +17,16 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from transformers import (
     AutoConfig,
@@ -38,8 +43,8 @@ from transformers import (
 
 from squat import replicas
 from squat.checkpoints import (
-    check_files,
     check_output,
+    check_sums,
     load_model,
     load_tokenizer,
     recover,
@@ -53,7 +58,7 @@ from squat.data import (
     tokenize_corpus,
     train_tokenizer,
 )
-from squat.data.files import writing
+from squat.data.files import readable_errors, writing
 from squat.data.packed import Tokens, is_token_file, read_tokens
 from squat.data.tokenizer import check_same_tokenizer, id_limit
 from squat.deploy.export import check_exportable, remarks
@@ -93,7 +98,11 @@ def pretrain(recipe: PretrainRecipe, max_minutes: float | None = None) -> Path:
         DivergedError: a loss, a gradient or a weight became NaN or infinite.
         SquatError: the recipe, the data or the disk does not allow it.
     """
-    stop = _StopAfter(max_minutes)
+    with _alone(Path(recipe.output)):
+        return _pretrain(recipe, _StopAfter(max_minutes))
+
+
+def _pretrain(recipe: PretrainRecipe, stop: _StopAfter) -> Path:
     folder = Path(recipe.output)
     if _is_done(folder, recipe):
         return folder / "model"
@@ -108,10 +117,11 @@ def pretrain(recipe: PretrainRecipe, max_minutes: float | None = None) -> Path:
     set_seed(recipe.training.seed)
     model = _new_model(recipe, tokenizer)
     tokens = _tokens_of(data.train, data, tokenizer)
+    _check_text(folder, tokens)
     args = _arguments(folder, recipe.training)
     dataset = _dataset(tokens, data, recipe.training, args.world_size)
     trainer = SequentialTrainer(model=model, args=args, train_dataset=dataset, callbacks=[stop])
-    return _run(trainer, tokenizer, folder)
+    return _run(trainer, tokenizer, folder, _whole_checkpoint(folder / "checkpoints"))
 
 
 def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
@@ -126,7 +136,11 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
         DivergedError: a loss, a gradient or a weight became NaN or infinite.
         SquatError: the recipe, the data, a model or the disk does not allow it.
     """
-    stop = _StopAfter(max_minutes)
+    with _alone(Path(recipe.output)):
+        return _train(recipe, _StopAfter(max_minutes))
+
+
+def _train(recipe: TrainRecipe, stop: _StopAfter) -> Path:
     folder = Path(recipe.output)
     if _is_done(folder, recipe):
         return folder / "model"
@@ -139,13 +153,14 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
     _say_what_to_expect(model, tokenizer, config, recipe.model)
     set_seed(recipe.training.seed)
     tokens = _training_tokens(recipe.data, model, tokenizer, recipe.training.seed)
+    _check_text(folder, tokens)
     args = _arguments(folder, recipe.training)
     kept, cache = recipe.teacher_cache, None
     dataset = _dataset(tokens, recipe.data, recipe.training, args.world_size, kept is not None)
     if kept is not None:
         cache = TeacherCache(kept.folder, teachers, dataset, recipe.loss.temperature, kept.draws)
-    resumed = _last_complete_checkpoint(folder / "checkpoints") is not None
-    if resumed:  # the checkpoint has all that calibration would find
+    checkpoint = _whole_checkpoint(folder / "checkpoints")
+    if checkpoint is not None:  # it has all that calibration would find
         quantize(model, config, [])
     elif start is not None:
         model = start
@@ -171,7 +186,7 @@ def train(recipe: TrainRecipe, max_minutes: float | None = None) -> Path:
         freeze=recipe.training.codes == "frozen",
         callbacks=[stop],
     )
-    return _run(trainer, tokenizer, folder, lambda log: _card_of(recipe, config, log))
+    return _run(trainer, tokenizer, folder, checkpoint, lambda log: _card_of(recipe, config, log))
 
 
 def _card_of(recipe: TrainRecipe, config: SquatConfig, log: list[dict[str, Any]]) -> ModelCard:
@@ -420,6 +435,46 @@ def _is_done(folder: Path, recipe: PretrainRecipe | TrainRecipe) -> bool:
     return (folder / "model").exists()
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other run works in the folder meanwhile; a lock that a killed process held is free again.
+
+    Raises:
+        ConfigError: there is one.
+        DataError: the folder cannot be written to.
+    """
+    if not replicas.is_first():
+        yield
+        return
+    with readable_errors(folder / ".lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"output: another process works in {folder}; wait for it, or choose another output"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_text(folder: Path, tokens: Tokens) -> None:
+    """Refuse to go on with another text than the run began with."""
+    file = folder / "text.sha256"
+    found = sha256(np.ascontiguousarray(tokens)).hexdigest()
+    if not file.exists():
+        with writing(file) as out:
+            out.write(found.encode())
+    elif file.read_text() != found:
+        raise ConfigError(
+            f"data: the text has changed since the run in {folder} began ({file}); bring it back, or choose "
+            "another output"
+        )
+
+
 def _new_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     shape = recipe.model.model_dump()
     try:
@@ -512,18 +567,11 @@ def _run(
     trainer: Trainer,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
+    checkpoint: str | None,
     card: Callable[[list[dict[str, Any]]], ModelCard] | None = None,
 ) -> Path:
     started = time.monotonic()
-    last = _last_complete_checkpoint(folder / "checkpoints")
-    if last is not None:
-        try:
-            check_files(Path(last))
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}, or remove {last} to go on at the checkpoint before it"
-            ) from None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=checkpoint)
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if step < steps:
         raise UnfinishedError(
@@ -541,11 +589,17 @@ def _run(
     return folder / "model"
 
 
-def _last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the Trainer's state comes last."""
-    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
+def _whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end and is what it was then; others are named."""
+    paths = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(paths):
+        try:
+            check_sums(path)
+            return str(path)
+        except CheckpointError as error:
+            if replicas.is_first():
+                print(f"squat: warning: {error}; it is not used", file=sys.stderr)
+    return None
 
 
 def _write_log(folder: Path, log: list[dict[str, Any]], seconds: float) -> None:

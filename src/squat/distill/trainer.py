@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from squat import replicas
-from squat.checkpoints import quiet
+from squat.checkpoints import quiet, write_sums
 from squat.distill.losses import (
     LossConfig,
     cross_entropy,
@@ -32,7 +32,7 @@ from squat.distill.losses import (
     entropy,
 )
 from squat.distill.teacher_cache import TeacherCache
-from squat.errors import CheckpointError, ConfigError
+from squat.errors import CheckpointError, ConfigError, DataError
 from squat.finite import check_step, check_weights
 from squat.quantization.attention import TokenState
 from squat.quantization.frozen import freeze_codes, write_frozen
@@ -94,13 +94,16 @@ class SequentialTrainer(FiniteTrainer):
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            broken = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(broken, ignore_errors=True)
+            replicas.wait()
+            if self.is_world_process_zero():
+                write_sums(folder)
+        except (OSError, RuntimeError, SafetensorError, DataError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
             raise CheckpointError(
-                f"{broken}: could not be saved ({error}); earlier checkpoints are intact: "
+                f"{folder}: could not be saved ({error}); earlier checkpoints are intact: "
                 "make room and run again to resume"
             ) from error
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -82,9 +83,7 @@ def reconstruct(
         with torch.no_grad():
             targets = reference.outputs(twin, index)
         done = None if folder is None else folder / f"layer-{index}.safetensors"
-        if done is not None and done.exists():
-            layer.load_state_dict(load_file(done))
-        else:
+        if done is None or not _load(layer, done):
             before = _error(stream, layer, index, targets)
             _train(stream, layer, index, targets, settings)
             errors.append((before, _error(stream, layer, index, targets)))
@@ -101,6 +100,15 @@ def reconstruct(
 def _layers_of(model: PreTrainedModel) -> list[nn.Module]:
     row = architecture_of(model.config.model_type)
     return list(model.get_submodule(row.layers).children())
+
+
+def _load(layer: nn.Module, file: Path) -> bool:
+    """Whether the layer was trained before, and what is kept of it can be read."""
+    try:
+        layer.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+    return True
 
 
 def _save(layer: nn.Module, file: Path) -> None:
