@@ -9,7 +9,7 @@ BUILD_TOOLS := scikit-build-core nanobind ninja
 # wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-arm lint format docs clean
+.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-arm fuzz lint format docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,18 @@ test-arm:  ## the C++ tests for ARM, in an emulator: without dot products, with 
 	$(CMAKE) -S . -B $(BUILD)/aarch64 -DCMAKE_TOOLCHAIN_FILE=native/cmake/aarch64.cmake
 	$(CMAKE) --build $(BUILD)/aarch64 -j 2
 	cd $(BUILD)/aarch64 && ctest --output-on-failure -j 2 --timeout 900
+
+FUZZ_SECONDS ?= 300
+# Both at once: one a core.
+fuzz:  ## libFuzzer on model files and saved sessions, FUZZ_SECONDS long (needs clang); goes on where it stopped
+	$(CMAKE) -S . -B $(BUILD)/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+	  -DSQUAT_FUZZ=ON -DSQUAT_SANITIZE=ON -DSQUAT_TESTS=OFF -DSQUAT_APPS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(CMAKE) --build $(BUILD)/fuzz -j 2
+	$(BUILD)/fuzz/write_seeds $(BUILD)/fuzz/seeds
+	mkdir -p $(BUILD)/fuzz/found/gguf $(BUILD)/fuzz/found/session
+	printf 'gguf\nsession\n' | ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=16 xargs -P 2 -I {} \
+	  $(BUILD)/fuzz/fuzz_{} $(BUILD)/fuzz/found/{} $(BUILD)/fuzz/seeds/{} -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=2048 -print_final_stats=1 \
+	  -artifact_prefix=$(BUILD)/fuzz/
 
 CPP := $(shell git ls-files 'native/*.cpp' 'native/*.h')
 

@@ -21,6 +21,7 @@ PAGES = {
     "native/README.md": "engine.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
 }
 """A page outside of docs/ -> its place in the site."""
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")

@@ -11,7 +11,7 @@ from models import TINY, some_ids, tiny_model
 from squat.errors import ConfigError
 from squat.quantization import SquatConfig, quantize
 from squat.quantization.config import FLOAT
-from squat.quantization.descent import Moments, descend
+from squat.quantization.descent import DAMPINGS, Evidence, Moments, best_damping, descend
 from squat.quantization.levels import WEIGHT_LEVELS, snap_to
 from squat.quantization.modules import QuantizedWeight
 from squat.quantization.numerics import mse_step, quantize_codes, representable_step
@@ -69,6 +69,34 @@ def test_a_weight_that_lies_on_the_lattice_stays():
     found, kept = descend(codes * steps, steps, rounded, moments_of(x, x), 2, 1e-3)
     assert torch.equal(quantize_codes(found, kept, -8, 7), codes)
     assert torch.equal(kept, steps)
+
+
+def test_how_hard_a_weight_is_held_is_tried_out_on_text_that_it_has_not_seen():
+    rounded = partial(nearest, ROUNDINGS["4 bits"])
+    torch.manual_seed(0)
+    mixing = torch.randn(48, 48) / 48**0.5
+    weight = torch.randn(64, 48)
+    steps = mse_step(weight, *ROUNDINGS["4 bits"])[:, None]
+    unseen = torch.randn(4096, 48) @ mixing
+
+    def found_with(sequences):
+        evidence = Evidence(48)
+        for part in (torch.randn(sequences, 8, 48) @ mixing).split(3):
+            evidence.add(part, part)
+        chosen = best_damping(weight, steps, rounded, evidence)
+        errors = {}
+        for damping in DAMPINGS:
+            free, _ = descend(weight, steps, rounded, evidence.all, 4, damping)
+            errors[damping] = float((unseen @ (free - weight).T).square().sum())
+        return chosen, errors
+
+    few, errors = found_with(8)
+    assert few > DAMPINGS[0]
+    assert errors[few] < errors[DAMPINGS[0]]
+    many, errors = found_with(512)
+    assert many < few
+    assert errors[many] < 1.02 * min(errors.values())
+    assert found_with(3)[0] == 0.1  # none can be held back
 
 
 def weights_only(**settings):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 
 from squat.checkpoints import load_model
 from squat.data import write_corpus
@@ -38,15 +39,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(shell, model, 
     shell.succeed("train", file)
     whole = shutil.copytree(tmp_path, tmp_path / "kept")
     newest = tmp_path / "run/checkpoints/checkpoint-4"
-    for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
-        for damage in (cut, flip_a_bit, os.unlink):
-            shutil.rmtree(tmp_path / "run/model")
-            damage(newest / name)
-            status, _, error = shell.run("train", file)
-            assert status == 0
-            said = " ".join(error.split())
-            assert f"checkpoint-4/{name}: is damaged or gone; it is not used" in said
-            same_results(whole, tmp_path)
+    damages = {
+        "model.safetensors": cut,
+        "optimizer.pt": flip_a_bit,
+        "trainer_state.json": os.unlink,
+    }
+    for name, damage in damages.items():
+        shutil.rmtree(tmp_path / "run/model")
+        damage(newest / name)
+        status, _, error = shell.run("train", file)
+        assert status == 0
+        said = " ".join(error.split())
+        assert f"checkpoint-4/{name}: is damaged or gone; it is not used" in said
+        same_results(whole, tmp_path)
 
 
 def test_a_damaged_layer_of_a_reconstruction_is_trained_again(shell, model, corpus, tmp_path):
@@ -75,25 +80,14 @@ def test_another_text_is_refused(shell, tmp_path, model):
     shell.succeed("train", file)
 
 
-RUN = """
-import sys
-from squat.recipes import TrainRecipe, read_recipe
-from squat.runs import train
-train(read_recipe(sys.argv[1], TrainRecipe))
-"""
-
-
-def test_a_second_process_is_refused_until_the_first_is_gone(shell, tmp_path, model, corpus):
-    training = {"steps": 10_000, "batch_size": 1, "save_every": 10_000}
-    file = recipe(tmp_path, model, corpus, training=training)
-    with subprocess.Popen([sys.executable, "-c", RUN, file], stderr=subprocess.DEVNULL) as first:
-        while not (tmp_path / "run/recipe.json").exists():
-            assert first.poll() is None
-            time.sleep(0.1)
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(
+    shell, tmp_path, model, corpus
+):
+    file = recipe(tmp_path, model, corpus)
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run/.lock"):
         message = shell.refuse("train", file)
-        first.kill()
     assert f"output: another process works in {tmp_path / 'run'}" in message
-    # A killed process holds no lock.
     assert shell.run("train", file, "--max-minutes", 0)[0] == 3
 
 

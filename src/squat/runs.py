@@ -464,7 +464,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _check_text(folder: Path, tokens: Tokens) -> None:
     """Refuse to go on with another text than the run began with."""
     file = folder / "text.sha256"
-    found = sha256(np.ascontiguousarray(tokens)).hexdigest()
+    found = sha256(np.ascontiguousarray(tokens).data).hexdigest()
     if not file.exists():
         with writing(file) as out:
             out.write(found.encode())

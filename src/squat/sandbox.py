@@ -111,7 +111,7 @@ class _Bounds(NodeTransformer):
         return _through("measured", node)
 
 
-def _through(name: str, node: nodes.Expr) -> nodes.Filter:
+def _through(name: str, node: Any) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 

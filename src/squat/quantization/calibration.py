@@ -23,15 +23,15 @@ from squat.exact import approximately
 from squat.quantization.attention import AttentionSites
 from squat.quantization.config import FLOAT, SquatConfig
 from squat.quantization.convert import site_of
-from squat.quantization.descent import Moments, descend
+from squat.quantization.descent import Evidence, best_damping, descend
 from squat.quantization.modules import WIDE, QuantizedWeight, SiteQuantizer, stored_rows
+from squat.quantization.numerics import Snap
 from squat.quantization.quantizers import DorefaQuantizer, method_of
 from squat.quantization.tokens import ThresholdPolicy, follow_importance
 from squat.quantization.walk import Walk
 
 ROUNDINGS = ("nearest", "descent")
 """How weights find their codes."""
-DAMPING = 0.01
 SWEEPS = 4
 _ROWS = 1 << 14
 """Rows of a matrix that are rounded at once: an embedding has many."""
@@ -147,11 +147,11 @@ class _Calibration:
         """
         head = self.model.get_submodule(self.row.head)
         site = site_of(head)
-        moments = Moments.zeros(stored_rows(head).shape[1])
+        evidence = Evidence(stored_rows(head).shape[1])
 
         def look(module: nn.Module, args: Any, output: Tensor) -> None:
-            inputs = site.transformed(output).flatten(0, -2)
-            moments.add(inputs, inputs)
+            inputs = site.transformed(output)
+            evidence.add(inputs, inputs)
 
         hook = self.model.get_submodule(self.row.norm).register_forward_hook(look)
         try:
@@ -160,8 +160,7 @@ class _Calibration:
                     self.model(input_ids=batch, use_cache=False, logits_to_keep=1)
         finally:
             hook.remove()
-        if isinstance(head, QuantizedWeight):
-            _round_as_a_whole(head, moments)
+        _round_as_a_whole([head], evidence)
 
     def _layer(self, index: int, layer: nn.Module) -> None:
         stream, row = self.stream, self.row.of(layer)
@@ -205,10 +204,8 @@ class _Calibration:
         for reader in readers:
             self._round_to_nearest(reader)
         if originals is not None:
-            moments = self._moments(site, inputs, originals)
-            for reader in readers:
-                assert isinstance(reader, QuantizedWeight)
-                _round_as_a_whole(reader, moments)
+            evidence = self._evidence(site, inputs, originals)
+            _round_as_a_whole(readers, evidence)
 
     def _attention(self, index: int, layer: nn.Module) -> None:
         """The threshold of a layer's tokens, then the sites inside of its attention."""
@@ -238,15 +235,13 @@ class _Calibration:
         wide = None if state is None else state.width_for(site)
         return None if wide is None else wide[..., None]
 
-    def _moments(
+    def _evidence(
         self, site: SiteQuantizer, inputs: list[Tensor], originals: list[Tensor]
-    ) -> Moments:
-        moments = Moments.zeros(inputs[0].shape[-1])
+    ) -> Evidence:
+        evidence = Evidence(inputs[0].shape[-1])
         for batch, (x, original) in enumerate(zip(inputs, originals, strict=True)):
-            quantized = site(x, self._wide(site, batch)).flatten(0, -2)
-            original = site.transformed(original).flatten(0, -2)
-            moments.add(quantized, original)
-        return moments
+            evidence.add(site(x, self._wide(site, batch)), site.transformed(original))
+        return evidence
 
     def _round_to_nearest(self, module: nn.Module) -> None:
         if isinstance(module, QuantizedWeight):
@@ -282,22 +277,33 @@ def _tied(modules: Sequence[nn.Module]) -> bool:
     return modules[-1].weight is modules[0].weight
 
 
-def _round_as_a_whole(module: QuantizedWeight, moments: Moments) -> None:
-    quantizer, weight = module.weight_quantizer, stored_rows(module)
-    steps = quantizer.step.view(-1, 1)
-    low, high, snap = quantizer.qmin, quantizer.qmax, quantizer.snap(weight.device)
+def _round_as_a_whole(modules: Sequence[nn.Module], evidence: Evidence) -> None:
+    """All matrices that read one site; the first one says for all how hard they are held."""
+    moments, damping = evidence.all, None
+    for module in modules:
+        assert isinstance(module, QuantizedWeight)
+        quantizer, weight = module.weight_quantizer, stored_rows(module)
+        steps = quantizer.step.view(-1, 1)
+        rounded = _codes_next_to(quantizer, weight.device)
+        if damping is None:
+            damping = best_damping(weight, steps, rounded, evidence)
+        rows = _ROWS if len(steps) > 1 else len(weight)
+        parts = [
+            descend(part, of_part, rounded, moments, SWEEPS, damping)
+            for part, of_part in zip(weight.split(rows), steps.split(rows), strict=True)
+        ]
+        quantizer.start_at(torch.cat([of_part for _, of_part in parts]))
+        weight.copy_(torch.cat([part for part, _ in parts]))
+
+
+def _codes_next_to(quantizer: Any, device: torch.device) -> Snap:
+    low, high, snap = quantizer.qmin, quantizer.qmax, quantizer.snap(device)
 
     def rounded(quotients: Tensor) -> Tensor:
         codes = quotients.round_().clamp_(low, high)
         return codes if snap is None else snap(codes)
 
-    rows = _ROWS if len(steps) > 1 else len(weight)
-    parts = [
-        descend(part, of_part, rounded, moments, SWEEPS, DAMPING)
-        for part, of_part in zip(weight.split(rows), steps.split(rows), strict=True)
-    ]
-    quantizer.start_at(torch.cat([of_part for _, of_part in parts]))
-    weight.copy_(torch.cat([part for part, _ in parts]))
+    return rounded
 
 
 def _original(layer: nn.Module) -> nn.Module:

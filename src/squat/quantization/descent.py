@@ -13,6 +13,10 @@ that is best for its codes. As inputs are the quantized ones, weights also make 
 (QuartDepth, arXiv 2503.16709), by half: c lies half way between w X' X^q and w H. All the way is best for the
 squared error of one matrix on the text at hand, and worse for the network. What noisy inputs predict best is
 smaller than what is to be predicted, and a few thousand tokens say more about themselves than about others.
+
+For the same reason v is pulled towards w. How hard is tried out: a quarter of the text is held back, and says
+which of several pulls leaves least of an error there (`Evidence`, `best_damping`). Inputs of a few directions
+want little, those of an MLP's middle a lot.
 """
 
 from __future__ import annotations
@@ -26,6 +30,14 @@ from squat.quantization.numerics import Snap, representable_step
 
 _MADE_UP_FOR = 0.5
 """The share of what the inputs have lost that a weight makes up for."""
+DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Pulls towards the weight itself that are tried, relative to the mean squared input."""
+_UNTRIED = 0.1
+"""Where there is too little text to try them."""
+_TRIED_ROWS = 128
+"""Rows of a matrix that try them."""
+_HELD_BACK = 4
+"""Every such sequence is held back."""
 _BLOCK = 64
 """Columns after which the others learn of what was rounded: one matrix product for all of them."""
 
@@ -47,15 +59,63 @@ class Moments:
         self.gram.addmm_(quantized.T, quantized)
         self.cross.addmm_(original.T, quantized)
 
-    def damped(self, weight: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """H, and c of every row of a weight [rows, inputs], with a pull towards the weight itself.
+    def __add__(self, other: Moments) -> Moments:
+        """Of the tokens of both."""
+        return Moments(self.gram + other.gram, self.cross + other.cross)
 
-        A few thousand tokens do not say everything about all inputs: the pull is for what they do not say.
-        """
+    def wanted(self, weight: Tensor) -> Tensor:
+        """c of every row of a weight [rows, inputs]."""
+        return weight @ torch.lerp(self.gram, self.cross, _MADE_UP_FOR)
+
+    def damped(self, weight: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """H, and c of every row of a weight [rows, inputs], with a pull towards the weight itself."""
         pull = damping * self.gram.diagonal().mean()
         gram = self.gram + pull * torch.eye(len(self.gram))
-        wanted = torch.lerp(self.gram, self.cross, _MADE_UP_FOR)
-        return gram, weight @ wanted + pull * weight
+        return gram, self.wanted(weight) + pull * weight
+
+    def error(self, rounded: Tensor, weight: Tensor) -> float:
+        """The squared error of a rounded weight, but for what is the same for all: both [rows, inputs]."""
+        return float((rounded * (rounded @ self.gram - 2 * self.wanted(weight))).sum())
+
+
+class Evidence:
+    """Moments of a layer's inputs, with those of some sequences apart, to try out on them what others say."""
+
+    def __init__(self, inputs: int) -> None:
+        self.shown, self.held_back = Moments.zeros(inputs), Moments.zeros(inputs)
+        self._sequences = 0
+
+    def add(self, quantized: Tensor, original: Tensor) -> None:
+        """Count more sequences: both inputs, [sequences, tokens, inputs]."""
+        apart = (torch.arange(len(quantized)) + self._sequences + 1) % _HELD_BACK == 0
+        self._sequences += len(quantized)
+        for moments, which in ((self.shown, ~apart), (self.held_back, apart)):
+            if which.any():
+                moments.add(quantized[which].flatten(0, 1), original[which].flatten(0, 1))
+
+    @property
+    def all(self) -> Moments:
+        """Of all sequences."""
+        return self.shown + self.held_back
+
+    @property
+    def enough(self) -> bool:
+        """Whether any sequence is held back."""
+        return self._sequences >= _HELD_BACK
+
+
+def best_damping(weight: Tensor, steps: Tensor, rounded: Snap, evidence: Evidence) -> float:
+    """Which of `DAMPINGS` makes a weight best for sequences that it has not seen; see `descend`."""
+    if not evidence.enough:
+        return _UNTRIED
+    every = max(1, len(weight) // _TRIED_ROWS)
+    part, of_part = weight[::every], steps[::every]
+
+    def error(damping: float) -> float:
+        found, _ = descend(part, of_part, rounded, evidence.shown, 1, damping)
+        return evidence.held_back.error(found, part)
+
+    return min(DAMPINGS, key=error)
 
 
 def descend(
@@ -74,7 +134,7 @@ def descend(
         rounded: the codes next to quotients of elements and steps, of any shape; changes what it is given.
         moments: of the inputs.
         sweeps: how often every column is visited, at least once.
-        damping: the pull towards the weight, relative to the mean squared input.
+        damping: the pull towards the weight, relative to the mean squared input; see `best_damping`.
 
     Returns:
         float32 [rows, inputs], each element exactly its code times its step, and as many steps, representable
