@@ -3,7 +3,8 @@
 //     write_seeds FOLDER
 //
 // FOLDER/gguf has valid models of every kind, and of one of them a file for each fault that
-// GGUF readers have had; FOLDER/session saved sessions, each behind a byte that says of which model.
+// GGUF readers have had; FOLDER/session saved sessions, each behind a byte that says of which
+// model.
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -29,8 +30,7 @@ void write(const fs::path& path, const std::vector<uint8_t>& bytes) {
 void write_models(const fs::path& folder) {
   int count = 0;
   for (const ModelOptions& options : squat::test::small_variants()) {
-    write(folder / ("valid-" + std::to_string(count++)),
-          squat::test::tiny_model(options).bytes());
+    write(folder / ("valid-" + std::to_string(count++)), squat::test::tiny_model(options).bytes());
   }
 }
 
