@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "api/engine.h"
@@ -15,10 +16,11 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using squat::test::session_models;
   static const std::vector<std::vector<uint8_t>> files = session_models();
-  static std::vector<squat::Engine*> engines;
+  static std::vector<std::unique_ptr<squat::Engine>> engines;
   if (engines.empty()) {
     for (const auto& file : files) {
-      engines.push_back(new squat::Engine(file.data(), file.size(), "fuzz.gguf", 1, 0));
+      engines.push_back(
+          std::make_unique<squat::Engine>(file.data(), file.size(), "fuzz.gguf", 1, 0));
     }
   }
   if (size < 1 + sizeof(uint64_t)) return 0;
