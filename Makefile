@@ -62,8 +62,8 @@ fuzz:  ## libFuzzer on model files and saved sessions, FUZZ_SECONDS long (needs 
 	$(BUILD)/fuzz/write_seeds $(BUILD)/fuzz/seeds
 	mkdir -p $(BUILD)/fuzz/found/gguf $(BUILD)/fuzz/found/session
 	printf 'gguf\nsession\n' | ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=16 xargs -P 2 -I {} \
-	  $(BUILD)/fuzz/fuzz_{} $(BUILD)/fuzz/found/{} $(BUILD)/fuzz/seeds/{} -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=2048 -print_final_stats=1 \
-	  -artifact_prefix=$(BUILD)/fuzz/
+	  $(BUILD)/fuzz/fuzz_{} $(BUILD)/fuzz/found/{} $(BUILD)/fuzz/seeds/{} \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=$(BUILD)/fuzz/
 
 CPP := $(shell git ls-files 'native/*.cpp' 'native/*.h')
 

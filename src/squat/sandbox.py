@@ -5,7 +5,7 @@ of its loops is counted, and whatever an expression makes is measured before the
 Operations that make much of little (a width, a product, a replacement) are refused before they begin.
 """
 
-# ruff: noqa: N802 - jinja2 names the visitors of its nodes
+# ruff: noqa: N802, N815 - jinja2 names the visitors of its nodes
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """The result of an operator, unless it could be out of all proportion."""
         if operator == "*":
-            _check_size(max(_size(left) * right if isinstance(right, int) else 0,
-                            _size(right) * left if isinstance(left, int) else 0))  # fmt: skip
+            for many, times in ((left, right), (right, left)):
+                _check_size(_size(many) * times if isinstance(times, int) else 0)
         if operator == "**" and isinstance(right, int) and abs(right) > 64:
             raise SecurityError(f"it raises to the power of {right}")
         if operator == "%" and isinstance(left, str):
@@ -88,27 +88,20 @@ class _Bounds(NodeTransformer):
         node.iter = _through("bounded turns", node.iter)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def visit_Concat(self, node: nodes.Expr) -> nodes.Node:
         self.generic_visit(node)
         return _through("measured", node)
 
-    def visit_Add(self, node: nodes.Add) -> nodes.Node:
-        self.generic_visit(node)
-        return _through("measured", node)
+    visit_Add = visit_Concat
 
-    def visit_Call(self, node: nodes.Call) -> nodes.Node:
+    def visit_Call(self, node: nodes.Call | nodes.Filter) -> nodes.Node:
         self.generic_visit(node)
         node.args = [_through("argument", argument) for argument in node.args]
         for keyword in node.kwargs:
             keyword.value = _through("argument", keyword.value)
         return _through("measured", node)
 
-    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
-        self.generic_visit(node)
-        node.args = [_through("argument", argument) for argument in node.args]
-        for keyword in node.kwargs:
-            keyword.value = _through("argument", keyword.value)
-        return _through("measured", node)
+    visit_Filter = visit_Call
 
 
 def _through(name: str, node: Any) -> nodes.Filter:

@@ -15,8 +15,7 @@ squared error of one matrix on the text at hand, and worse for the network. What
 smaller than what is to be predicted, and a few thousand tokens say more about themselves than about others.
 
 For the same reason v is pulled towards w. How hard is tried out: a quarter of the text is held back, and says
-which of several pulls leaves least of an error there (`Evidence`, `best_damping`). Inputs of a few directions
-want little, those of an MLP's middle a lot.
+which of several pulls leaves least of an error there (`Evidence`, `best_damping`).
 """
 
 from __future__ import annotations
