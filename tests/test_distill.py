@@ -32,6 +32,21 @@ def test_distillation_is_the_formula_per_token():
     torch.testing.assert_close(twice, expected)
 
 
+@pytest.mark.parametrize("top_k", [2, 5, 11, 1000])
+def test_distillation_of_the_most_probable_entries_knows_no_others(top_k):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, 11), torch.randn(6, 11)
+    counted = torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.bool)
+    kept = teacher >= teacher.sort(descending=True).values[:, min(top_k, 11) - 1 : min(top_k, 11)]
+    alone = [torch.where(kept, x, -torch.inf).softmax(-1) for x in (teacher / 2, student / 2)]
+    per_token = torch.special.xlogy(alone[0], alone[0] / alone[1]).nansum(-1)
+    student.requires_grad_()
+    found = distillation(student, teacher, 2.0, counted, top_k)
+    torch.testing.assert_close(found, 4 * per_token[counted].mean())
+    found.backward()
+    assert ((student.grad != 0) == (kept & counted[:, None])).all()
+
+
 @pytest.mark.parametrize("at_once", [1, 25, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_losses_and_gradients_are_those_of_pytorch_however_many_tokens_at_once(

@@ -149,6 +149,9 @@ def test_what_makes_no_sense_is_refused(shell, tmp_path, model, corpus):
     kept["loss"] = {"gamma": 0, "distribution": 0}
     message = shell.refuse("train", recipe(tmp_path, model, corpus, **kept))
     assert "no teacher's logits are asked for" in message
+    kept["loss"] = {"top_k": 100, "distribution": 0}
+    message = shell.refuse("train", recipe(tmp_path, model, corpus, **kept))
+    assert "it keeps draws from all entries, which loss.top_k would leave out" in message
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(shell, tmp_path, model, corpus):

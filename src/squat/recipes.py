@@ -192,6 +192,10 @@ class TrainRecipe(_Section):
                 "teacher_cache: the attention-map loss needs the only teacher in every step, whose logits "
                 "then cost nothing; set loss.distribution to 0, or leave the cache out"
             )
+        if self.teacher_cache and self.loss.top_k is not None:
+            raise ValueError(
+                "teacher_cache: it keeps draws from all entries, which loss.top_k would leave out; choose one"
+            )
         if self.teacher_cache and self.loss.gamma == 0:
             raise ValueError("teacher_cache: with loss.gamma 0 no teacher's logits are asked for")
         return self

@@ -29,6 +29,9 @@ class LossConfig(BaseModel):
 
     gamma: float = Field(0.5, ge=0, le=1, description="share of the distillation term against CE")
     temperature: float = Field(2.0, gt=0, description="tau, softens teacher and student")
+    top_k: int | None = Field(
+        None, ge=2, description="distil the teacher's most probable entries only; default: all"
+    )
     entropy: float = Field(0.5, ge=0, description="r_E, weight of the entropy loss")
     distribution: float = Field(1.0, ge=0, description="r_D, weight of the attention-map loss")
     published_sign: bool = Field(
@@ -79,7 +82,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return _SumOfTokens.apply(logits, of) / (labels != -100).sum()
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float, counted: Tensor) -> Tensor:
+def distillation(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    counted: Tensor,
+    top_k: int | None = None,
+) -> Tensor:
     """tau^2 * KL(teacher || student), averaged per token.
 
     The authors' script sums over the sequence, so that this term weighs sequence-length times more than
@@ -88,10 +97,16 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float, counted: 
     Args:
         student, teacher: logits [tokens, vocabulary].
         counted: bool [tokens], False for padding.
+        top_k: both are distributions over the teacher's so many most probable entries, as if there were no
+            others (OSTQuant, arXiv 2501.13987, "KL-top"); default: all.
     """
 
     def of(some: Tensor, rows: slice) -> Tensor:
-        log_p = F.log_softmax(teacher[rows].float() / temperature, dim=-1)
+        wanted = teacher[rows].float()
+        if top_k is not None:
+            wanted, ids = wanted.topk(min(top_k, wanted.shape[1]))
+            some = some.gather(1, ids)
+        log_p = F.log_softmax(wanted / temperature, dim=-1)
         log_q = F.log_softmax(some / temperature, dim=-1)
         per_token = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
         return (per_token * counted[rows]).sum()

@@ -266,9 +266,12 @@ class SquatTrainer(SequentialTrainer, StepSizeTrainer):
         loss = (1 - config.gamma) * terms["ce"]
         answer, teacher_maps = self._ask_teachers(fed, windows)
         if config.gamma > 0:
-            match = distillation if answer.is_floating_point() else distillation_from_draws
-            counted = targets != -100
-            terms["kl"] = match(logits, answer.flatten(0, 1), config.temperature, counted)
+            counted, tau = targets != -100, config.temperature
+            answer = answer.flatten(0, 1)
+            if answer.is_floating_point():
+                terms["kl"] = distillation(logits, answer, tau, counted, config.top_k)
+            else:
+                terms["kl"] = distillation_from_draws(logits, answer, tau, counted)
             loss = loss + config.gamma * terms["kl"]
         if taps and config.entropy > 0:
             terms["entropy"] = entropy([t.query for t in taps], [t.key for t in taps])
