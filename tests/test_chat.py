@@ -203,6 +203,7 @@ def test_a_conversation_may_forget_its_beginning(chat, tmp_path) -> None:
         tails = [[messages[0], *messages[begin:end]] for begin in range(1, end, 2)]
         fitting = [tail for tail in tails if len(engine.chat_tokens(tail)) + 9 <= 100]
         assert messages[end]["content"] == engine.chat(fitting[0], 9)
+        assert messages[end]["content"] == engine.chat(messages[:end], 9, forget=True)
         shortened += fitting[0] != tails[0]
     assert 1 < shortened < 6
     status, _, error = chat(path, "Hello", "Hello", options=("--forget",))

@@ -484,6 +484,25 @@ def test_the_usual_number_of_tokens_is_below_the_limit(file: Path) -> None:
         assert answer["usage"]["completion_tokens"] == 5
 
 
+def test_a_server_may_forget_the_beginning_of_a_conversation(file: Path, engine: Engine) -> None:
+    http = TestClient(service_of(str(file), None, Limits(forget=True)).app())
+    turn = [user("Hello!"), {"role": "assistant", "content": "long " * 40}]
+    messages = [system("Be brief."), *turn * 30, user("And now?")]
+    body = {"messages": messages, "max_tokens": 9, "temperature": 0}
+    answer = http.post("/v1/chat/completions", json=body).json()
+    kept = next(
+        tail
+        for begin in range(1, len(messages), 2)
+        if len(engine.chat_tokens(tail := [messages[0], *messages[begin:]])) + 9
+        <= engine.info.context
+    )
+    assert 2 < len(kept) < len(messages)
+    assert answer["choices"][0]["message"]["content"] == engine.chat(kept, 9)
+    assert answer["usage"]["prompt_tokens"] == len(engine.chat_tokens(kept))
+    refused = http.post("/v1/chat/completions", json=body | {"messages": [user("long " * 600)]})
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
 def test_the_api_key(file: Path) -> None:
     http = TestClient(service_of(str(file), "secret", Limits()).app())
     for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}):

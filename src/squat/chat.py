@@ -30,9 +30,8 @@ class Conversation:
     Args:
         engine: of a file with a chat template.
         system: the message that every conversation begins with, if any.
-        forget: where the context has no room for an answer of `max_new_tokens` (if that is None, of a
-            quarter of the context), the model no longer reads the oldest messages and their answers. It
-            goes on reading `system`.
+        forget: where the context has no room for an answer, the model no longer reads the oldest messages
+            and their answers (`Engine.chat`). It goes on reading `system`.
         max_new_tokens, options: of each answer, as in `Engine.generate`.
 
     Raises:
@@ -80,25 +79,15 @@ class Conversation:
             SquatError: there is no room for the message, or it is no text.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
-        ids, context = self._tokens(asked), self._engine.info.context
+        context = self._engine.info.context
+        room = self._engine.room_of(self._max_new_tokens) if self._forget else None
+        ids = self._engine.chat_tokens(asked, room=room)
         if len(ids) > context:
             raise ChatError(
                 f"the conversation has {len(ids)} tokens with this message, and the context is {context}: "
                 "/save FILE keeps it, /reset begins anew"
             )
         return self._answer(asked, ids)
-
-    def _tokens(self, asked: list[Message]) -> list[int]:
-        """What the model reads of the conversation."""
-        ids = self._engine.chat_tokens(asked)
-        if not self._forget:
-            return ids
-        context, first = self._engine.info.context, len(self._beginning)
-        most = context - (self._max_new_tokens or context // 4)
-        while len(ids) > most and len(asked) > first + 1:
-            asked = [*asked[:first], *asked[first + 2 :]]  # a message and its answer
-            ids = self._engine.chat_tokens(asked)
-        return ids
 
     def _answer(self, asked: list[Message], ids: list[int]) -> Generator[str, None, None]:
         context, said = self._engine.info.context, ""

@@ -180,6 +180,16 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise ChatError(f"{where}: content: {problem}")
 
 
+def turns(messages: Sequence[Message]) -> list[int]:
+    """Where each turn of a conversation begins: a message of the user, and all up to the next one.
+
+    System messages at the beginning are in front of the first turn.
+    """
+    first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    later = [i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user"]
+    return [first, *later]
+
+
 def _check_calls(where: str, calls: Any) -> None:
     for call in calls if isinstance(calls, list) else [calls]:
         match call:

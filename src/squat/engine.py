@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from tokenizers import Tokenizer
 from typing_extensions import Unpack
 
 from squat import _native
-from squat.chat_template import ChatTemplate, Message
+from squat.chat_template import ChatTemplate, Message, turns
 from squat.errors import ChatError, EngineError, ToolsError
 from squat.forms import Form, Holder, Tool, tokenizer_of
 from squat.text_stream import StopStrings, TextStream
@@ -451,7 +452,10 @@ class Engine:
         return ChatTemplate(source, names, self._path)
 
     def chat_tokens(
-        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None = None,
+        room: int | None = None,
     ) -> list[int]:
         """Token ids of the prompt for the assistant's next message.
 
@@ -459,11 +463,28 @@ class Engine:
             messages: mappings with a `role` (system, user, assistant, tool) and a `content`, in their order.
             tools: that the model may call, as OpenAI's API has them. What it says to call one has the form of
                 `tool_calls.ToolCallReader`, and `forms.tool_calls` holds it to that.
+            room: tokens that the context is to have left behind the prompt: as few turns as that takes are
+                left out, the oldest ones (`chat_template.turns`). The last one stays. None: all stay.
 
         Raises:
             ToolsError: the template does not let a model call tools, or not in a form that is known here.
             ChatError: a file without a chat template, or messages that the template makes no prompt of.
         """
+        ids = self._prompt(messages, tools)
+        if room is None or len(ids) + room <= self.info.context:
+            return ids
+        begin = turns(messages)
+
+        def without(oldest: int) -> list[int]:
+            rest = [*messages[: begin[0]], *messages[begin[oldest] :]]
+            return self._prompt(rest, tools)
+
+        def fits(oldest: int) -> bool:
+            return len(without(oldest)) + room <= self.info.context
+
+        return without(bisect_left(range(len(begin) - 1), True, key=fits))
+
+    def _prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
         text = self.chat_template.render(messages, tools)
         mark = self.tokenizer.token_to_id(OPEN) if tools else None
         if mark is not None and not self.token_bytes(mark):
@@ -479,6 +500,7 @@ class Engine:
         max_new_tokens: int | None = ...,
         *,
         tools: Sequence[Tool] | None = ...,
+        forget: bool = ...,
         stream: Literal[False] = ...,
         **options: Unpack[GenerationOptions],
     ) -> str: ...
@@ -490,6 +512,7 @@ class Engine:
         max_new_tokens: int | None = ...,
         *,
         tools: Sequence[Tool] | None = ...,
+        forget: bool = ...,
         stream: Literal[True],
         **options: Unpack[GenerationOptions],
     ) -> Generation: ...
@@ -500,6 +523,7 @@ class Engine:
         max_new_tokens: int | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        forget: bool = False,
         stream: bool = False,
         **options: Unpack[GenerationOptions],
     ) -> str | Generation:
@@ -508,6 +532,8 @@ class Engine:
         Args:
             messages, tools: like `chat_tokens`.
             max_new_tokens: the most tokens; None: as many as the context has room for.
+            forget: where the context has no room for the answer, read no more of the conversation than leaves
+                it room, see `chat_tokens` and `room_of`.
             stream: like `generate`.
             **options: like `generate`.
 
@@ -515,9 +541,13 @@ class Engine:
             ChatError: like `chat_tokens`.
             EngineError: like `generate`.
         """
-        ids = self.chat_tokens(messages, tools)
+        ids = self.chat_tokens(messages, tools, self.room_of(max_new_tokens) if forget else None)
         pieces = self.generate(ids, max_new_tokens, stream=True, **options)
         return pieces if stream else "".join(pieces)
+
+    def room_of(self, max_new_tokens: int | None) -> int:
+        """Tokens that an answer should find room for: the most it may have, or a quarter of the context."""
+        return self.info.context // 4 if max_new_tokens is None else max_new_tokens
 
     def _string(self, key: str) -> str | None:
         """What the file has for a key; None where it has nothing."""

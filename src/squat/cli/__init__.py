@@ -45,6 +45,13 @@ Model = Annotated[str, typer.Argument(help="A model's folder or Hub name, or a .
 File = Annotated[str, typer.Argument(help="A .gguf file that squat export wrote.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.", min=0)]
 TopP = Annotated[float, typer.Option(min=0, max=1)]
+Forget = Annotated[
+    bool,
+    typer.Option(
+        "--forget",
+        help="Where the context is full, read no more of the oldest messages; system ones are kept.",
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -424,13 +431,7 @@ def chat(
         int | None,
         typer.Option(min=1, help="Of an answer.  [default: what the context has room for]"),
     ] = None,
-    forget: Annotated[
-        bool,
-        typer.Option(
-            "--forget",
-            help="Where the context is full, forget the oldest messages; --system is kept.",
-        ),
-    ] = False,
+    forget: Forget = False,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: int = 0,
@@ -474,6 +475,7 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(help="Requests that wait for the one being answered.", min=0)
     ] = 16,
+    forget: Forget = False,
 ) -> None:
     """Answer requests over HTTP, as OpenAI's API does."""
     from squat.errors import ServingError
@@ -485,7 +487,7 @@ def serve(
         raise ServingError(
             f"serve: {error.name} is not installed; install it with pip install 'squat[serve]'"
         ) from None
-    run(model, host, port, api_key, Limits(max_body, max_tokens, max_seconds, max_waiting))
+    run(model, host, port, api_key, Limits(max_body, max_tokens, max_seconds, max_waiting, forget))
 
 
 @app.command()

@@ -59,12 +59,14 @@ class Limits:
         tokens: of an answer; None: what the context has room for.
         seconds: that the engine works on an answer, which then ends.
         waiting: clients that wait for the one who is served.
+        forget: whether a conversation that leaves no room for its answer is read without its oldest turns.
     """
 
     body: int = 1_000_000
     tokens: int | None = None
     seconds: float = 600.0
     waiting: int = 16
+    forget: bool = False
 
 
 class Service:
@@ -265,7 +267,10 @@ class Service:
     async def _chat(self, request: Request) -> Response:
         body = await self._read(request, ChatBody)
         messages, tools = body.conversation, body.callable_tools
-        return await self._answer(request, body, lambda: self._engine.chat_tokens(messages, tools))
+        room = self._engine.room_of(self._limit(body)) if self._limits.forget else None
+        return await self._answer(
+            request, body, lambda: self._engine.chat_tokens(messages, tools, room)
+        )
 
     async def _read(self, request: Request, kind: type[AnyBody]) -> AnyBody:
         """The body of a request, checked."""
