@@ -9,7 +9,7 @@ BUILD_TOOLS := scikit-build-core nanobind ninja
 # wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-arm fuzz lint format docs clean
+.PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-threads test-arm fuzz lint format docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -44,9 +44,14 @@ test-slow: llama-cpp  ## what takes minutes: real training, lm-eval and llama.cp
 	PYTHONPATH=$(BUILD)/llama-cpp/source LLAMA_CPP_LIB_PATH=$(abspath $(BUILD))/llama-cpp/build/bin $(PYTEST) -m slow
 
 test-sanitize:  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(CMAKE) -S . -B $(BUILD)/sanitize -DSQUAT_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(CMAKE) -S . -B $(BUILD)/sanitize -DSQUAT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(CMAKE) --build $(BUILD)/sanitize -j 2
 	cd $(BUILD)/sanitize && ctest --output-on-failure -j 2
+
+test-threads:  ## the C++ tests of threads and of engines that share a model, under ThreadSanitizer
+	$(CMAKE) -S . -B $(BUILD)/threads -DSQUAT_SANITIZE=thread -DSQUAT_APPS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(CMAKE) --build $(BUILD)/threads -j 2 --target test_thread_pool test_shared
+	cd $(BUILD)/threads && ctest --output-on-failure -R 'test_(thread_pool|shared)'
 
 test-arm:  ## the C++ tests for ARM, in an emulator: without dot products, with dotprod, with i8mm
 	$(CMAKE) -S . -B $(BUILD)/aarch64 -DCMAKE_TOOLCHAIN_FILE=native/cmake/aarch64.cmake
@@ -57,7 +62,7 @@ FUZZ_SECONDS ?= 300
 # Both at once: one a core.
 fuzz:  ## libFuzzer on model files and saved sessions, FUZZ_SECONDS long (needs clang); goes on where it stopped
 	$(CMAKE) -S . -B $(BUILD)/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
-	  -DSQUAT_FUZZ=ON -DSQUAT_SANITIZE=ON -DSQUAT_TESTS=OFF -DSQUAT_APPS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	  -DSQUAT_FUZZ=ON -DSQUAT_SANITIZE=address,undefined -DSQUAT_TESTS=OFF -DSQUAT_APPS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(CMAKE) --build $(BUILD)/fuzz -j 2
 	$(BUILD)/fuzz/write_seeds $(BUILD)/fuzz/seeds
 	mkdir -p $(BUILD)/fuzz/found/gguf $(BUILD)/fuzz/found/session

@@ -124,6 +124,35 @@ std::string explain(const Model& model, const kernels::Choice& choice) {
 
 }  // namespace
 
+Loaded::Loaded(std::unique_ptr<MappedFile> mapping, const uint8_t* data, size_t size,
+               const std::string& name, ThreadPool& threads)
+    : mapping_(std::move(mapping)),
+      bytes_(mapping_ != nullptr ? mapping_->data() : data),
+      file_bytes(mapping_ != nullptr ? mapping_->size() : size),
+      file(bytes_, file_bytes, name),
+      choice(choose()),
+      model(load_model(file, mapping_.get(), choice, threads)),
+      kernels(explain(model, choice)),
+      bos_token(optional_token(file, "tokenizer.ggml.bos_token_id", model.n_vocab)),
+      eos_tokens(end_tokens(file, model.n_vocab)) {}
+
+const Tokenizer& Loaded::tokenizer() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (tokenizer_ == nullptr) {
+    tokenizer_ = std::make_unique<Tokenizer>(file, static_cast<uint32_t>(model.n_vocab));
+  }
+  return *tokenizer_;
+}
+
+uint64_t Loaded::identity() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!identity_) {
+    identity_ = hash64(bytes_, file_bytes);
+    if (mapping_ != nullptr) mapping_->release(bytes_, file_bytes);
+  }
+  return *identity_;
+}
+
 Engine::Engine(const std::string& path, uint32_t threads, uint32_t context)
     : Engine(std::make_unique<MappedFile>(path), nullptr, 0, path, threads, context) {}
 
@@ -133,31 +162,15 @@ Engine::Engine(const uint8_t* data, size_t size, const std::string& name, uint32
 
 Engine::Engine(std::unique_ptr<MappedFile> mapping, const uint8_t* data, size_t size,
                const std::string& name, uint32_t threads, uint32_t context)
-    : mapping_(std::move(mapping)),
-      bytes_(mapping_ != nullptr ? mapping_->data() : data),
-      file_bytes_(mapping_ != nullptr ? mapping_->size() : size),
-      file_(bytes_, file_bytes_, name),
-      choice_(choose()),
-      threads_(thread_count(threads)),
-      model_(load_model(file_, mapping_.get(), choice_, threads_)),
-      session_(model_, choice_, threads_, context_length(model_, context)),
-      kernels_(explain(model_, choice_)),
-      bos_token_(optional_token(file_, "tokenizer.ggml.bos_token_id", model_.n_vocab)),
-      eos_tokens_(end_tokens(file_, model_.n_vocab)) {}
-
-const Tokenizer& Engine::tokenizer() {
-  if (tokenizer_ == nullptr) {
-    tokenizer_ = std::make_unique<Tokenizer>(file_, static_cast<uint32_t>(model_.n_vocab));
-  }
-  return *tokenizer_;
+    : threads_(thread_count(threads)),
+      loaded_(std::make_shared<Loaded>(std::move(mapping), data, size, name, threads_)),
+      session_(loaded_->model, loaded_->choice, threads_, context_length(loaded_->model, context)) {
 }
 
-uint64_t Engine::identity() {
-  if (!identity_) {
-    identity_ = hash64(bytes_, file_bytes_);
-    if (mapping_ != nullptr) mapping_->release(bytes_, file_bytes_);
-  }
-  return *identity_;
+Engine::Engine(const Engine& other, uint32_t threads, uint32_t context)
+    : threads_(thread_count(threads)),
+      loaded_(other.loaded_),
+      session_(loaded_->model, loaded_->choice, threads_, context_length(loaded_->model, context)) {
 }
 
 }  // namespace squat

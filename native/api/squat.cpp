@@ -93,6 +93,15 @@ squat_status squat_load(const char* path, uint32_t threads, uint32_t context,
   });
 }
 
+squat_status squat_share(const squat_engine* engine, uint32_t threads, uint32_t context,
+                         squat_engine** other) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(other != nullptr, "other: is NULL");
+    *other = new squat_engine{{engine->engine, threads, context}, {}};
+  });
+}
+
 void squat_free(squat_engine* engine) { delete engine; }
 
 squat_status squat_get_info(const squat_engine* engine, squat_info* info) {

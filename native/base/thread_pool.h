@@ -22,6 +22,7 @@ namespace squat {
 class ThreadPool {
  public:
   // `threads` includes the caller's; values below 1 count as 1, which starts no thread at all.
+  // Throws Error if the system starts no more threads, and std::bad_alloc.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -67,6 +68,7 @@ class ThreadPool {
   };
 
   void start(Function function, void* context);
+  void end();
   void work(int thread);
   // Runs a thread's share of a step, the latest one, unless somebody has taken it.
   void run_share(int thread, uint32_t step);

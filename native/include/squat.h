@@ -8,7 +8,8 @@
  * leaves this interface.
  *
  * An engine is one model with one session: the tokens evaluated so far and their keys and values.
- * One engine may be used by one thread at a time; different engines are independent of each other.
+ * One engine may be used by one thread at a time; different engines are independent of each other,
+ * also where they share a model (squat_share).
  * Logits do not depend, to the last bit, on how the tokens were cut into calls, on the number of
  * threads, or on the instruction set in use.
  *
@@ -65,6 +66,12 @@ typedef struct squat_engine squat_engine;
  * it by renaming another, but do not write to it while the engine lives. */
 SQUAT_API squat_status squat_load(const char* path, uint32_t threads, uint32_t context,
                                   squat_engine** engine);
+
+/* Another engine of the same model, with a session of its own, which is empty: weights are in memory
+ * once. `threads` and `context` are as for squat_load. Either may be used by another thread than
+ * the other, at the same time, and freed first. Since 0.2.0. */
+SQUAT_API squat_status squat_share(const squat_engine* engine, uint32_t threads, uint32_t context,
+                                   squat_engine** other);
 
 /* Frees an engine; NULL is allowed. */
 SQUAT_API void squat_free(squat_engine* engine);
