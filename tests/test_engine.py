@@ -246,12 +246,14 @@ def test_generation_ends_with_the_context(model_file: Path) -> None:
     assert engine.generate(prompt, max_new_tokens=0) == ""
 
 
-def test_engines_in_threads(model_file: Path) -> None:
-    expected = Engine(model_file, threads=1).generate("Lily", 30)
+@pytest.mark.parametrize("shared", [False, True])
+def test_engines_in_threads(model_file: Path, shared: bool) -> None:
+    first = Engine(model_file, threads=1)
+    expected = first.generate("Lily", 30)
     results: list[str] = []
 
     def work() -> None:
-        engine = Engine(model_file, threads=2)
+        engine = first.share(threads=2) if shared else Engine(model_file, threads=2)
         results.extend(engine.generate("Lily", 30) for _ in range(3))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -260,6 +262,24 @@ def test_engines_in_threads(model_file: Path) -> None:
     for thread in threads:
         thread.join()
     assert results == [expected] * 12
+
+
+def test_engines_that_share_a_model_have_sessions_of_their_own(model_file: Path) -> None:
+    first = Engine(model_file, threads=1)
+    text = first.generate("Lily", 30)
+    other = first.share(threads=1, context=20)
+    assert (other.tokens, other.info.context) == ([], 20)
+    assert other.info.weight_bytes == first.info.weight_bytes
+    stream = first.generate("Lily", 30, stream=True)
+    begin = next(stream)
+    assert text.startswith(other.generate("Lily", 5))
+    assert begin + "".join(stream) == text
+    del first
+    assert text.startswith(other.share().generate("Lily", 5))
+    with pytest.raises(EngineError, match="threads: -1 is out of range"):
+        other.share(threads=-1)
+    with pytest.raises(EngineError, match="context: 100000 is more than"):
+        other.share(context=100_000)
 
 
 def test_interleaved_streams_are_refused(model_file: Path) -> None:

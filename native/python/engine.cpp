@@ -53,8 +53,19 @@ class Engine {
       nb::gil_scoped_release release;
       check(squat_load(path.c_str(), threads, context, &engine));
     }
-    engine_.reset(engine);
-    check(squat_get_info(engine, &info_));
+    own(engine);
+  }
+
+  // The caller's.
+  Engine* share(uint32_t threads, uint32_t context) const {
+    squat_engine* other = nullptr;
+    {
+      nb::gil_scoped_release release;
+      check(squat_share(engine_.get(), threads, context, &other));
+    }
+    std::unique_ptr<Engine> engine(new Engine);
+    engine->own(other);
+    return engine.release();
   }
 
   nb::dict info() const {
@@ -221,6 +232,13 @@ class Engine {
     void operator()(squat_engine* engine) const { squat_free(engine); }
   };
 
+  Engine() = default;
+
+  void own(squat_engine* engine) {
+    engine_.reset(engine);
+    check(squat_get_info(engine, &info_));
+  }
+
   // What `function` gives of the last token, or of all, `size` floats each.
   template <class Function>
   Rows<float> evaluate(Function function, const Tokens& tokens, bool all, size_t size) {
@@ -298,6 +316,8 @@ void bind_engine(nb::module_& module) {
   nb::class_<Engine>(module, "Engine")
       .def(nb::init<const std::string&, uint32_t, uint32_t>(), nb::arg("path"), nb::arg("threads"),
            nb::arg("context"))
+      .def("share", &Engine::share, nb::arg("threads"), nb::arg("context"),
+           nb::rv_policy::take_ownership)
       .def("info", &Engine::info)
       .def("string", &Engine::string, nb::arg("key"))
       .def("eval", &Engine::eval, nb::arg("tokens"), nb::arg("all") = false)

@@ -70,7 +70,8 @@ class EngineInfo:
 
 
 class Engine:
-    """A model file with one session. One engine serves one thread at a time; engines are independent.
+    """A model file with one session. One engine serves one thread at a time; engines are independent, also
+    where they share a model (`share`).
 
     Args:
         path: a .gguf file written by `squat export`.
@@ -82,16 +83,34 @@ class Engine:
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 0, context: int = 0) -> None:
-        for name, value in (("threads", threads), ("context", context)):
-            if not 0 <= value < 2**32:
-                raise EngineError(f"{name}: {value} is out of range; 0 chooses")
+        _check_sizes(threads, context)
         self._path = os.fspath(path)
-        self._native = _native.Engine(self._path, threads, context)
-        info = self._native.info()
+        self._start(_native.Engine(self._path, threads, context))
+
+    def _start(self, native: _native.Engine) -> None:
+        self._native = native
+        info = native.info()
         kernels = (line.split(": ", 1) for line in info.pop("kernels").splitlines())
         bos = info.pop("bos_token")
         self._info = EngineInfo(**info, kernels=dict(kernels), bos_token=None if bos < 0 else bos)
         self._turn = 0  # counts the calls that use the session
+
+    def share(self, threads: int = 0, context: int = 0) -> Engine:
+        """Another engine of the same model, with an empty session of its own: weights are in memory once.
+
+        Both may compute at the same time, each in one thread.
+
+        Args:
+            threads, context: like the engine's own.
+
+        Raises:
+            EngineError: an argument out of range, or no memory.
+        """
+        _check_sizes(threads, context)
+        other = type(self).__new__(type(self))
+        other._path = self._path
+        other._start(self._native.share(threads, context))
+        return other
 
     @property
     def info(self) -> EngineInfo:
@@ -579,6 +598,12 @@ class Engine:
             return np.asarray(self._native.eval(_tokens(ids)))[0]
         self._native.append(_tokens(ids))
         return np.empty(0, np.float32)
+
+
+def _check_sizes(threads: int, context: int) -> None:
+    for name, value in (("threads", threads), ("context", context)):
+        if not 0 <= value < 2**32:
+            raise EngineError(f"{name}: {value} is out of range; 0 chooses")
 
 
 class GenerationOptions(TypedDict, total=False):
