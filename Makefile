@@ -43,10 +43,15 @@ llama-cpp: setup  ## llama.cpp, built from PyPI, with which a slow test compares
 test-slow: llama-cpp  ## what takes minutes: real training, lm-eval and llama.cpp side by side
 	PYTHONPATH=$(BUILD)/llama-cpp/source LLAMA_CPP_LIB_PATH=$(abspath $(BUILD))/llama-cpp/build/bin $(PYTEST) -m slow
 
-test-sanitize:  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(CMAKE) -S . -B $(BUILD)/sanitize -DSQUAT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo
-	$(CMAKE) --build $(BUILD)/sanitize -j 2
-	cd $(BUILD)/sanitize && ctest --output-on-failure -j 2
+# One build for both: tests, and what libFuzzer looks for.
+.PHONY: sanitized
+sanitized:
+	$(CMAKE) -S . -B $(BUILD)/sanitized -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+	  -DSQUAT_SANITIZE=address,undefined -DSQUAT_FUZZ=ON -DSQUAT_APPS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(CMAKE) --build $(BUILD)/sanitized -j 2
+
+test-sanitize: sanitized  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer (needs clang)
+	cd $(BUILD)/sanitized && ctest --output-on-failure -j 2
 
 test-threads:  ## the C++ tests of threads and of engines that share a model, under ThreadSanitizer
 	$(CMAKE) -S . -B $(BUILD)/threads -DSQUAT_SANITIZE=thread -DSQUAT_APPS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
@@ -59,16 +64,14 @@ test-arm:  ## the C++ tests for ARM, in an emulator: without dot products, with 
 	cd $(BUILD)/aarch64 && ctest --output-on-failure -j 2 --timeout 900
 
 FUZZ_SECONDS ?= 300
+FUZZ := $(BUILD)/fuzz
 # Both at once: one a core.
-fuzz:  ## libFuzzer on model files and saved sessions, FUZZ_SECONDS long (needs clang); goes on where it stopped
-	$(CMAKE) -S . -B $(BUILD)/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
-	  -DSQUAT_FUZZ=ON -DSQUAT_SANITIZE=address,undefined -DSQUAT_TESTS=OFF -DSQUAT_APPS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
-	$(CMAKE) --build $(BUILD)/fuzz -j 2
-	$(BUILD)/fuzz/write_seeds $(BUILD)/fuzz/seeds
-	mkdir -p $(BUILD)/fuzz/found/gguf $(BUILD)/fuzz/found/session
+fuzz: sanitized  ## libFuzzer on model files and saved sessions, FUZZ_SECONDS long (needs clang); goes on where it stopped
+	$(BUILD)/sanitized/write_seeds $(FUZZ)/seeds
+	mkdir -p $(FUZZ)/found/gguf $(FUZZ)/found/session
 	printf 'gguf\nsession\n' | ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=16 xargs -P 2 -I {} \
-	  $(BUILD)/fuzz/fuzz_{} $(BUILD)/fuzz/found/{} $(BUILD)/fuzz/seeds/{} \
-	  -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=$(BUILD)/fuzz/
+	  $(BUILD)/sanitized/fuzz_{} $(FUZZ)/found/{} $(FUZZ)/seeds/{} \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=$(FUZZ)/
 
 CPP := $(shell git ls-files 'native/*.cpp' 'native/*.h')
 
