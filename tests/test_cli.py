@@ -412,6 +412,7 @@ def test_the_demo_ends_with_a_command_that_works(shell, tmp_path, model, corpus)
     assert done.stdout.startswith("The boy near the tree")
 
 
+@pytest.mark.slow
 def test_the_installed_program_ends_without_a_traceback():
     program = "from squat.cli import main; main()"
     done = subprocess.run(

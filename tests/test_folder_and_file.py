@@ -148,6 +148,7 @@ def test_an_end_outside_of_the_vocabulary_is_named(tmp_path, shell):
     assert not (tmp_path / "m.gguf").exists()
 
 
+@pytest.mark.slow
 def test_the_way_of_a_config_that_contradicts_its_tokenizer(tmp_path, shell, corpus):
     folder = folder_of(
         tmp_path / "m", KINDS["llama-2"](), LLAMA_2, quantized=False, bos_token_id=7, eos_token_id=9

@@ -43,6 +43,7 @@ def all_modules(packages_only):
     return [m.name for m in found if m.ispkg or (not packages_only and m.name != "squat.__main__")]
 
 
+@pytest.mark.slow
 def test_whatever_package_is_imported_first():
     modules = all_modules(packages_only=True)
     assert "squat.architectures" in modules

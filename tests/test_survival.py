@@ -34,6 +34,7 @@ def flip_a_bit(file):
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(shell, model, corpus, tmp_path):
     file = recipe(tmp_path, model, corpus)
     shell.succeed("train", file)
@@ -54,6 +55,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(shell, model, 
         same_results(whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_layer_of_a_reconstruction_is_trained_again(shell, model, corpus, tmp_path):
     settings = {"sequences": 4, "epochs": 1}
     file = recipe(tmp_path, model, corpus, reconstruction=settings)

@@ -80,6 +80,7 @@ def test_a_sweep_trains_measures_and_tabulates_every_run(shell, tmp_path, model,
     assert json.loads(again.read_text())["loss"] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_sweep_resumes_without_doing_anything_twice(shell, tmp_path, model, corpus, monkeypatch):
     trained, asked = [], []
     train, run_task = squat.sweeps.train, squat.sweeps.run_task
@@ -165,6 +166,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_recipes_of_paper_scale_run_in_stretches(
     shell, tmp_path, model, corpus, monkeypatch, name

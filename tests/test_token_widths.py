@@ -13,7 +13,9 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module", params=TEXTS)
+@pytest.fixture(
+    scope="module", params=[pytest.param("babylm-6m", marks=pytest.mark.slow), "stories260k"]
+)
 def real(request):
     """A real model with 4:8 tokens, its tokenizer, and windows of real text [6, 96]."""
     folder = real_model(request.param)
