@@ -67,9 +67,9 @@ typedef struct squat_engine squat_engine;
 SQUAT_API squat_status squat_load(const char* path, uint32_t threads, uint32_t context,
                                   squat_engine** engine);
 
-/* Another engine of the same model, with a session of its own, which is empty: weights are in memory
- * once. `threads` and `context` are as for squat_load. Either may be used by another thread than
- * the other, at the same time, and freed first. Since 0.2.0. */
+/* Another engine of the same model, with a session of its own, which is empty: weights are in
+ * memory once. `threads` and `context` are as for squat_load. Either may be used by another thread
+ * than the other, at the same time, and freed first. Since 0.2.0. */
 SQUAT_API squat_status squat_share(const squat_engine* engine, uint32_t threads, uint32_t context,
                                    squat_engine** other);
 
