@@ -69,7 +69,7 @@ FUZZ := $(BUILD)/fuzz
 fuzz: sanitized  ## libFuzzer on model files and saved sessions, FUZZ_SECONDS long (needs clang); goes on where it stopped
 	$(BUILD)/sanitized/write_seeds $(FUZZ)/seeds
 	mkdir -p $(FUZZ)/found/gguf $(FUZZ)/found/session
-	printf 'gguf\nsession\n' | ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=16 xargs -P 2 -I {} \
+	printf 'gguf\nsession\n' | xargs -P 2 -I {} env ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=16 \
 	  $(BUILD)/sanitized/fuzz_{} $(FUZZ)/found/{} $(FUZZ)/seeds/{} \
 	  -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=$(FUZZ)/
 
