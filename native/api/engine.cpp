@@ -124,14 +124,14 @@ std::string explain(const Model& model, const kernels::Choice& choice) {
 
 }  // namespace
 
-Loaded::Loaded(std::unique_ptr<MappedFile> mapping, const uint8_t* data, size_t size,
+Loaded::Loaded(std::unique_ptr<MappedFile> mapped, const uint8_t* data, size_t size,
                const std::string& name, ThreadPool& threads)
-    : mapping_(std::move(mapping)),
-      bytes_(mapping_ != nullptr ? mapping_->data() : data),
-      file_bytes(mapping_ != nullptr ? mapping_->size() : size),
-      file(bytes_, file_bytes, name),
+    : mapping(std::move(mapped)),
+      bytes(mapping != nullptr ? mapping->data() : data),
+      file_bytes(mapping != nullptr ? mapping->size() : size),
+      file(bytes, file_bytes, name),
       choice(choose()),
-      model(load_model(file, mapping_.get(), choice, threads)),
+      model(load_model(file, mapping.get(), choice, threads)),
       kernels(explain(model, choice)),
       bos_token(optional_token(file, "tokenizer.ggml.bos_token_id", model.n_vocab)),
       eos_tokens(end_tokens(file, model.n_vocab)) {}
@@ -147,8 +147,8 @@ const Tokenizer& Loaded::tokenizer() const {
 uint64_t Loaded::identity() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!identity_) {
-    identity_ = hash64(bytes_, file_bytes);
-    if (mapping_ != nullptr) mapping_->release(bytes_, file_bytes);
+    identity_ = hash64(bytes, file_bytes);
+    if (mapping != nullptr) mapping->release(bytes, file_bytes);
   }
   return *identity_;
 }

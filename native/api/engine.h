@@ -20,10 +20,9 @@ namespace squat {
 
 // A model's file and its packed weights. Once it is loaded nothing changes: any number of threads
 // may read it.
-class Loaded {
- public:
-  // `mapping` may be null: the file then lies in the caller's memory. Throws Error.
-  Loaded(std::unique_ptr<MappedFile> mapping, const uint8_t* data, size_t size,
+struct Loaded {
+  // Of a mapped file, or of one that lies in memory. Throws Error.
+  Loaded(std::unique_ptr<MappedFile> mapped, const uint8_t* data, size_t size,
          const std::string& name, ThreadPool& threads);
 
   // Made at the first call, so that whoever brings tokens does not pay for it. Throws Error.
@@ -31,11 +30,8 @@ class Loaded {
   // Tells the model's file from others; made from all of it at the first call.
   uint64_t identity() const;
 
- private:
-  const std::unique_ptr<MappedFile> mapping_;
-  const uint8_t* const bytes_;
-
- public:
+  const std::unique_ptr<MappedFile> mapping;  // null: the file lies in the caller's memory
+  const uint8_t* const bytes;
   const size_t file_bytes;
   const Gguf file;
   const kernels::Choice choice;
