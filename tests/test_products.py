@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from squat.exact import exact_product
+from squat.hardware import is_faster
 from squat.quantization import SquatConfig, products
 from squat.quantization.frozen import freeze_codes
 from squat.quantization.modules import QUANTIZED, QuantizedLinear, SiteQuantizer
@@ -156,3 +157,13 @@ def test_only_what_was_quantized_is_taken_for_it():
         quantizer.start_at(torch.tensor([0.02]))
     assert steps_of(noisy(torch.randn(3, 48))) is None
     assert steps_of(noisy.eval()(torch.randn(3, 48))) is not None
+
+
+def test_asking_what_is_fast_leaves_the_threads_as_they_are():
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        is_faster(torch.matmul, lambda a, b: (a.float() @ b.float()) * 2, torch.bfloat16)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,7 @@
 """What PyTorch multiplies fast on this machine.
 
 A CPU without instructions for a dtype emulates it, many times slower than float32. Which CPUs have them, and
-which of them PyTorch uses, changes: so it is measured, in a fraction of a second.
+which of them PyTorch uses, changes: so it is measured, in milliseconds.
 """
 
 from __future__ import annotations
@@ -15,24 +15,29 @@ from torch import Tensor
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
-_SIZE = 512
-"""Of the matrices: with smaller ones it would be measured how fast threads wake up."""
-_ROUNDS = 6
-"""Of both, in turn: whatever else the machine does, each is once left alone."""
-
 
 def is_faster(product: Product, other: Product, dtype: torch.dtype) -> bool:
-    """Whether the first of two matrix products of tensors of a dtype takes less time on the CPU."""
-    x = torch.ones(_SIZE, _SIZE, dtype=dtype)
+    """Whether the first of two matrix products of tensors of a dtype takes less time on the CPU.
+
+    In one thread, and by that thread's own time: neither other programs nor how late further threads wake up
+    have a say.
+    """
+    x = torch.ones(128, 512, dtype=dtype)
 
     def seconds(of: Product) -> float:
-        begin = time.perf_counter()
-        of(x, x.T)
-        return time.perf_counter() - begin
+        times = []
+        for _ in range(3):
+            begin = time.thread_time()
+            of(x, x.T)
+            times.append(time.thread_time() - begin)
+        return min(times)
 
-    rounds = [(seconds(product), seconds(other)) for _ in range(_ROUNDS)]
-    ours, others = map(min, zip(*rounds, strict=True))
-    return ours < others
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return seconds(product) < seconds(other)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache
