@@ -265,6 +265,7 @@ def random_model(
         tokenizer_json=tokenizer_json,
         thresholds=[float(t) for t in rng.uniform(0.7, 1.1, layers)] if adaptive else None,
         importance=importance if adaptive else None,
+        token_ranks=[i * 7 % vocab for i in range(vocab)] if importance == "rarity" else None,
         wide_first_token=wide_first_token,
         graph=USUAL["gpt2"]
         if gpt2
@@ -381,6 +382,7 @@ class Reference:
         self.model = model
         self.wide: list[list[bool]] = []  # [layer][token]
         self.exponents: list[int] = []  # of all vectors, in the order of computation
+        self.ids: list[int] = []
 
     def quantize(
         self, x: Floats, site: str, layer: int, token: Token, center: Floats | None = None
@@ -500,6 +502,8 @@ class Reference:
                     value = np.concatenate(values[position])
                     mean_square = np.float32(sum64(value.astype(np.float64) ** 2) / len(value))
                     importance = np.abs(value).max() ** 2 / (mean_square + np.float32(1e-30))
+                if m.importance == "rarity":
+                    importance = np.float32(m.token_ranks[self.ids[position]])
                 wide_now.append(bool(importance >= np.float32(m.thresholds[layer])))
             wide_now[0] = wide_now[0] or m.wide_first_token
         else:
@@ -535,6 +539,7 @@ class Reference:
 
     def logits(self, ids: list[int]) -> Floats:
         m = self.model
+        self.ids = ids
         table = m.matrices["token_embd"]
         hidden = [table.codes[i].astype(np.float32) * table.steps[i] for i in ids]
         if (blocks := m.sites["head_in"].hadamard) is not None and "output" not in m.matrices:

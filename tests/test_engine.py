@@ -60,6 +60,7 @@ CASES = {
     "one key head": ("llama", {"kv_heads": 1}),
     "first_token": ("llama", {"importance": "first_token"}),
     "value_peak": ("llama", {"importance": "value_peak"}),
+    "rarity": ("llama", {"importance": "rarity"}),
     "gpt2 value_peak": ("gpt2", {"importance": "value_peak"}),
     "linear rope": (
         "llama",
@@ -138,6 +139,8 @@ def test_logits_equal_the_reference(tmp_path: Path, name: str) -> None:
             model.thresholds = [0.05, 0.03]
         if model.importance == "value_peak":
             model.thresholds = [6.0, 7.0]
+        if model.importance == "rarity":
+            model.thresholds = [100.0, 150.0]
         write_gguf(tmp_path / "m.gguf", model)
         engine = Engine(tmp_path / "m.gguf", threads=2)
         logits = engine.logits(ids)

@@ -343,6 +343,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         (replace(model, matrices={**model.matrices, "extra": model.matrices[up]}), "extra"),
         (replace(model, thresholds=[1.0]), r"thresholds: \[1.0\]"),
         (replace(model, importance="topk"), "importance: 'topk'"),
+        (replace(model, importance="rarity"), "token_ranks: of None tokens"),
         (replace(model, sites={}), "sites: attn_in"),
         (site(model, "v", GgufSite("5", [1.0] * 3)), "site v: '5' bits"),
         (site(model, "probs", GgufSite("4", None, [1.0] * 3)), "site probs: '4' bits"),

@@ -204,13 +204,19 @@ def test_importance_is_what_its_name_says():
     scores = torch.randn(1, 2, 3, 4)
     value = torch.tensor([[[3.0, 4.0], [0.0, 5.0], [1.0, -1.0]]])[:, None]
     arrival = Arrival(
-        scores.softmax(-1), scores, value, torch.tensor([[1, 1, 1]]), torch.tensor([[1, 2, 3]])
+        scores.softmax(-1),
+        scores,
+        value,
+        torch.tensor([[1, 1, 1]]),
+        torch.tensor([[1, 2, 3]]),
+        torch.tensor([[7, 0, 2]], dtype=torch.int32),
     )
     expected = {
         "first_token": scores.softmax(-1)[..., 1].mean(1),
         "relative_first_token": scores.softmax(-1)[..., 1].mean(1) * torch.tensor([1, 2, 3]),
         "first_token_score": scores[..., 1].mean(1),
         "value_peak": torch.tensor([[16 / 12.5, 2.0, 1.0]]),
+        "rarity": torch.tensor([[7.0, 0.0, 2.0]]),
         "scattered": torch.tensor([[0.0, 0.618034, 0.236068]]),
         "earliest": torch.tensor([[-1.0, -2.0, -3.0]]),
     }

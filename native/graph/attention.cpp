@@ -244,6 +244,9 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
 
 float Session::importance(int layer, int token, int position) const {
   const Model& m = model_;
+  if (m.importance == Importance::kRarity) {
+    return static_cast<float>(m.token_ranks[static_cast<size_t>(tokens_[position])]);
+  }
   if (m.importance == Importance::kValuePeak) {
     const size_t values_at = static_cast<size_t>(m.n_embd_q() + m.n_embd_kv());
     const size_t row = static_cast<size_t>(token) * static_cast<size_t>(m.n_embd_qkv());

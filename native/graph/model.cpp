@@ -370,9 +370,23 @@ class Loader {
       model_.importance = Importance::kRelativeFirstToken;
     } else if (importance == "value_peak") {
       model_.importance = Importance::kValuePeak;
+    } else if (importance == "rarity") {
+      model_.importance = Importance::kRarity;
+      model_.token_ranks = file_.u32_array("squat.token_ranks");
+      if (model_.token_ranks.size() != static_cast<size_t>(model_.n_vocab)) {
+        fail("key 'squat.token_ranks' has " + std::to_string(model_.token_ranks.size()) +
+             " elements, expected " + std::to_string(model_.n_vocab));
+      }
+      for (size_t i = 0; i < model_.token_ranks.size(); i++) {
+        if (model_.token_ranks[i] >= model_.token_ranks.size()) {
+          fail("key 'squat.token_ranks' element " + std::to_string(i) + " is " +
+               std::to_string(model_.token_ranks[i]) + ", expected less than " +
+               std::to_string(model_.n_vocab));
+        }
+      }
     } else {
       fail("key 'squat.importance' is '" + std::string(importance.substr(0, 64)) +
-           "', expected 'first_token', 'relative_first_token' or 'value_peak'");
+           "', expected 'first_token', 'relative_first_token', 'value_peak' or 'rarity'");
     }
     model_.thresholds = file_.f32_array("squat.threshold");
     if (model_.thresholds.size() != static_cast<size_t>(model_.n_layer)) {

@@ -92,7 +92,7 @@ struct Positions {
 };
 
 // What decides a token's width (docs/format.md, "Sites and token widths").
-enum class Importance : uint8_t { kFirstToken, kRelativeFirstToken, kValuePeak };
+enum class Importance : uint8_t { kFirstToken, kRelativeFirstToken, kValuePeak, kRarity };
 
 struct Model {
   std::string architecture;
@@ -102,8 +102,9 @@ struct Model {
   Graph graph;
 
   Importance importance = Importance::kFirstToken;
-  std::vector<float> thresholds;  // by layer; empty: no site is 4:8
-  bool wide_first_token = false;  // where tokens have 4 bits, the first one of a text has 8
+  std::vector<float> thresholds;      // by layer; empty: no site is 4:8
+  std::vector<uint32_t> token_ranks;  // of rarity: by token, the most frequent one has 0
+  bool wide_first_token = false;      // where tokens have 4 bits, the first one of a text has 8
   Sites sites;
 
   std::optional<CodeTensor> embedding;

@@ -469,6 +469,7 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     return [&](int i, float* buffer) { return normalize(norm, residual(i), buffer); };
   };
 
+  std::copy(tokens, tokens + count, tokens_ + length_);
   embed(tokens, chunk);
   for (int l = 0; l < m.n_layer; l++) {
     const Layer& layer = m.layers[static_cast<size_t>(l)];
@@ -524,7 +525,6 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
     }
     chunk.previous = chunk.current;
   }
-  std::copy(tokens, tokens + count, tokens_ + length_);
   length_ += count;
   token_count_ += static_cast<uint64_t>(count);
 }

@@ -236,7 +236,8 @@ class Session {
 
   // Whether widths depend on attention, so that every token's counts, whoever asks for its logits.
   bool attention_decides() const {
-    return !widths_.empty() && model_.importance != Importance::kValuePeak;
+    return !widths_.empty() && (model_.importance == Importance::kFirstToken ||
+                                model_.importance == Importance::kRelativeFirstToken);
   }
   // The first token whose attention anybody asks for.
   int first_query(const Chunk& chunk) const { return attention_decides() ? 0 : chunk.wanted; }

@@ -144,6 +144,7 @@ struct ModelOptions {
   bool peaks = false;  // in place of exponents
   bool key_centers = false;
   bool wide_first_token = false;
+  bool rarity = false;  // decides the widths of 4:8
   // Whether there is a description of the graph, and as much as possible in it is unusual.
   bool described = false;
   // Of a Llama with a description: whether its first and its last layer have a convolution of three
@@ -405,8 +406,15 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
   if (exponents) file.u32("squat.head_in.margin8", 0);
   if (hadamard) file.u32_array("squat.head_in.hadamard", hadamard_blocks(1, o.hidden));
   if (o.activations == "4:8") {
-    file.string("squat.importance", "relative_first_token");
-    file.f32_array("squat.threshold", std::vector<float>(layers, 1.0f));
+    file.string("squat.importance", o.rarity ? "rarity" : "relative_first_token");
+    file.f32_array("squat.threshold", std::vector<float>(layers, o.rarity ? 100.0f : 1.0f));
+    if (o.rarity) {
+      std::vector<uint32_t> ranks(kVocabulary);
+      for (size_t i = 0; i < ranks.size(); i++) {
+        ranks[i] = static_cast<uint32_t>(i * 5 % ranks.size());  // 5 divides it not: each once
+      }
+      file.u32_array("squat.token_ranks", ranks);
+    }
   }
   add_tokenizer(&file);
 
@@ -502,6 +510,9 @@ inline std::vector<ModelOptions> variants() {
       all.push_back(o);
       if (gpt2) continue;
       o.convolutions = true;
+      all.push_back(o);
+      if (std::string(activations) != "4:8") continue;
+      o.rarity = true;
       all.push_back(o);
     }
   }

@@ -233,6 +233,20 @@ void test_model() {
                  {"'squat.importance' is 'luck'"});
   expect_refusal("thresholds", with_key([](G& f) { f.f32_array("squat.threshold", {1}); }),
                  {"'squat.threshold' has 1 elements"});
+  expect_refusal("no ranks", with_key([](G& f) { f.string("squat.importance", "rarity"); }),
+                 {"'squat.token_ranks' is missing"});
+  expect_refusal("ranks", with_key([](G& f) {
+                   f.string("squat.importance", "rarity");
+                   f.u32_array("squat.token_ranks", {1, 2});
+                 }),
+                 {"'squat.token_ranks' has 2 elements, expected 272"});
+  expect_refusal("rank", with_key([](G& f) {
+                   f.string("squat.importance", "rarity");
+                   std::vector<uint32_t> ranks(272);
+                   ranks[3] = 272;
+                   f.u32_array("squat.token_ranks", ranks);
+                 }),
+                 {"'squat.token_ranks' element 3 is 272, expected less than 272"});
   expect_refusal("tokens",
                  with_key([](G& f) { f.string_array("tokenizer.ggml.tokens", {"a", "b"}); }),
                  {"'tokenizer.ggml.tokens' has 2 elements", "272"});

@@ -249,6 +249,17 @@ def quantize(
     wide_first_token: Annotated[
         bool, typer.Option(help="Where tokens have 4 bits, give a text's first one 8.")
     ] = True,
+    importance: Annotated[
+        str,
+        typer.Option(
+            help="Which tokens of 4:8 have 8 bits: rarity, value_peak, first_token or "
+            "relative_first_token."
+        ),
+    ] = "rarity",
+    ratio: Annotated[
+        float,
+        typer.Option(help="The fraction of the tokens of 4:8 that have 8 bits.", min=0, max=1),
+    ] = 0.5,
     init: Annotated[str, typer.Option(help="How step sizes are found: mse or lsq.")] = "mse",
     reconstruct: Annotated[
         bool,
@@ -290,6 +301,8 @@ def quantize(
         channel_scales=channel_scales,
         key_centers=key_centers,
         wide_first_token=wide_first_token,
+        importance=importance,
+        ratio=ratio,
         init=init,
     )
     found = quantize_without_training(

@@ -137,6 +137,9 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         peak_steps=config.token_steps == "peak",
         thresholds=_thresholds(layers) if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
+        token_ranks=model.base_model.get_buffer("token_ranks").tolist()
+        if config.ranks_tokens
+        else None,
         wide_first_token=config.wide_first_token
         and any("4" in sites[name].bits for name in TOKEN_SITES),
         graph=row.graph(shape),

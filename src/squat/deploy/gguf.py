@@ -48,7 +48,7 @@ PREVIOUS_SITES = ("attn_in", "q", "k")
 """Of these, the ones that follow the previous layer's importance."""
 ATTENTION_SITES = ("q", "k", "probs", "v")
 """The sites inside of an attention."""
-IMPORTANCE = ("first_token", "relative_first_token", "value_peak")
+IMPORTANCE = ("first_token", "relative_first_token", "value_peak", "rarity")
 """What decides a token's width in the engine."""
 SITES = (*TOKEN_SITES, "probs", "head_in")
 EXPONENT_SITES = ("attn_in", "q", "k", "attn_out", "mlp_in", "mlp_mid", "head_in")
@@ -220,6 +220,7 @@ class GgufModel:
         sites: all nine sites.
         peak_steps: whether tokens multiply the steps of all sites by their largest magnitudes.
         thresholds, importance: given if any site is "4:8".
+        token_ranks: of importance "rarity", each token's place in the vocabulary; the most frequent has 0.
         wide_first_token: whether a text's first token has 8 bits at the sites of its layers that are "4" or
             "4:8".
         tokenizer_json: the text of tokenizer.json.
@@ -247,6 +248,7 @@ class GgufModel:
     peak_steps: bool = False
     thresholds: Sequence[float] | None = None
     importance: str | None = None
+    token_ranks: Sequence[int] | None = None
     wide_first_token: bool = False
     graph: GgufGraph = field(default_factory=GgufGraph)
     keys: dict[str, float | int] = field(default_factory=dict)
@@ -530,6 +532,12 @@ def _check(model: GgufModel) -> None:
             raise CheckpointError(
                 f"thresholds: {model.thresholds!r}, expected a number for each of {model.layers} layers"
             )
+        counted = None if model.token_ranks is None else len(model.token_ranks)
+        if counted != (model.vocab_size if model.importance == "rarity" else None):
+            raise CheckpointError(
+                f"token_ranks: of {counted} tokens, expected one for each of {model.vocab_size} where "
+                "importance is rarity, and none elsewhere"
+            )
 
 
 def _check_special_tokens(model: GgufModel) -> None:
@@ -686,6 +694,8 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     if model.thresholds is not None and model.importance is not None:
         writer.add_string("squat.importance", model.importance)
         writer.add_array("squat.threshold", _floats(model.thresholds))
+        if model.token_ranks is not None:
+            _add_uint32s(writer, "squat.token_ranks", model.token_ranks)
 
 
 def _write_tokenizer(writer: gguf.GGUFWriter, model: GgufModel, tokenizer: GgmlTokenizer) -> None:

@@ -53,12 +53,14 @@ class TokenState:
 
     wide: per layer, bool [batch, tokens]: the width that the layer gave each new token.
     first: bool [batch, tokens]: which of them begin a text, where these are always wide.
+    ranks: [batch, tokens]: their ranks in the vocabulary, if importance asks for them.
     real: bool [batch, tokens]: which of the new tokens are no padding.
     taps: per layer, filled while `record` is on; whoever reads it clears it.
     """
 
     wide: dict[int, Tensor] = field(default_factory=dict)
     first: Tensor | None = None
+    ranks: Tensor | None = None
     real: Tensor | None = None
     record: bool = False
     taps: dict[int, AttentionTap] = field(default_factory=dict)
@@ -224,6 +226,7 @@ def squat_attention(
             # The first key that a token sees: behind left padding or in a sliding window not key 0.
             visible.int().argmax(dim=-1),
             visible.sum(dim=-1),
+            state.ranks,
         )
         importance = IMPORTANCE[squat.importance](arrival)
         state.real = visible.any(dim=1)[:, -tokens:]

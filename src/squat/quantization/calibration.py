@@ -116,6 +116,8 @@ class _Calibration:
         for module in model.modules():
             if isinstance(module, SiteQuantizer):
                 module.start_collecting(keep=False)
+        if config.ranks_tokens:
+            _rank_tokens(model, batches)
         if descent:
             with _unquantized(model):
                 self.reference = Walk(model, self.layers, batches)
@@ -246,6 +248,17 @@ class _Calibration:
     def _round_to_nearest(self, module: nn.Module) -> None:
         if isinstance(module, QuantizedWeight):
             module.weight_quantizer.initialize(module.get_parameter("weight"), self.config.init)
+
+
+def _rank_tokens(model: PreTrainedModel, batches: Sequence[Tensor]) -> None:
+    """Number the vocabulary's tokens by how often they stand in the text, the most frequent first.
+
+    Tokens as frequent as each other stay in the tokenizer's order, which has frequent ones first, too.
+    """
+    ranks = model.base_model.get_buffer("token_ranks")
+    tokens = torch.cat([batch.flatten() for batch in batches])
+    counts = torch.bincount(tokens, minlength=len(ranks))
+    ranks.copy_(counts.argsort(descending=True, stable=True).argsort())
 
 
 def _center(keys: nn.Module, attend: Callable[[], None]) -> None:

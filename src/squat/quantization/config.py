@@ -16,7 +16,7 @@ from squat.errors import ConfigError
 from squat.quantization.hadamard import power_of_two_in
 from squat.quantization.levels import WEIGHT_LEVELS
 from squat.quantization.quantizers import INITIAL_STEPS, method_of
-from squat.quantization.tokens import IMPORTANCE, POLICIES
+from squat.quantization.tokens import IMPORTANCE, POLICIES, RANKS_TOKENS
 
 ADAPTIVE: Final = "4:8"
 """A site whose tokens have 8 or 4 bits each, by the token's importance."""
@@ -135,7 +135,7 @@ class SquatConfig(QuantizationConfigMixin):
     init: str = "mse"
     ratio: float = 0.5
     policy: str = "threshold"
-    importance: str = "value_peak"
+    importance: str = "rarity"
     quant_method: str = "squat"  # type: ignore[assignment]  # an enum of transformers' own methods
 
     def __post_init__(self) -> None:
@@ -233,6 +233,11 @@ class SquatConfig(QuantizationConfigMixin):
     def token_adaptive(self) -> bool:
         """Whether any site chooses bits by token."""
         return any(self.bits_of(site) == ADAPTIVE for site in SITES)
+
+    @property
+    def ranks_tokens(self) -> bool:
+        """Whether a token's bits depend on its rank in the vocabulary."""
+        return self.token_adaptive and self.importance in RANKS_TOKENS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in config.json."""

@@ -66,6 +66,19 @@ def _see_first(module: nn.Module, args: Any, kwargs: Any) -> None:
     state.first = first.expand(batch, count)
 
 
+def _look_up_ranks(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Forward pre-hook of a decoder: the ranks of its tokens in the vocabulary."""
+    tokens = args[0] if args else kwargs.get("input_ids")
+    if tokens is None:
+        raise ConfigError(
+            "importance: rarity looks at token ids, and this call has none; pass input_ids, or quantize "
+            "with another importance"
+        )
+    state: TokenState = module.token_state  # type: ignore[assignment]
+    ranks: Tensor = module.token_ranks  # type: ignore[assignment]
+    state.ranks = ranks[tokens]
+
+
 def _lend_cache(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook of an attention module: its sites need the KV cache to remember widths in."""
     sites: AttentionSites = module.squat  # type: ignore[assignment]
@@ -214,10 +227,14 @@ def convert(model: PreTrainedModel, config: SquatConfig) -> None:
     if shape.tie_word_embeddings and config.embedding_bits != FLOAT:
         _tie_head(model, row, block)
     model.token_state = state  # type: ignore[assignment]
+    decoder = model.base_model
+    decoder.token_state = state  # type: ignore[assignment]
     if config.wide_first_token:
-        decoder = model.base_model
-        decoder.token_state = state  # type: ignore[assignment]
         decoder.register_forward_pre_hook(_see_first, with_kwargs=True)
+    if config.ranks_tokens:
+        ranks = torch.arange(shape.vocab_size, dtype=torch.int32)
+        decoder.register_buffer("token_ranks", ranks)
+        decoder.register_forward_pre_hook(_look_up_ranks, with_kwargs=True)
     model.set_attn_implementation(IMPLEMENTATION)
 
 

@@ -1,7 +1,8 @@
 """Token-adaptive bits: how important is a token, and who gets 8 bits (paper IV-C).
 
-The importance of token i comes from its attention to the first token, averaged over heads. A policy
-then gives the most important fraction `ratio` of the tokens 8 bits and the others 4:
+In the paper the importance of token i is its attention to the first token, averaged over heads; there are
+others (`IMPORTANCE`). A policy then gives the most important fraction `ratio` of the tokens 8 bits and the
+others 4:
 
 * `topk` is the paper's: it ranks the tokens of a sequence, so that a token's bits depend on tokens after
   it. It cannot be deployed; it is here to train and compare as the paper does.
@@ -30,6 +31,8 @@ class Arrival:
     value: [batch, key heads, tokens, head size], the tokens' own values before their quantization.
     first: [batch, tokens], the first key that each token sees.
     visible: [batch, tokens], the number of keys that each token sees; its position is one less.
+    ranks: [batch, tokens], how many tokens of the vocabulary are met more often than each token; None
+        unless `RANKS_TOKENS` asks for it.
     """
 
     probs: Tensor
@@ -37,6 +40,7 @@ class Arrival:
     value: Tensor
     first: Tensor
     visible: Tensor
+    ranks: Tensor | None = None
 
     def to_first(self, attention: Tensor) -> Tensor:
         """Of [batch, heads, tokens, keys] what is for the first key, averaged over heads: [batch, tokens]."""
@@ -77,6 +81,16 @@ def value_peak(arrival: Arrival) -> Tensor:
     return value.abs().amax(dim=-1).square() / (mean_square + 1e-30)
 
 
+def rarity(arrival: Arrival) -> Tensor:
+    """How seldom the token is: its rank in the vocabulary, by how often it stood in the text of calibration.
+
+    The same in every layer, and known before the first. Half of a text is some hundred words and signs, whose
+    next token is hardly better known from their 8 bits than from 4.
+    """
+    assert arrival.ranks is not None
+    return arrival.ranks.float()
+
+
 def scattered(arrival: Arrival) -> Tensor:
     """A control: tokens at arbitrary places, the same in every text. Multiples of the golden ratio, mod 1,
     spread any share of the tokens evenly."""
@@ -93,9 +107,14 @@ IMPORTANCE: dict[str, Importance] = {
     "relative_first_token": relative_first_token,
     "first_token_score": first_token_score,
     "value_peak": value_peak,
+    "rarity": rarity,
     "scattered": scattered,
     "earliest": earliest,
 }
+
+
+RANKS_TOKENS = ("rarity",)
+"""Of these, the ones that look at `Arrival.ranks`."""
 
 
 class TopKPolicy(nn.Module):

@@ -34,6 +34,7 @@ class Walk:
     ) -> None:
         self.state: TokenState | None = getattr(model, "token_state", None)
         self.first: Tensor | None = None
+        self.ranks: list[Tensor | None] = []
         self.widths: list[dict[int, Tensor]] = [{} for _ in batches]
         self.arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.hidden: list[Tensor] = []
@@ -62,6 +63,7 @@ class Walk:
             for batch in batches:
                 with contextlib.suppress(_Reached):
                     model(input_ids=batch, use_cache=False)
+                self.ranks.append(None if self.state is None else self.state.ranks)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -144,6 +146,7 @@ class Walk:
         """The model's token state, with the widths that a batch's tokens have so far."""
         if self.state is not None:
             self.state.wide, self.state.first = self.widths[batch], self.first
+            self.state.ranks = self.ranks[batch]
         return self.state
 
     def output(self, layer: nn.Module, index: int, batch: int) -> Tensor:
