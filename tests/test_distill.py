@@ -160,9 +160,9 @@ def test_training_moves_towards_the_teacher_and_logs_every_term(tmp_path, bf16):
     assert mean(entry["kl"] for entry in logs[-5:]) < logs[0]["kl"]
     assert 0.3 < logs[-1]["wide_share"] < 0.7
     after = weights(run.model)
-    # Everything learns: weights, every step size, and the thresholds follow. Levels stay as calibrated.
+    # Everything learns: weights, every step size, and the thresholds follow. Levels and ranks stay as calibrated.
     still = {name for name in before if torch.equal(before[name], after[name])}
-    assert still == {name for name in before if name.endswith("levels")}
+    assert still == {name for name in before if name.endswith(("levels", "ranks"))}
     # The log adds up to the loss (to rounding of the log itself).
     config, last = run.loss_config, logs[-1]
     total = last["kl"]
@@ -183,7 +183,7 @@ def test_every_method_trains_with_every_policy(tmp_path, method, policy):
     still = {name for name in before if torch.equal(before[name], after[name])}
     if "pact" in method:  # a clip that clips nothing learns nothing
         still = {name for name in still if not name.endswith("log_step")}
-    assert not {name for name in still if not name.endswith(("threshold", "levels"))}
+    assert not {name for name in still if not name.endswith(("threshold", "levels", "ranks"))}
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, caplog):

@@ -225,6 +225,23 @@ def test_importance_is_what_its_name_says():
         torch.testing.assert_close(importance(arrival), expected[name])
 
 
+def test_by_rarity_the_most_frequent_tokens_of_the_text_are_narrow_in_every_layer():
+    text = some_ids(8, 32)  # what the model was calibrated on
+    model = quantized_model(config=SquatConfig(importance="rarity", wide_first_token=False))
+    logits(model, text)
+    wide, *others = model.token_state.wide.values()
+    assert others and all(torch.equal(wide, other) for other in others)
+    assert abs(wide.float().mean().item() - 0.5) < 0.05
+    counts = text.flatten().bincount()
+    assert counts[text[wide]].max() <= counts[text[~wide]].min()
+
+
+def test_rarity_needs_the_tokens():
+    model = quantized_model(config=SquatConfig(importance="rarity"))
+    with pytest.raises(ConfigError, match="pass input_ids"):
+        model(inputs_embeds=model.get_input_embeddings()(some_ids()))
+
+
 @given(st.integers(1, 500), st.floats(0, 1))
 def test_scattered_tokens_make_any_share_of_a_text(tokens, share):
     visible = torch.arange(1, tokens + 1)[None]
