@@ -549,7 +549,7 @@ inline std::vector<uint8_t> windowed_file(const ModelOptions& options) {
 
 // The instruction sets that whole models are compared on: those that this CPU has. With
 // SQUAT_TEST_ISAS=best only the one that the engine chooses: an emulator takes minutes for the
-// others, and where it is several CPUs, one that has them all compares them all.
+// others.
 inline std::vector<kernels::Isa> isas_to_compare() {
   std::vector<kernels::Isa> found;
   for (const kernels::Isa& isa : kernels::isas()) {

@@ -99,43 +99,6 @@ void test_chunks_threads_and_isas() {
   }
 }
 
-void check_hash(const Bytes& file, uint64_t expected) {
-  Engine engine(file.data(), file.size(), "model", 1, 0);
-  const Logits logits = evaluate(engine, random_tokens(75), 75);
-  const uint64_t hash = squat_hash_logits(logits.data(), logits.size());
-  if (!CHECK(hash == expected)) {
-    std::fprintf(stderr, "  %016llx\n", static_cast<unsigned long long>(hash));
-  }
-}
-
-// The same bits on every platform: what follows was computed once, on x86 (with AVX512-VNNI, the
-// last four with AVX2).
-void test_bits() {
-  struct Case {
-    bool gpt2;
-    uint32_t version;
-    bool features;
-    uint64_t hash;
-  };
-  for (const auto& [gpt2, version, features, expected] :
-       {Case{false, 1, false, 0x8c0da9a767ae2306u}, Case{true, 1, false, 0x2afaf405b8e88a76u},
-        Case{false, 2, false, 0x8c0da9a767ae2306u}, Case{true, 2, false, 0x2afaf405b8e88a76u},
-        Case{false, 2, true, 0x8ae9de13778a6791u}, Case{true, 2, true, 0xf2e89017cb23e91cu}}) {
-    ModelOptions options;
-    options.gpt2 = gpt2;
-    options.version = version;
-    options.row_steps = options.exponents = options.hadamard = options.levels = features;
-    check_hash(tiny_model(options).bytes(), expected);
-  }
-  // With everything that a file may have, in each width of tokens, 4:8 by attention and by rarity.
-  const uint64_t last[] = {0xb9d1ca93b0f6e225u, 0x287585db420c5b8fu, 0x501eeebaf95d562au,
-                           0x722c38d78c106607u};
-  const uint64_t* expected = last;
-  for (const ModelOptions& options : variants()) {
-    if (options.convolutions) check_hash(tiny_model(options).bytes(), *expected++);
-  }
-}
-
 void test_rewind() {
   const std::vector<int32_t> tokens = random_tokens(60);
   for (const ModelOptions& options : variants()) {
@@ -563,7 +526,6 @@ void test_profile() {
 
 int main() {
   test_chunks_threads_and_isas();
-  test_bits();
   test_rewind();
   test_windows();
   test_rewinding_windows();
