@@ -2,9 +2,11 @@
 
     python benchmarks/importance.py MODEL TEXT                         # calibrated only (PTQ)
     python benchmarks/importance.py MODEL TEXT --steps 150 --seeds 3   # after training
+    python benchmarks/importance.py MODEL TEXT --quantized FOLDER      # what `squat quantize` made of MODEL
 
 A model is quantized (W4, "4:8" at the given ratio) by every row of `IMPORTANCE` in turn, trained for some
 steps if so asked (pure KL to the model itself), and reads windows of the text that it was not trained on.
+Of one that is quantized already only the choice of tokens changes, with thresholds set anew for each.
 Printed are
 
 * by position, rank by position: how much of the variance of the importance, and of its rank within the
@@ -41,7 +43,8 @@ from squat.data.packed import sample
 from squat.distill import LossConfig, SquatTrainer
 from squat.distill.losses import distillation
 from squat.quantization import SquatConfig, quantize
-from squat.quantization.tokens import IMPORTANCE, POLICIES
+from squat.quantization.attention import AttentionSites
+from squat.quantization.tokens import IMPORTANCE, POLICIES, ThresholdPolicy, follow_importance
 
 CONTROL = "scattered"
 CALIBRATION = 32
@@ -114,6 +117,29 @@ def train(model: PreTrainedModel, teacher: PreTrainedModel, windows: Tensor, rat
         SquatTrainer(model, [teacher], args, dataset, loss).train()
 
 
+@torch.no_grad()
+def choose(model: PreTrainedModel, importance: str, windows: Tensor) -> None:
+    """Let a 4:8 model give 8 bits by another importance; thresholds are set on the windows."""
+    for module in model.modules():
+        if isinstance(module, AttentionSites):
+            module.importance = importance
+            if isinstance(module.policy, ThresholdPolicy):
+                module.policy.threshold.fill_(torch.nan)
+                module.policy.train()
+    for batch in windows.split(BATCH):
+        model(batch)
+        follow_importance(model)
+    model.eval()
+
+
+@torch.no_grad()
+def give_all(model: PreTrainedModel, bits: int) -> None:
+    """Let every token of a 4:8 model have 8 or 4 bits."""
+    for module in model.modules():
+        if isinstance(module, ThresholdPolicy):
+            module.threshold.fill_(-torch.inf if bits == 8 else torch.inf)
+
+
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(
@@ -121,6 +147,7 @@ def main() -> None:
     )
     parser.add_argument("model", help="a full-precision model's folder")
     parser.add_argument("text", help="a file or folder of text")
+    parser.add_argument("--quantized", help="the folder of a 4:8 model of it, by rarity")
     parser.add_argument("--by-source", action="store_true", help="clean BabyLM's files by source")
     parser.add_argument("--windows", type=int, default=128, help="windows to read")
     parser.add_argument("--length", type=int, default=128, help="tokens of a window")
@@ -141,7 +168,15 @@ def main() -> None:
         [CALIBRATION, args.windows, len(rows) - CALIBRATION - args.windows]
     )
 
+    quantized = load_model(args.quantized) if args.quantized else None
+
     def measure(seed: int, **config: Any) -> Reading:
+        if quantized is not None:
+            if "importance" in config:
+                choose(quantized, config["importance"], calibration)
+            else:
+                give_all(quantized, config["activation_bits"])
+            return read(quantized, teacher, windows)
         model = quantize(load_model(args.model), SquatConfig(**config), [calibration])
         if args.steps:
             order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))
