@@ -160,7 +160,7 @@ def test_training_moves_towards_the_teacher_and_logs_every_term(tmp_path, bf16):
     assert mean(entry["kl"] for entry in logs[-5:]) < logs[0]["kl"]
     assert 0.3 < logs[-1]["wide_share"] < 0.7
     after = weights(run.model)
-    # Everything learns: weights, every step size, and the thresholds follow. Levels and ranks stay as calibrated.
+    # Everything learns: weights, every step size, and the thresholds follow. Levels and ranks stay.
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {name for name in before if name.endswith(("levels", "ranks"))}
     # The log adds up to the loss (to rounding of the log itself).

@@ -230,7 +230,8 @@ def test_by_rarity_the_most_frequent_tokens_of_the_text_are_narrow_in_every_laye
     model = quantized_model(config=SquatConfig(importance="rarity", wide_first_token=False))
     logits(model, text)
     wide, *others = model.token_state.wide.values()
-    assert others and all(torch.equal(wide, other) for other in others)
+    assert others
+    assert all(torch.equal(wide, other) for other in others)
     assert abs(wide.float().mean().item() - 0.5) < 0.05
     counts = text.flatten().bincount()
     assert counts[text[wide]].max() <= counts[text[~wide]].min()
