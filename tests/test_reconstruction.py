@@ -11,7 +11,7 @@ SETTINGS = Reconstruction(epochs=8, batch_size=4, learning_rate=3e-4)
 
 
 def quantized(name="llama", **config):
-    return quantize(tiny_model(name), SquatConfig(**config), [some_ids(8, 32)])
+    return quantize(tiny_model(name), SquatConfig(**config), [some_ids(16, 32)])
 
 
 @pytest.mark.parametrize("name", [*TINY, "lfm2"])
