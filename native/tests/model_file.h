@@ -411,7 +411,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     if (o.rarity) {
       std::vector<uint32_t> ranks(kVocabulary);
       for (size_t i = 0; i < ranks.size(); i++) {
-        ranks[i] = static_cast<uint32_t>(i * 5 % ranks.size());  // 5 divides it not: each once
+        ranks[i] = static_cast<uint32_t>(i * 5 % ranks.size());  // no common divisor: each once
       }
       file.u32_array("squat.token_ranks", ranks);
     }

@@ -84,8 +84,7 @@ def value_peak(arrival: Arrival) -> Tensor:
 def rarity(arrival: Arrival) -> Tensor:
     """How seldom the token is: its rank in the vocabulary, by how often it stood in the text of calibration.
 
-    The same in every layer, and known before the first. Half of a text is some hundred words and signs, whose
-    next token is hardly better known from their 8 bits than from 4.
+    The same in every layer, and known before the first.
     """
     assert arrival.ranks is not None
     return arrival.ranks.float()
