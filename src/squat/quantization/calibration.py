@@ -39,6 +39,8 @@ _HEAD_BATCHES = 4
 """Every such batch tells what the head's inputs are like."""
 _ATTENTION_BATCHES = 2
 """Batches that the sites inside of an attention are calibrated on: they keep a sample only."""
+_LAST_SITES = ("attn_out", "mlp_mid")
+"""Their products are what an attention or an MLP makes."""
 _SILENT = 1e-12
 
 Progress = Callable[[int, int], None]
@@ -178,10 +180,13 @@ class _Calibration:
             for site_name, name in names.items():
                 if site_name == "attn_out" and self.row.attends(layer):
                     self._attention(index, layer)
-                if site_name == "mlp_in":  # attention is done: it need not be computed again
-                    attention = layer.get_submodule(row.attention)
-                    stack.enter_context(stream.remembering(layer, index, attention))
-                self._site(index, layer, site_name, name, originals.get(site_name))
+                inputs = self._site(index, layer, site_name, name, originals.get(site_name))
+                if site_name in _LAST_SITES:  # of a module, which need not be computed again
+                    answers: list[Any] = stream.products(layer.get_submodule(name), inputs)
+                    if site_name == "attn_out" and self.row.attends(layer):
+                        answers = [(answer, None) for answer in answers]
+                    whole = name.rpartition(".")[0]
+                    stack.enter_context(stream.answering(layer, whole, answers))
             stream.step(layer, index)
         if self.descent:
             self.reference.hidden = after
@@ -193,8 +198,8 @@ class _Calibration:
         site_name: str,
         name: str,
         originals: list[Tensor] | None,
-    ) -> None:
-        """One input of matrices: its steps, then the matrices."""
+    ) -> list[Tensor]:
+        """One input of matrices, which is returned: its steps, then the matrices."""
         module = layer.get_submodule(name)
         site = site_of(module)
         inputs = self.stream.inputs(layer, index, module)
@@ -208,6 +213,7 @@ class _Calibration:
         if originals is not None:
             evidence = self._evidence(site, inputs, originals)
             _round_as_a_whole(readers, evidence)
+        return inputs
 
     def _attention(self, index: int, layer: nn.Module) -> None:
         """The threshold of a layer's tokens, then the sites inside of its attention."""
@@ -242,7 +248,7 @@ class _Calibration:
     ) -> Evidence:
         evidence = Evidence(inputs[0].shape[-1])
         for batch, (x, original) in enumerate(zip(inputs, originals, strict=True)):
-            evidence.add(site(x, self._wide(site, batch)), site.transformed(original))
+            evidence.add(site(x, self._wide(site, batch)), original)
         return evidence
 
     def _round_to_nearest(self, module: nn.Module) -> None:
@@ -292,21 +298,23 @@ def _tied(modules: Sequence[nn.Module]) -> bool:
 
 def _round_as_a_whole(modules: Sequence[nn.Module], evidence: Evidence) -> None:
     """All matrices that read one site; the first one says for all how hard they are held."""
-    moments, damping = evidence.all, None
-    for module in modules:
-        assert isinstance(module, QuantizedWeight)
-        quantizer, weight = module.weight_quantizer, stored_rows(module)
-        steps = quantizer.step.view(-1, 1)
-        rounded = _codes_next_to(quantizer, weight.device)
-        if damping is None:
-            damping = best_damping(weight, steps, rounded, evidence)
-        rows = _ROWS if len(steps) > 1 else len(weight)
-        parts = [
-            descend(part, of_part, rounded, moments, SWEEPS, damping)
-            for part, of_part in zip(weight.split(rows), steps.split(rows), strict=True)
-        ]
-        quantizer.start_at(torch.cat([of_part for _, of_part in parts]))
-        weight.copy_(torch.cat([part for part, _ in parts]))
+    readers = [module for module in modules if isinstance(module, QuantizedWeight)]
+    weights = [stored_rows(reader) for reader in readers]
+    steps = [reader.weight_quantizer.step.view(-1, 1) for reader in readers]
+    rounded = _codes_next_to(readers[0].weight_quantizer, weights[0].device)
+    damping = best_damping(weights[0], steps[0], rounded, evidence)
+    moments, parts = evidence.all, (weights, steps)
+    if len(steps[0]) > 1:  # rows with steps of their own do not ask whose they are
+        parts = (torch.cat(weights).split(_ROWS), torch.cat(steps).split(_ROWS))
+    found = [
+        descend(part, of_part, rounded, moments, SWEEPS, damping)
+        for part, of_part in zip(*parts, strict=True)
+    ]
+    rows = torch.cat([part for part, _ in found]).split([len(weight) for weight in weights])
+    fitted = torch.cat([of_part for _, of_part in found]).split([len(part) for part in steps])
+    for reader, weight, part, of_part in zip(readers, weights, rows, fitted, strict=True):
+        reader.weight_quantizer.start_at(of_part)
+        weight.copy_(part)
 
 
 def _codes_next_to(quantizer: Any, device: torch.device) -> Snap:

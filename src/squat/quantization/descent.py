@@ -21,6 +21,7 @@ which of several pulls leaves least of an error there (`Evidence`, `best_damping
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,8 +32,8 @@ _MADE_UP_FOR = 0.5
 """The share of what the inputs have lost that a weight makes up for."""
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Pulls towards the weight itself that are tried, relative to the mean squared input."""
-_UNTRIED = 0.1
-"""Where there is too little text to try them."""
+_FIRST = 2
+"""The one that is tried first, and taken where there is too little text to try any."""
 _TRIED_ROWS = 128
 """Rows of a matrix that try them."""
 _HELD_BACK = 4
@@ -105,16 +106,23 @@ class Evidence:
 
 def best_damping(weight: Tensor, steps: Tensor, rounded: Snap, evidence: Evidence) -> float:
     """Which of `DAMPINGS` makes a weight best for sequences that it has not seen; see `descend`."""
+    first = min(_FIRST, len(DAMPINGS) - 1)
     if not evidence.enough:
-        return _UNTRIED
+        return DAMPINGS[first]
     every = max(1, len(weight) // _TRIED_ROWS)
     part, of_part = weight[::every], steps[::every]
 
-    def error(damping: float) -> float:
-        found, _ = descend(part, of_part, rounded, evidence.shown, 1, damping)
+    @cache
+    def error(at: int) -> float:
+        found, _ = descend(part, of_part, rounded, evidence.shown, 0, DAMPINGS[at])
         return evidence.held_back.error(found, part)
 
-    return min(DAMPINGS, key=error)
+    # The error falls and rises again: no need to try what lies beyond a rise.
+    best = first
+    for way in (1, -1):
+        while 0 <= best + way < len(DAMPINGS) and error(best + way) < error(best):
+            best += way
+    return DAMPINGS[best]
 
 
 def descend(
@@ -132,7 +140,7 @@ def descend(
         steps: where to start, [rows, 1], or [1, 1] for all rows.
         rounded: the codes next to quotients of elements and steps, of any shape; changes what it is given.
         moments: of the inputs.
-        sweeps: how often every column is visited, at least once.
+        sweeps: how often every input is visited again.
         damping: the pull towards the weight, relative to the mean squared input; see `best_damping`.
 
     Returns:
@@ -143,62 +151,63 @@ def descend(
     gram, target = moments.damped(weight, damping)
     order = gram.diagonal().argsort(descending=True)
     gram = gram[order][:, order].contiguous()
-    target = target[:, order].contiguous()
+    # An input's elements of all rows are neighbours in what follows: they are rounded together.
+    target, steps = target.T[order], steps.T
     codes = _start(target, steps, rounded, gram)
     for _ in range(sweeps):
         steps = _refit(codes, steps, gram, target)
         _sweep(codes, steps, rounded, gram, target)
-    return (codes * steps)[:, order.argsort()], steps
+    return (codes * steps)[order.argsort()].T, steps.T
 
 
 def _start(target: Tensor, steps: Tensor, rounded: Snap, gram: Tensor) -> Tensor:
-    """Codes by rounding column after column, the free ones always at their best: [rows, inputs]."""
-    inverse = torch.linalg.inv(gram.double())
-    free = (target.double() @ inverse).float()
-    # Row j of the factor, over its diagonal: how the columns after j make up for an error of j.
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
-    factor = factor / factor.diagonal()[:, None]
+    """Codes by rounding input after input, the free ones always at their best: [inputs, rows]."""
+    # H = R R' with R upper triangular, by Cholesky from the last input to the first; so inverse H = U' U.
+    lower = torch.linalg.cholesky(gram.double().flip(0, 1))
+    upper = torch.linalg.solve_triangular(
+        lower.flip(0, 1), torch.eye(len(gram), dtype=torch.float64), upper=True
+    )
+    free = (upper.T @ (upper @ target.double())).float()
+    # Row j of U, over its diagonal: how the inputs after j make up for an error of j.
+    factor = (upper / upper.diagonal()[:, None]).float()
     codes = torch.empty_like(free)
     inverse_steps = steps.reciprocal()
-    for begin in range(0, free.shape[1], _BLOCK):
-        end = min(begin + _BLOCK, free.shape[1])
-        errors = torch.empty(len(free), end - begin)
-        block = free[:, begin:end].clone()
+    for begin in range(0, len(free), _BLOCK):
+        end = min(begin + _BLOCK, len(free))
+        errors = torch.empty(end - begin, free.shape[1])
+        block, makes_up = free[begin:end], factor[begin:end, begin:end, None]
         for j in range(end - begin):
-            column = block[:, j : j + 1]
-            code = rounded(column * inverse_steps)
-            error = column - code * steps
-            codes[:, begin + j : begin + j + 1] = code
-            errors[:, j : j + 1] = error
-            block[:, j:] -= error * factor[begin + j, begin + j : end]
-        free[:, end:] -= errors @ factor[begin:end, end:]
+            code = rounded(block[j] * inverse_steps[0])
+            torch.addcmul(block[j], code, steps[0], value=-1, out=errors[j])
+            codes[begin + j] = code
+            block[j + 1 :].addcmul_(makes_up[j, j + 1 :], errors[j], value=-1)
+        free[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
     return codes
 
 
 def _refit(codes: Tensor, steps: Tensor, gram: Tensor, target: Tensor) -> Tensor:
     """The steps that are best for given codes, one or each row's; a row of zeros keeps its own."""
-    numerator = (target * codes).sum(dim=1, keepdim=True)
-    denominator = ((codes @ gram) * codes).sum(dim=1, keepdim=True)
-    if len(steps) == 1:
-        numerator, denominator = numerator.sum(0, keepdim=True), denominator.sum(0, keepdim=True)
+    numerator = (target * codes).sum(dim=0, keepdim=True)
+    denominator = ((gram @ codes) * codes).sum(dim=0, keepdim=True)
+    if steps.numel() == 1:
+        numerator, denominator = numerator.sum(1, keepdim=True), denominator.sum(1, keepdim=True)
     fitted = numerator / denominator
     sound = (denominator > 0) & (fitted > 0.5 * steps) & (fitted < 2 * steps)
     return representable_step(torch.where(sound, fitted, steps))
 
 
 def _sweep(codes: Tensor, steps: Tensor, rounded: Snap, gram: Tensor, target: Tensor) -> None:
-    """Every column once takes the best codes while all others stay; `codes` changes in place."""
-    inverse_steps = steps.reciprocal()
-    residual = target - (codes * steps) @ gram
-    for begin in range(0, codes.shape[1], _BLOCK):
-        end = min(begin + _BLOCK, codes.shape[1])
-        local = residual[:, begin:end].clone()
-        before = codes[:, begin:end].clone()
+    """Every input once takes the best codes while all others stay; `codes` changes in place."""
+    inverse_steps, diagonal = steps.reciprocal(), gram.diagonal()[:, None]
+    # In steps: what is left to gain, and below how much of it one code more of an input takes.
+    residual = target * inverse_steps - gram @ codes
+    for begin in range(0, len(codes), _BLOCK):
+        end = min(begin + _BLOCK, len(codes))
+        local, here = residual[begin:end], gram[begin:end, begin:end, None]
+        before = codes[begin:end].clone()
         for j in range(end - begin):
-            at = begin + j
-            old = codes[:, at : at + 1]
-            best = old * steps + local[:, j : j + 1] / gram[at, at]
-            new = rounded(best * inverse_steps)
-            local -= ((new - old) * steps) * gram[at, begin:end]
-            codes[:, at : at + 1] = new
-        residual -= ((codes[:, begin:end] - before) * steps) @ gram[begin:end]
+            code = codes[begin + j]
+            new = rounded(torch.addcdiv(code, local[j], diagonal[begin + j]))
+            local[j + 1 :].addcmul_(here[j, j + 1 :], new - code, value=-1)
+            code.copy_(new)
+        residual[end:].addmm_(gram[end:, begin:end], codes[begin:end] - before, alpha=-1)

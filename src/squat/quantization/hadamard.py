@@ -21,6 +21,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+_AT_ONCE = 128
+"""A matrix of this size is multiplied as a whole."""
+
 
 def power_of_two_in(size: int) -> int:
     """The largest power of two that divides `size`: of a block, what a Hadamard matrix transforms."""
@@ -75,12 +78,25 @@ def hadamard(x: Tensor, block: int, inner: int = 1) -> Tensor:
 
 
 def hadamard_product(x: Tensor, block: int, inner: int = 1) -> Tensor:
-    """The same with a matrix product, which is faster to train with; rounded otherwise."""
-    power = power_of_two_in(block)
-    matrix = _matrix(power // inner, x.device, x.dtype)
-    y = x.reshape(-1, power // inner, inner)
-    y = matrix @ y if inner > 1 else y.squeeze(-1) @ matrix
-    return _reflect(y, block).view(x.shape)
+    """The same with matrix products, which are faster to train with; rounded otherwise."""
+    power, shape = power_of_two_in(block), x.shape
+    if inner == 1:
+        inner = _inner_of(power)
+        x = x.reshape(-1, inner) @ _matrix(inner, x.device, x.dtype)
+    if power > inner:
+        x = _matrix(power // inner, x.device, x.dtype) @ x.reshape(-1, power // inner, inner)
+    if block > power:
+        x = _reflections(block // power, x.device, x.dtype) @ x.reshape(-1, block // power, power)
+    return x.view(shape)
+
+
+def _inner_of(power: int) -> int:
+    """The size of a first product, of two: one matrix takes many times as long as its factors.
+
+    Of an even number of factors of two, whose scale is then a square root.
+    """
+    exponent = power.bit_length() - 1
+    return power if power <= _AT_ONCE else 1 << (exponent // 2 & ~1)
 
 
 def _reflect(x: Tensor, block: int) -> Tensor:
@@ -99,6 +115,11 @@ def _reflect(x: Tensor, block: int) -> Tensor:
 @cache
 def _matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return hadamard(torch.eye(block, device=device), block).to(dtype)
+
+
+@cache
+def _reflections(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _reflect(torch.eye(count, device=device), count).view(count, count).to(dtype)
 
 
 def fold(weight: Tensor, block: int, inner: int = 1) -> Tensor:

@@ -47,9 +47,11 @@ def snap_to(levels: Tensor) -> Snap:
     table = F.pad(nearest, (0, 1), value=torch.nan)  # what is no number stays none
 
     def snap(codes: Tensor) -> Tensor:
-        # One look at a table is many times as fast as a search.
-        index = (codes - LOWEST).flatten().nan_to_num_(nan=len(nearest)).int()
-        return table.index_select(0, index.clamp_(0, len(nearest))).view(codes.shape)
+        # One look at a table is many times as fast as a search; a weight's rounding asks very often.
+        index = codes.sub(LOWEST).nan_to_num_(nan=len(nearest)).int().clamp_(0, len(nearest))
+        if index.dim() == 1:
+            return table.index_select(0, index)
+        return table.index_select(0, index.flatten()).view(codes.shape)
 
     return snap
 

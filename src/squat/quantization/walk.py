@@ -44,12 +44,20 @@ class Walk:
     def _enter(
         self, model: PreTrainedModel, layers: Sequence[nn.Module], batches: Sequence[Tensor]
     ) -> None:
-        """Everything that layers are called with beside the hidden states, and those of the first layer."""
+        """Everything that layers are called with beside the hidden states, and those of the first layer.
+
+        No layer but the first is computed.
+        """
+        in_tuples = False
 
         def first(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.hidden.append(args[0] if args else kwargs["hidden_states"])
             if self.arguments:
                 raise _Reached
+
+        def form(module: nn.Module, args: Any, output: Any) -> None:
+            nonlocal in_tuples
+            in_tuples = isinstance(output, tuple)
 
         def every(module: nn.Module, args: Any, kwargs: Any) -> None:
             others = {k: v for k, v in kwargs.items() if k != "hidden_states"}
@@ -57,8 +65,16 @@ class Walk:
             if len(self.arguments) == len(layers):
                 raise _Reached
 
-        hooks = [layers[0].register_forward_pre_hook(first, with_kwargs=True)]
-        hooks += [layer.register_forward_pre_hook(every, with_kwargs=True) for layer in layers]
+        def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return (hidden_states,) if in_tuples else hidden_states
+
+        hooks = [
+            layers[0].register_forward_pre_hook(first, with_kwargs=True),
+            layers[0].register_forward_hook(form),
+            *(layer.register_forward_pre_hook(every, with_kwargs=True) for layer in layers),
+        ]
+        for layer in layers[1:]:
+            layer.forward = pass_on
         try:
             for batch in batches:
                 with contextlib.suppress(_Reached):
@@ -67,6 +83,8 @@ class Walk:
         finally:
             for hook in hooks:
                 hook.remove()
+            for layer in layers[1:]:
+                del layer.forward
         if self.state is not None:
             self.first = self.state.first
 
@@ -100,7 +118,10 @@ class Walk:
     def watch(
         self, layer: nn.Module, index: int, modules: Sequence[nn.Module]
     ) -> tuple[list[list[Tensor]], list[Tensor]]:
-        """In one pass over the whole layer: what reaches each of the modules, and what the layer makes."""
+        """In one pass over the whole layer: what each of the modules computes with, and what the layer makes.
+
+        That is what their own hooks make of what reaches them.
+        """
         seen: list[list[Tensor]] = [[] for _ in modules]
 
         def looker(at: int) -> Callable[..., None]:
@@ -110,7 +131,7 @@ class Walk:
             return look
 
         hooks = [
-            module.register_forward_pre_hook(looker(at), with_kwargs=True, prepend=True)
+            module.register_forward_pre_hook(looker(at), with_kwargs=True)
             for at, module in enumerate(modules)
         ]
         try:
@@ -120,27 +141,22 @@ class Walk:
                 hook.remove()
 
     @contextlib.contextmanager
-    def remembering(self, layer: nn.Module, index: int, module: nn.Module) -> Iterator[None]:
-        """Inside, a module of a layer is computed once for each batch, and no more."""
-        answers: list[Any] = []
-
-        def keep(module: nn.Module, args: Any, answer: Any) -> None:
-            # Of an attention's answer, only the output goes on.
-            answers.append((answer[0], None) if isinstance(answer, tuple) else answer)
-            raise _Reached
-
-        hook = module.register_forward_hook(keep)
-        try:
-            for batch in range(len(self.hidden)):
-                with contextlib.suppress(_Reached):
-                    self.output(layer, index, batch)
-        finally:
-            hook.remove()
-        module.forward = lambda *args, **kwargs: answers[self.batch]
+    def answering(self, layer: nn.Module, path: str, answers: Sequence[Any]) -> Iterator[None]:
+        """Inside, a module of a layer is not computed but answers, by batch, what it is told to."""
+        module = layer.get_submodule(path)
+        layer.set_submodule(path, _Answers(self, answers))
         try:
             yield
         finally:
-            del module.forward
+            layer.set_submodule(path, module)
+
+    def products(self, module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What a module of a layer makes of each batch's inputs, as `inputs` has seen them."""
+        made = []
+        for batch, x in enumerate(inputs):
+            self.with_widths(batch)
+            made.append(module(x))
+        return made
 
     def with_widths(self, batch: int) -> TokenState | None:
         """The model's token state, with the widths that a batch's tokens have so far."""
@@ -157,3 +173,14 @@ class Walk:
         answer = layer(self.hidden[batch], *args, **kwargs)
         output: Tensor = answer[0] if isinstance(answer, tuple) else answer
         return output
+
+
+class _Answers(nn.Module):
+    """Stands where a module stood, hooks and all, and knows what it says of each batch."""
+
+    def __init__(self, walk: Walk, answers: Sequence[Any]) -> None:
+        super().__init__()
+        self.walk, self.answers = walk, answers
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.answers[self.walk.batch]
