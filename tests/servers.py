@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import uvicorn
 
 from squat.serving.app import Limits
-from squat.serving.server import listen, service_of
+from squat.serving.server import Server, listen, service_of
 
 
 @contextmanager
 def running(file: Path, api_key: str | None = None, **limits: Any) -> Iterator[str]:
     """A server in a thread; its address."""
     service = service_of(str(file), api_key, Limits(**limits))
-    config = uvicorn.Config(service.app(), log_level="warning", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
+    server = Server(service)
     with listen("127.0.0.1", 0) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # who does not read is felt
         thread = threading.Thread(target=server.run, args=([listener],))
