@@ -1,8 +1,12 @@
 """Recipes: what is wrong with one is said in one line, with file, line, field, value and way out."""
 
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from squat.errors import ConfigError
 from squat.recipes import PretrainRecipe, TrainRecipe, read_recipe, read_sweep
@@ -64,6 +68,47 @@ def test_a_wrong_recipe_is_refused_with_its_line(tmp_path, old, new, line, messa
 
 @pytest.mark.parametrize("text", ["", "- a list", "output: [unclosed", "\x00"])
 def test_what_is_no_mapping_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        read_recipe(write(tmp_path, text), TrainRecipe)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(
+        st.tuples(
+            st.floats(0, 1),
+            st.integers(0, 8),
+            st.sampled_from(
+                [*":{}[]&*!|>'\"%@-? \n\t#,~\0é\ud83d9", "<<: *a", "!!python/x ", "${"]
+            ),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_any_text_is_a_recipe_or_refused_in_one_line(tmp_path, changes):
+    text = GOOD.replace("{folder}", str(tmp_path))
+    for place, dropped, new in changes:
+        at = int(place * len(text))
+        text = text[:at] + new + text[at + dropped :]
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with suppress(ConfigError):
+        read_recipe(file, TrainRecipe)
+        return
+    with pytest.raises(ConfigError, match=re.escape(str(file))) as caught:
+        read_recipe(file, TrainRecipe)
+    assert "\n" not in str(caught.value)
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "output: " + "[" * 50_000, "a: " * 20_000])
+def test_recipes_that_explode_are_refused(tmp_path, text):
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
         read_recipe(write(tmp_path, text), TrainRecipe)
 

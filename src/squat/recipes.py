@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,6 +26,9 @@ from squat.errors import ConfigError
 from squat.model_names import is_gguf
 from squat.quantization import SquatConfig
 from squat.reconstruction import Reconstruction
+
+_MOST_NODES = 20_000
+"""Of a file. A few aliases of aliases stand for more than there is memory."""
 
 
 def _expand(path: str) -> str:
@@ -324,30 +328,49 @@ def _parse(file: str | Path) -> tuple[yaml.Node | None, dict[str, Any]]:
     try:
         text = Path(file).read_text(encoding="utf-8")
         root = yaml.compose(text)
+        _check_nodes(file, root)
         content = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(
+            f"{file}: not a recipe: lists or mappings in each other without end"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file}: not a YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a recipe is a mapping with keys like model, data, training")
-    _refuse_repeated_keys(file, root)
     return root, content
 
 
-def _refuse_repeated_keys(file: str | Path, node: yaml.Node | None) -> None:
-    """YAML's reader takes the last of two equal keys in silence."""
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _refuse_repeated_keys(file, child)
-    if isinstance(node, yaml.MappingNode):
+def _check_nodes(file: str | Path, root: yaml.Node | None) -> None:
+    """Few enough, and no key twice: YAML's reader takes the last of two equal ones in silence."""
+    for number, node in enumerate(_nodes(root)):
+        if number == _MOST_NODES:
+            raise ConfigError(
+                f"{file}: has more than {_MOST_NODES} values, each alias (*name) counted with all that it "
+                "stands for; leave some out"
+            )
         seen = set()
-        for key, value in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen and key.value != "<<":
                 line = key.start_mark.line + 1
                 raise ConfigError(f"{file}:{line}: {key.value}: given twice; remove one")
             seen.add(key.value)
-            _refuse_repeated_keys(file, value)
+
+
+def _nodes(node: yaml.Node | None) -> Iterator[yaml.Node]:
+    """All of a file, once for each place where it stands."""
+    if node is None:
+        return
+    yield node
+    children = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    for child in children:
+        yield from _nodes(child)
 
 
 Places = tuple[tuple[str, ...], ...]
