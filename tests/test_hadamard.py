@@ -84,7 +84,7 @@ def test_without_bits_the_model_stays_what_it_was(name):
     with torch.no_grad():
         expected = tiny_model(name)(ids).logits
         model = quantize(tiny_model(name), free, calibration=[ids]).eval()
-        torch.testing.assert_close(model(ids).logits, expected, atol=1e-3, rtol=1e-3)
+        assert (model(ids).logits - expected).abs().max() < 1e-5 * expected.std()
 
 
 def test_an_outlier_is_spread():

@@ -7,6 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import some_ids, tiny_model
+from squat.quantization import SquatConfig, quantize
+from squat.quantization.levels import WEIGHT_LEVELS, snap_to
+from squat.quantization.modules import QuantizedWeight
 from squat.quantization.numerics import (
     MAX_STEP,
     MIN_STEP,
@@ -56,16 +60,71 @@ def test_the_error_is_at_most_half_a_step_inside_the_range(x, step):
     assert (error <= step / 2 * (1 + 1e-5) + 1e-30).all()
 
 
+@given(values, steps, st.sampled_from([*WEIGHT_LEVELS, "8 bits"]))
+def test_a_larger_value_has_no_smaller_code(x, step, name):
+    levels = WEIGHT_LEVELS.get(name)
+    snap = None if levels is None else snap_to(torch.tensor(levels))
+    low, high = (
+        code_range(4 if name == "uniform" else 8) if levels is None else levels[:: len(levels) - 1]
+    )
+    codes = quantize_codes(x.sort().values, step, low, high, snap)
+    assert (codes.diff() >= 0).all()
+
+
 def test_ties_go_to_even():
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5])
     assert quantize_codes(x, torch.ones(1), -8, 7).tolist() == [0, 2, 2, 0, -2, -2]
 
 
-@given(st.floats(-20, 15))
-def test_steps_are_representable_in_fp16(log_step):
-    step = step_from_log(torch.tensor([log_step]))
+@given(st.floats(-20, 15) | st.floats(allow_nan=False, width=32), st.booleans())
+def test_steps_are_representable_in_fp16_whatever_an_update_does(log_step, coarse):
+    step = step_from_log(torch.tensor([log_step]), coarse=coarse)
     assert torch.equal(step.half().float(), step)
     assert MIN_STEP <= step.item() <= MAX_STEP
+
+
+EXTREMES = {
+    "constant": torch.full((4, 64), 3.0),
+    "zeros": torch.zeros(4, 64),
+    "rows of zeros": torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    * torch.tensor([[1.0], [0.0], [1.0], [0.0]]),
+    "denormal": torch.full((4, 64), 1e-40),
+    "an outlier": torch.cat([torch.full((1, 1), 1e4), torch.linspace(-1, 1, 255)[None]], 1).view(
+        4, 64
+    ),
+    "the largest numbers": torch.full((4, 64), 3e38),
+}
+
+
+@pytest.mark.parametrize("x", EXTREMES.values(), ids=EXTREMES)
+@pytest.mark.parametrize("shape", [(1,), (4, 1)], ids=["tensor", "row"])
+@pytest.mark.parametrize("init", ["lsq", "mse"])
+@pytest.mark.parametrize("name", [n for n in QUANTIZERS if "one-sided" not in n])
+def test_extreme_tensors_have_steps_and_codes(name, init, shape, x):
+    for levels in (None, WEIGHT_LEVELS["iq4_nl"]):
+        quantizer = QUANTIZERS[name].weights(4, shape=shape, levels=levels).eval()
+        quantizer.initialize(x, init)
+        step = quantizer.step
+        assert torch.isfinite(step).all()
+        assert torch.equal(step.half().float(), step)
+        assert (step >= MIN_STEP).all()
+        found = quantizer(x)
+        assert torch.equal(found, quantizer.codes(x) * step)
+        assert torch.equal(found[x == 0], x[x == 0]) or levels  # levels need not have a zero
+
+
+@given(steps, st.lists(st.floats(9, 1000), min_size=1, max_size=20), st.booleans())
+def test_where_all_is_clipped_the_gradient_is_that_of_differences(step, quotients, negative):
+    x = torch.tensor(quotients) * (-step if negative else step)
+    at = step.double().log().float().requires_grad_()
+    fake_quantize(x, at.exp(), -8, 7).sum().backward()
+    little = 2.0**-6
+
+    def clipped(change):
+        return fake_quantize(x, step * (1 + change), -8, 7).double().sum()
+
+    slope = (clipped(little) - clipped(-little)) / (2 * little)
+    torch.testing.assert_close(at.grad.double().sum(), slope, rtol=1e-3, atol=1e-6)
 
 
 @given(st.floats(MIN_STEP, 1000, width=32))
@@ -271,3 +330,25 @@ def test_every_method_keeps_bf16(name):
         quantizer.initialize(x, "mse")
         assert quantizer(x).dtype == torch.bfloat16
         assert quantizer.eval()(x).dtype == torch.bfloat16
+
+
+def trained_codes(bfloat16, steps):
+    """All codes of a small model's weights after some steps of training."""
+    model = quantize(tiny_model(), SquatConfig(), calibration=[some_ids(4, 32)]).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    for step in range(steps):
+        ids = some_ids(4, 32, seed=step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
+    return torch.cat([weight.codes().flatten() for weight in weights])
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16_moves_the_codes_that_float32_moves():
+    before, exact, rounded = (trained_codes(*how) for how in ((False, 0), (False, 20), (True, 20)))
+    assert (exact != before).float().mean() > 0.005
+    assert (exact != rounded).float().mean() < 0.001
