@@ -25,8 +25,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from chat_models import chat_file
 from lm_eval_tasks import lm_eval_scores
-from squat.errors import CheckpointError, DataError
+from squat.engine import Engine
+from squat.errors import CheckpointError, DataError, EngineError
 from squat.evaluate import (
     MinimalPairsResult,
     Paradigm,
@@ -235,6 +237,17 @@ def test_evaluation_counts_like_lm_eval():
     result = evaluate_minimal_pairs(TableScorer(scores), [Paradigm("p", None, pairs)])
     assert result.paradigms == (ParadigmResult("p", None, pairs=4, correct=3, ties=1),)
     assert result.paradigms[0].accuracy == 0.75
+
+
+def test_pairs_in_the_engine_say_which_sentence_is_too_long(tmp_path):
+    engine = Engine(chat_file(tmp_path / "tiny.gguf"), threads=1)
+    pairs = (("The dog runs.", "Dog the runs."), ("It is a cat.", "It are a cat."))
+    good, bad = (engine.score([f" {pair[i]}" for pair in pairs]) for i in (0, 1))
+    result = evaluate_minimal_pairs(engine, [Paradigm("p", None, pairs)])
+    assert result.paradigms[0].correct == sum(a >= b for a, b in zip(good, bad, strict=True))
+    long = (("word " * 600, "a"),)
+    with pytest.raises(EngineError, match=r"^' word word .*: tokens: "):
+        evaluate_minimal_pairs(engine, [Paradigm("p", None, long)])
 
 
 def test_evaluation_refuses_nan():

@@ -23,8 +23,9 @@ from typing import Any
 
 from rich.table import Table
 
-from squat.errors import CheckpointError, DataError
-from squat.evaluate.scorer import Scorer
+from squat.errors import CheckpointError, DataError, EngineError
+from squat.evaluate.scorer import LogitsModel, Scorer
+from squat.terminal import track
 from squat.unicode import broken_character
 
 # lm-eval's target delimiter, which joins a choice to the (empty) context
@@ -225,7 +226,7 @@ def evaluate_minimal_pairs(scorer: Scorer, paradigms: Sequence[Paradigm]) -> Min
     """
     # each sentence once: two equal ones then tie exactly, whatever batches they would fall into
     texts = list(dict.fromkeys(_DELIMITER + s for p in paradigms for pair in p.pairs for s in pair))
-    scores = dict(zip(texts, scorer.score(texts), strict=True))
+    scores = dict(zip(texts, _scores(scorer, texts), strict=True))
     for text, score in scores.items():
         if math.isnan(score):
             raise CheckpointError(
@@ -245,6 +246,21 @@ def evaluate_minimal_pairs(scorer: Scorer, paradigms: Sequence[Paradigm]) -> Min
             )
         )
     return MinimalPairsResult(tuple(results))
+
+
+def _scores(scorer: Scorer, texts: Sequence[str]) -> list[float]:
+    """Those of the engine one after the other, since it does not say how far it is; others sort by length."""
+    if not isinstance(scorer, LogitsModel):
+        return scorer.score(texts)
+    scores = []
+    with track(texts, "Scoring texts") as each:
+        for text in each:
+            try:
+                scores += scorer.score([text])
+            except EngineError as error:
+                cause = str(error).removeprefix("texts: element 0: ")
+                raise EngineError(f"{text!r:.60}: {cause}") from None
+    return scores
 
 
 def minimal_pairs_table(results: Mapping[str, MinimalPairsResult]) -> Table:
