@@ -112,7 +112,10 @@ def test_a_request_that_never_begins(
     with running(file) as url, closing(connect(url)) as client:
         if asked_before:
             client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert client.recv(10_000).startswith(b"HTTP/1.1 200 ")
+            answer = b""
+            while not answer.endswith(b'{"status":"ok"}'):
+                answer += client.recv(10_000)
+            assert answer.startswith(b"HTTP/1.1 200 ")
         client.sendall(HEAD)
         assert client.recv(10_000) == b""  # closed, without a word
         assert ask(url)[0] == 200
