@@ -588,21 +588,51 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path, file):
             assert "\n" not in str(caught.value)
 
 
+def spoil(rng, data, end):
+    """Before `end`: another byte, a number that is extreme, bytes that are missing, or some twice."""
+    spoiled, at = bytearray(data), rng.randrange(end)
+    kind = rng.randrange(4)
+    if kind == 0:
+        spoiled[at] = rng.randrange(256)
+    elif kind == 1:
+        number = rng.choice([0, 1, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1])
+        spoiled[at : at + 8] = number.to_bytes(8, "little")
+    elif kind == 2:
+        del spoiled[at : at + rng.randint(1, 16)]
+    else:
+        spoiled[at:at] = spoiled[: rng.randint(1, 64)]
+    return bytes(spoiled)
+
+
 def test_bytes_that_are_wrong_are_refused_or_harmless(tmp_path, file):
     data = file.read_bytes()
     head = data.index(b"output_norm.weight")  # what comes before is keys and tensors' places
     rng = random.Random(1)
+
+    def load():
+        load_tokenizer(str(file))
+        load_model(str(file))
+
     refused = 0
     for _ in range(150):
-        spoiled = bytearray(data)
-        spoiled[rng.randrange(head)] = rng.randrange(256)
-        file.write_bytes(spoiled)
+        file.write_bytes(spoil(rng, data, head))
         with contextlib.suppress(CheckpointError):
-            refused += 1
-            load_tokenizer(str(file))
-            load_model(str(file))
-            refused -= 1
+            load()
+            continue
+        refused += 1
+        with pytest.raises(CheckpointError, match=re.escape(str(file))) as caught:
+            load()
+        assert "\n" not in str(caught.value)
     assert refused > 20
+
+
+def test_a_merge_that_is_no_token_is_refused_in_one_line(tmp_path):
+    keys = keys_of(model_of())
+    keys["tokenizer.ggml.merges"] = [*keys["tokenizer.ggml.merges"], "\n \n"]
+    file = write(tmp_path / "m.gguf", keys, tensors_of(model_of()))
+    with pytest.raises(CheckpointError, match=r"merges: .*vocabulary") as caught:
+        load_tokenizer(str(file))
+    assert "\n" not in str(caught.value)
 
 
 # --- real files, and llama.cpp

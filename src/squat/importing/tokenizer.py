@@ -145,8 +145,9 @@ def _byte_level(file: GgufFile, tokens: list[_Token], split: Split) -> Tokenizer
     try:
         model = BPE(vocab=_ids(tokens), merges=merges, ignore_merges=split.whole)
     except Exception as error:  # the library raises nothing more special
+        cause = " ".join(str(error).split())
         raise CheckpointError(
-            f"{file.path}: key tokenizer.ggml.merges: {error}; take another copy, or convert the model again"
+            f"{file.path}: key tokenizer.ggml.merges: {cause}; take another copy, or convert the model again"
         ) from None
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = split.pre_tokenizer()
