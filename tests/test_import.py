@@ -626,6 +626,13 @@ def test_bytes_that_are_wrong_are_refused_or_harmless(tmp_path, file):
     assert refused > 20
 
 
+def test_a_tensor_whose_name_is_two_lines_is_refused_in_one(tmp_path):
+    tensors = tensors_of(model_of()) | {"blk.0.\nmore": np.zeros(8, np.float32)}
+    file = write(tmp_path / "m.gguf", keys_of(model_of()), tensors)
+    with pytest.raises(CheckpointError, match=r"tensor blk\.0\.\\nmore has no place"):
+        load_model(str(file))
+
+
 def test_a_merge_that_is_no_token_is_refused_in_one_line(tmp_path):
     keys = keys_of(model_of())
     keys["tokenizer.ggml.merges"] = [*keys["tokenizer.ggml.merges"], "\n \n"]

@@ -132,10 +132,15 @@ class GgufFile:
         return values
 
 
+def printable(name: str) -> str:
+    """A name that a stranger chose, on one line."""
+    return name.encode("unicode_escape").decode()
+
+
 def _unknown_type(path: str, tensor: str, kind: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: tensor {tensor} is of type {kind}, which cannot be read; take the model as F32, F16, BF16, "
-        "Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K"
+        f"{path}: tensor {printable(tensor)} is of type {kind}, which cannot be read; take the model as F32, "
+        "F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K"
     )
 
 
@@ -165,9 +170,11 @@ class _Reader(gguf.GGUFReader):
             elements = int(np.prod(dims.astype(object)))
             if dims[0] % block:
                 raise CheckpointError(
-                    f"{self.path}: tensor {field.name} has rows of {dims[0]}, which blocks of {block} "
+                    f"{self.path}: tensor {printable(field.name)} has rows of {dims[0]}, which blocks of {block} "
                     f"({dtype.name}) do not divide; {_COPY}"
                 )
             if start_offs + int(offset[0]) + elements // block * size > len(self.data):
-                raise CheckpointError(f"{self.path}: ends before tensor {field.name} does: {_COPY}")
+                raise CheckpointError(
+                    f"{self.path}: ends before tensor {printable(field.name)} does: {_COPY}"
+                )
         super()._build_tensors(start_offs, fields)

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from squat.architectures import ARCHITECTURES, Architecture
 from squat.deploy.gguf import unpermute_rope_rows
 from squat.errors import CheckpointError
-from squat.importing.file import GgufFile
+from squat.importing.file import GgufFile, printable
 from squat.importing.tokenizer import special_ids
 from squat.terminal import progress
 
@@ -119,7 +119,7 @@ def _weights(file: GgufFile, row: Architecture, model: PreTrainedModel) -> dict[
     unknown = next((tensor for tensor in file.tensors if tensor not in known), None)
     if unknown is not None:
         raise CheckpointError(
-            f"{file.path}: tensor {unknown} has no place in a {config.model_type} model of "
+            f"{file.path}: tensor {printable(unknown)} has no place in a {config.model_type} model of "
             f"{config.num_hidden_layers} layers; this kind of model is not supported"
         )
     transposed = {
