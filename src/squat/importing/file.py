@@ -170,8 +170,8 @@ class _Reader(gguf.GGUFReader):
             elements = int(np.prod(dims.astype(object)))
             if dims[0] % block:
                 raise CheckpointError(
-                    f"{self.path}: tensor {printable(field.name)} has rows of {dims[0]}, which blocks of {block} "
-                    f"({dtype.name}) do not divide; {_COPY}"
+                    f"{self.path}: tensor {printable(field.name)} has rows of {dims[0]}, which blocks "
+                    f"of {block} ({dtype.name}) do not divide; {_COPY}"
                 )
             if start_offs + int(offset[0]) + elements // block * size > len(self.data):
                 raise CheckpointError(
