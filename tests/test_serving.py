@@ -583,7 +583,7 @@ def test_a_client_that_does_not_read_keeps_nobody_waiting(
 
 
 def test_whoever_finds_no_place_is_told_when_to_come_back(long_file: Path) -> None:
-    with running(long_file, waiting=1) as url, ThreadPoolExecutor(1) as thread:
+    with running(long_file, waiting=1, parallel=1) as url, ThreadPoolExecutor(1) as thread:
         client = client_of(url)
         stream = client.completions.create(model="long", prompt="a", max_tokens=59_000, stream=True)
         next(iter(stream))
@@ -620,7 +620,7 @@ def test_a_request_that_does_not_arrive(file: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_line_is_in_order_of_arrival() -> None:
     async def go() -> None:
-        line, order = Line(3), []
+        line, order = Line(1, 3), []
 
         async def present() -> bool:
             return False

@@ -57,6 +57,9 @@ class Engine {
   // See squat_share. Throws Error.
   Engine(const Engine& other, uint32_t threads, uint32_t context);
 
+  // See squat_share.
+  bool shares_model(const Engine& other) const { return loaded_ == other.loaded_; }
+
   const Gguf& file() const { return loaded_->file; }
   const Model& model() const { return loaded_->model; }
   Session& session() { return session_; }

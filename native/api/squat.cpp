@@ -151,6 +151,39 @@ squat_status squat_eval(squat_engine* engine, const int32_t* tokens, size_t n, s
   });
 }
 
+squat_status squat_step(squat_engine* engine, const squat_turn* turns, size_t n, float* logits,
+                        size_t capacity) {
+  return guard([&] {
+    require(engine != nullptr, "engine: is NULL");
+    require(turns != nullptr && n > 0, "turns: there are none");
+    squat::Session& computing = engine->engine.session();
+    std::vector<squat::Session::Turn> all;
+    std::vector<const squat_engine*> engines;
+    for (size_t i = 0; i < n; i++) {
+      const squat_turn& turn = turns[i];
+      const auto require_turn = [i](bool valid, const std::string& what) {
+        if (!valid) throw Error(SQUAT_ERROR_ARGUMENT, "turn " + std::to_string(i) + ": " + what);
+      };
+      require_turn(turn.engine != nullptr, "engine: is NULL");
+      require_turn(turn.tokens != nullptr && turn.n > 0, "tokens: there are none");
+      require_turn(turn.engine->engine.shares_model(engine->engine),
+                   "engine: has another model; make it with squat_share");
+      squat::Session& session = turn.engine->engine.session();
+      require_turn(session.context() <= computing.context(),
+                   "engine: its context of " + std::to_string(session.context()) +
+                       " is longer than that of the engine that computes, " +
+                       std::to_string(computing.context()));
+      all.push_back({&session, turn.tokens, turn.n});
+      engines.push_back(turn.engine);
+    }
+    std::sort(engines.begin(), engines.end());
+    require(std::adjacent_find(engines.begin(), engines.end()) == engines.end(),
+            "turns: an engine comes twice; give it all its tokens in one turn");
+    require_rows("logits", logits, capacity, n, engine->engine.model().n_vocab);
+    computing.step(all.data(), n, logits);
+  });
+}
+
 squat_status squat_eval_hidden(squat_engine* engine, const int32_t* tokens, size_t n,
                                squat_logits which, float* hidden, size_t capacity) {
   return guard([&] {

@@ -15,15 +15,18 @@
 namespace squat {
 
 template <class Body>
-void Session::for_heads(const Chunk& chunk, Body&& body) {
+void Session::for_heads(int64_t macs, Body&& body) {
+  const int heads = model_.n_head_kv, all = static_cast<int>(chunks_.size()) * heads;
   const auto run = [&](int begin, int end, int thread) {
-    for (int h = begin; h < end; h++) body(h, scratch_[static_cast<size_t>(thread)]);
+    for (int i = begin; i < end; i++) {
+      const Chunk& chunk = chunks_[static_cast<size_t>(i / heads)];
+      body(chunk, i % heads, scratch_[static_cast<size_t>(thread)]);
+    }
   };
-  const int64_t work = int64_t{chunk.count} * chunk.keys() * model_.n_embd_q();
-  if (work < kParallelWork) {
-    run(0, model_.n_head_kv, 0);
+  if (macs < kParallelWork) {
+    run(0, all, 0);
   } else {
-    threads_.parallel_for(model_.n_head_kv, run);
+    threads_.parallel_for(all, run);
   }
 }
 
@@ -39,12 +42,19 @@ void Session::for_runs(const uint8_t* widths, int begin, int end, Body&& body) {
   }
 }
 
-void Session::attend(const Chunk& chunk, int layer) {
+void Session::attend(int layer) {
   const Model& m = model_;
-  // A token sees on average this many keys.
-  const int64_t pairs = int64_t{chunk.count} * (2 * chunk.past() + chunk.count + 1) / 2;
-  const int64_t macs = pairs * m.n_embd_q();
-  const int64_t bytes = int64_t{chunk.keys()} * m.n_embd_kv();
+  int64_t pairs = 0, keys_read = 0;
+  size_t probs = 0;
+  for (Chunk& chunk : chunks_) {
+    // A token sees on average this many keys.
+    pairs += int64_t{chunk.count} * (2 * chunk.past() + chunk.count + 1) / 2;
+    keys_read += chunk.keys();
+    chunk.probs_at = probs;
+    probs += static_cast<size_t>(chunk.count * m.n_head) *
+             static_cast<size_t>(keys_padded(chunk.keys()));
+  }
+  const int64_t macs = pairs * m.n_embd_q(), bytes = keys_read * m.n_embd_kv();
   const int keys_at = m.n_embd_q(), values_at = keys_at + m.n_embd_kv();
   {
     const Profile::Timer timer(profile_, Step::kScores, macs, bytes);
@@ -55,29 +65,29 @@ void Session::attend(const Chunk& chunk, int layer) {
     const float rest = 1 / (static_cast<float>(power) * scale);
     const Layer& l = m.layers[static_cast<size_t>(layer)];
     const float* center = l.k_center.empty() ? nullptr : l.k_center.data();
-    const Vectors keys = {m.sites.k, chunk.previous, keys_at,         1, &l.k_norm, scale,
-                          center,    key_codes_,     key_multipliers_};
-    const Vectors queries = {m.sites.q, chunk.previous, 0,
-                             m.group(), &l.q_norm,      rest,
-                             nullptr,   query_codes_,   query_multipliers_};
-    quantize_vectors(chunk, layer, keys, 0);
-    quantize_vectors(chunk, layer, queries, first_query(chunk));
-    if (m.sites.v.multiplied()) measure_values(chunk, layer, values_at);
-    for_heads(chunk, [&](int h, Scratch& scratch) { score_head(chunk, layer, h, scratch); });
-    decide_widths(chunk, layer);
+    quantize_vectors(layer, {m.sites.k, previous_, keys_at, 1, &l.k_norm, scale, center, key_codes_,
+                             key_multipliers_});
+    quantize_vectors(layer, {m.sites.q, previous_, 0, m.group(), &l.q_norm, rest, nullptr,
+                             query_codes_, query_multipliers_});
+    if (m.sites.v.multiplied()) measure_values(layer, values_at);
+    for_heads(macs, [&](const Chunk& chunk, int h, Scratch& scratch) {
+      score_head(chunk, layer, h, scratch);
+    });
+    for (const Chunk& chunk : chunks_) decide_widths(chunk, layer);
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
-  const Vectors values = {m.sites.v, chunk.current, values_at,         1, nullptr, 1,
-                          nullptr,   value_codes_,  value_multipliers_};
-  quantize_vectors(chunk, layer, values, 0);
-  for_heads(chunk, [&](int h, Scratch& scratch) { weigh_head(chunk, layer, h, scratch); });
+  quantize_vectors(layer, {m.sites.v, current_, values_at, 1, nullptr, 1, nullptr, value_codes_,
+                           value_multipliers_});
+  for_heads(macs, [&](const Chunk& chunk, int h, Scratch& scratch) {
+    weigh_head(chunk, layer, h, scratch);
+  });
 }
 
-bool Session::reads_ahead(const Chunk& chunk, int layer) const {
-  if (chunk.count > 1) return false;
+bool Session::reads_ahead(int layer) const {
+  if (rows_ > 1) return false;
   size_t bytes = 0;
   for (int h = 0; h < model_.n_head_kv; h++) {
-    bytes += pools_[static_cast<size_t>(layer * model_.n_head_kv + h)].used_bytes();
+    bytes += chunks_[0].sequence->pools(layer, h).used_bytes();
   }
   return bytes <= kReadAhead * static_cast<size_t>(threads_.size());
 }
@@ -86,12 +96,12 @@ void Session::read_ahead(int layer, int part, int parts) const {
   // Parts and heads on lines of one length: most of what a thread asks for is what it will read.
   const int heads = model_.n_head_kv, begin = part * heads, end = begin + heads;
   for (int h = begin / parts; h * parts < end; h++) {
-    const HeadPools& pools = pools_[static_cast<size_t>(layer * heads + h)];
-    pools.prefetch(std::max(begin - h * parts, 0), std::min(end - h * parts, parts), parts);
+    chunks_[0].sequence->pools(layer, h).prefetch(std::max(begin - h * parts, 0),
+                                                  std::min(end - h * parts, parts), parts);
   }
 }
 
-void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vectors, int from) {
+void Session::quantize_vectors(int layer, const Vectors& vectors) {
   const Model& m = model_;
   const Site& site = vectors.site;
   const int group = vectors.group;
@@ -102,8 +112,8 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vec
   const int turned = m.graph.rotated(), heads = m.n_head_kv * group;
   const size_t size = static_cast<size_t>(m.head_dim);
   const size_t normed = is_value ? 0 : vectors.norm->weight.size();
-  threads_.parallel_for(chunk.count - from, [&](int begin, int end, int) {
-    for (int i = from + begin; i < from + end; i++) {
+  threads_.parallel_for(rows_, [&](int begin, int end, int) {
+    for (int i = begin; i < end; i++) {
       const bool wide = is_wide(widths, i);
       float* x =
           qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + vectors.column;
@@ -119,7 +129,7 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vec
           const float* center = vectors.center + v * m.head_dim;
           for (int k = 0; k < m.head_dim; k++) x[k] -= center[k];
         }
-        const size_t to = vector_of(chunk, group, v / group, i) + static_cast<size_t>(v % group);
+        const size_t to = vector_of(group, v / group, i) + static_cast<size_t>(v % group);
         vectors.multipliers[to] = quantize(site, layer, wide, x, m.head_dim,
                                            vectors.codes + to * static_cast<size_t>(m.head_dim));
       }
@@ -129,12 +139,12 @@ void Session::quantize_vectors(const Chunk& chunk, int layer, const Vectors& vec
 
 // Probabilities take in what values multiply their steps by, which no width changes: it is known
 // before the tokens' widths are.
-void Session::measure_values(const Chunk& chunk, int layer, int column) {
+void Session::measure_values(int layer, int column) {
   const Model& m = model_;
-  for (int i = 0; i < chunk.count; i++) {
+  for (int i = 0; i < rows_; i++) {
     const float* x = qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + column;
     for (int h = 0; h < m.n_head_kv; h++, x += m.head_dim) {
-      value_multipliers_[vector_of(chunk, 1, h, i)] =
+      value_multipliers_[vector_of(1, h, i)] =
           multiplier_of(m.sites.v, layer, true, x, m.head_dim);
     }
   }
@@ -143,16 +153,17 @@ void Session::measure_values(const Chunk& chunk, int layer, int column) {
 uint8_t* Session::probs_row(const Chunk& chunk, int token, int query_head) const {
   const int group = model_.group();
   const int row = (query_head / group * chunk.count + token) * group + query_head % group;
-  return probs_ + static_cast<size_t>(row) * static_cast<size_t>(keys_padded(chunk.keys()));
+  return probs_ + chunk.probs_at +
+         static_cast<size_t>(row) * static_cast<size_t>(keys_padded(chunk.keys()));
 }
 
 // Appends a head's keys, and turns its queries into quantized probabilities.
 void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scratch) {
   const Model& m = model_;
   const int group = m.group();
-  HeadPools& pools = pools_[static_cast<size_t>(layer * m.n_head_kv + head)];
-  const uint8_t* key_widths = site_widths(m.sites.k, chunk.previous);
-  const uint8_t* query_widths = site_widths(m.sites.q, chunk.previous);
+  HeadPools& pools = chunk.sequence->pools(layer, head);
+  const uint8_t* key_widths = site_widths(m.sites.k, previous_);
+  const uint8_t* query_widths = site_widths(m.sites.q, previous_);
   kernels::ActivationRows queries;
   queries.stride = static_cast<size_t>(m.head_dim);
   queries.inner = m.head_dim;
@@ -160,12 +171,12 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
 
   for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
     const int end = std::min(begin + kQueryBlock, chunk.count);
-    for_runs(key_widths, begin, end, [&](bool wide, int from, int count) {
-      (wide ? pools.key8 : pools.key4).append(key_codes_ + codes_at(chunk, 1, head, from), count);
+    for_runs(key_widths, chunk.row + begin, chunk.row + end, [&](bool wide, int row, int count) {
+      (wide ? pools.key8 : pools.key4).append(key_codes_ + codes_at(1, head, row), count);
     });
     const auto keep = [&](int8_t* kept, const int8_t* made) {
       if (kept == nullptr) return;
-      std::memcpy(kept + chunk.past() + begin, made + vector_of(chunk, 1, head, begin),
+      std::memcpy(kept + chunk.past() + begin, made + vector_of(1, head, chunk.row + begin),
                   static_cast<size_t>(end - begin));
     };
     keep(pools.key_multipliers, key_multipliers_);
@@ -175,9 +186,9 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
 
     const int rows = (end - from) * group;
     for (int row = 0; row < rows; row++) {
-      scratch.query_widths[row] = is_wide(query_widths, from + row / group) ? 8 : 4;
+      scratch.query_widths[row] = is_wide(query_widths, chunk.row + from + row / group) ? 8 : 4;
     }
-    queries.codes = query_codes_ + codes_at(chunk, group, head, from);
+    queries.codes = query_codes_ + codes_at(group, head, chunk.row + from);
     queries.rows = rows;
     const int keys = chunk.past() + end, stride = keys_padded(keys);
     for (const int bits : {8, 4}) {
@@ -209,7 +220,8 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   const int first = window == 0 ? 0 : std::max(0, visible - window);
   const int group = m.group();
   const size_t vector =
-      vector_of(chunk, group, query_head / group, token) + static_cast<size_t>(query_head % group);
+      vector_of(group, query_head / group, chunk.row + token) +
+      static_cast<size_t>(query_head % group);
   const float query_step =
       q.step(layer, scratch.query_widths[row] == 8) * multiplier(query_multipliers_[vector]);
   const float step8 = query_step * k.step(layer, true);
@@ -222,7 +234,7 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   } else if (pools.key8.count() == 0) {
     ops_.scale_scores(narrow, step4, pools.key_multipliers, scaling, visible, scores);
   } else {
-    ops_.merge_scores(cached_widths(k, layer - 1) + chunk.first, wide, step8, narrow, step4,
+    ops_.merge_scores(chunk.sequence->cached_widths(k, layer - 1) + chunk.first, wide, step8, narrow, step4,
                       pools.key_multipliers, scaling, visible, scores);
   }
   // What lies before the window is masked up to a whole vector, and not computed with before that.
@@ -230,7 +242,7 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   for (int i = begin; i < first; i++) scores[i] = -std::numeric_limits<float>::infinity();
   uint8_t* probs = probs_row(chunk, token, query_head);
   std::memset(probs, 0, static_cast<size_t>(begin));
-  first_probs_[token * m.n_head + query_head] =
+  first_probs_[(chunk.row + token) * m.n_head + query_head] =
       ops_.softmax(scores + begin, visible - begin, first - begin);
   float step = m.sites.probs_step[static_cast<size_t>(layer)];
   if (pools.value_multipliers != nullptr) {
@@ -242,18 +254,18 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   ops_.unsigned_codes(scores + begin, visible - begin, 1.0f / step, probs + begin);
 }
 
-float Session::importance(int layer, int token, int position) const {
+float Session::importance(int layer, int row, int position) const {
   const Model& m = model_;
   if (m.importance == Importance::kRarity) {
-    return static_cast<float>(m.token_ranks[static_cast<size_t>(tokens_[position])]);
+    return static_cast<float>(m.token_ranks[static_cast<size_t>(row_tokens_[row])]);
   }
   if (m.importance == Importance::kValuePeak) {
     const size_t values_at = static_cast<size_t>(m.n_embd_q() + m.n_embd_kv());
-    const size_t row = static_cast<size_t>(token) * static_cast<size_t>(m.n_embd_qkv());
-    return ops_.value_peak(qkv_ + row + values_at, m.n_embd_kv());
+    const size_t made = static_cast<size_t>(row) * static_cast<size_t>(m.n_embd_qkv());
+    return ops_.value_peak(qkv_ + made + values_at, m.n_embd_kv());
   }
   float sum = 0;
-  for (int h = 0; h < m.n_head; h++) sum += first_probs_[token * m.n_head + h];
+  for (int h = 0; h < m.n_head; h++) sum += first_probs_[row * m.n_head + h];
   const float mean = sum / static_cast<float>(m.n_head);
   const int window = m.graph.window[static_cast<size_t>(layer)];
   const int visible = window == 0 ? position + 1 : std::min(position + 1, window);
@@ -266,9 +278,9 @@ void Session::decide_widths(const Chunk& chunk, int layer) {
   for (int i = 0; i < chunk.count; i++) {
     const int position = chunk.position + i;
     const bool important =
-        (model_.wide_first_token && position == 0) || importance(layer, i, position) >= threshold;
-    chunk.current[i] = important ? 8 : 4;
-    wide_counts_[static_cast<size_t>(layer)] += important;
+        (model_.wide_first_token && position == 0) ||
+        importance(layer, chunk.row + i, position) >= threshold;
+    set_width(chunk, layer, i, important);
   }
 }
 
@@ -278,26 +290,25 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
   const Site& v = m.sites.v;
   const int group = m.group();
   const size_t head_dim = static_cast<size_t>(m.head_dim);
-  HeadPools& pools = pools_[static_cast<size_t>(layer * m.n_head_kv + head)];
-  const uint8_t* value_widths = site_widths(v, chunk.current);
+  HeadPools& pools = chunk.sequence->pools(layer, head);
+  const uint8_t* value_widths = site_widths(v, current_);
   const size_t stride = static_cast<size_t>(keys_padded(chunk.keys()));
   const float step8 = v.step(layer, true), step4 = v.step(layer, false);
-  const float* steps_p = probs_steps_ + vector_of(chunk, group, head, 0);
+  const float* steps_p = probs_steps_ + vector_of(group, head, chunk.row);
 
   for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
     const int end = std::min(begin + kQueryBlock, chunk.count);
-    for_runs(value_widths, begin, end, [&](bool wide, int from, int count) {
-      (wide ? pools.value8 : pools.value4)
-          .append(value_codes_ + codes_at(chunk, 1, head, from), count);
+    for_runs(value_widths, chunk.row + begin, chunk.row + end, [&](bool wide, int row, int count) {
+      (wide ? pools.value8 : pools.value4).append(value_codes_ + codes_at(1, head, row), count);
     });
-    const int from = std::max(begin, chunk.wanted);
+    const int from = std::max(begin, chunk.needed);
     if (from >= end) continue;
 
     const int rows = (end - from) * group;
     const uint8_t* probs = probs_row(chunk, from, head * group);
     const bool both = pools.value8.count() > 0 && pools.value4.count() > 0;
     if (both) {
-      const uint8_t* widths = cached_widths(v, layer) + chunk.first;
+      const uint8_t* widths = chunk.sequence->cached_widths(v, layer) + chunk.first;
       for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
         const size_t offset = row * stride;
         ops_.split_codes(widths, probs + offset, chunk.past() + end, scratch.probs[0] + offset,
@@ -321,7 +332,8 @@ void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scrat
       const int32_t* wide = pools.value8.count() > 0 ? scratch.sums[0] + offset : nullptr;
       const int32_t* narrow = pools.value4.count() > 0 ? scratch.sums[1] + offset : nullptr;
       const size_t token = static_cast<size_t>(from + row / group);
-      float* out = attention_ + token * static_cast<size_t>(m.n_embd_q()) +
+      float* out = attention_ +
+                   (static_cast<size_t>(chunk.row) + token) * static_cast<size_t>(m.n_embd_q()) +
                    static_cast<size_t>(head * group + row % group) * head_dim;
       const float step_p =
           steps_p[token * static_cast<size_t>(group) + static_cast<size_t>(row % group)];

@@ -12,217 +12,172 @@ namespace squat {
 
 namespace {
 
-constexpr int kChunk = 128;
-// The oldest token that a layer holds is a multiple of this many into the text, so that float sums
-// over what it holds have the same order whatever was dropped.
-constexpr int kFirst = 64;
-
-// Tokens before the next one that a layer keeps when it drops the others.
-int kept(int reach) { return reach - 1 + Session::kTakenBack; }
-
-// Tokens that a layer has room for.
-int capacity(const Model& model, int layer, int context) {
-  const int reach = model.graph.reach(layer);
-  return reach == 0 ? context : std::min(context, kept(reach) + kFirst + std::max(reach, kChunk));
-}
-
-// The most tokens that any layer has room for.
-int longest_of(const Model& model, int context) {
-  int longest = 0;
-  for (int l = 0; l < model.n_layer; l++) longest = std::max(longest, capacity(model, l, context));
-  return longest;
-}
-
-// Attention probabilities of a chunk take heads * chunk * keys bytes: fewer tokens at a time where
-// a layer holds very many.
-int chunk_size(const Model& model, int longest) {
+// Attention probabilities of what is in flight take heads * rows * keys bytes: fewer rows at a time
+// where a layer holds very many tokens.
+int most_rows(const Model& model, int longest) {
   constexpr int64_t kMostBytes = int64_t{1} << 28;
   const int64_t fits = kMostBytes / (int64_t{model.n_head} * longest);
-  return static_cast<int>(std::clamp<int64_t>(fits, 1, std::min(kChunk, longest)));
+  return static_cast<int>(std::clamp<int64_t>(fits, 1, Sequence::kChunk));
 }
 
 }  // namespace
 
 Session::Session(const Model& model, const kernels::Choice& choice, ThreadPool& threads,
                  int context)
-    : model_(model),
-      choice_(choice),
+    : Sequence(model, choice, context),
       threads_(threads),
       ops_(float_ops(choice.isa->features)),
-      context_(context),
-      longest_(longest_of(model, context)),
-      chunk_(chunk_size(model, longest_)),
+      most_rows_(most_rows(model, longest_)),
       score_rows_(std::clamp((1 << 19) / model.n_vocab, 1, 32)),
-      wide_counts_(static_cast<size_t>(model.n_layer)),
-      widths_(model.thresholds.size()),
-      first_(static_cast<size_t>(model.n_layer)),
       angles_(model.graph.rotations.size()),
-      pools_(static_cast<size_t>(model.n_layer) * static_cast<size_t>(model.n_head_kv)),
-      mixed_(static_cast<size_t>(model.n_layer)),
       scratch_(static_cast<size_t>(threads.size())) {
-  memory_ = Memory(lay_out(Arena()));
-  lay_out(Arena(memory_));
-  std::memset(first_wide_ + 1, 4, static_cast<size_t>(context_ + chunk_));
-  *first_wide_ = 8;
+  chunks_.reserve(static_cast<size_t>(most_rows_));
+  buffers_ = Memory(lay_out(Arena()));
+  lay_out(Arena(buffers_));
+  std::memset(narrow_rows_, 4, static_cast<size_t>(most_rows_));
 }
 
 size_t Session::lay_out(Arena arena) {
   const Model& m = model_;
-  const size_t chunk = static_cast<size_t>(chunk_);
+  const size_t rows = static_cast<size_t>(most_rows_);
   const size_t keys = static_cast<size_t>(keys_padded(longest_));
   const size_t head_dim = static_cast<size_t>(m.head_dim);
   const int widest = std::max({m.n_embd, m.n_ff, m.n_embd_q()});
 
-  tokens_ = arena.take<int32_t>(static_cast<size_t>(context_));
-  residual_ = arena.take<float>(chunk * static_cast<size_t>(m.n_embd));
-  codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(widest));
-  steps_ = arena.take<float>(chunk);
+  row_tokens_ = arena.take<int32_t>(rows);
+  row_positions_ = arena.take<int32_t>(rows);
+  for (uint8_t*& widths : row_widths_) widths = arena.take<uint8_t>(rows);
+  first_wide_rows_ = arena.take<uint8_t>(rows);
+  narrow_rows_ = arena.take<uint8_t>(rows);
+  residual_ = arena.take<float>(rows * static_cast<size_t>(m.n_embd));
+  codes_ = arena.take<int8_t>(rows * static_cast<size_t>(widest));
+  steps_ = arena.take<float>(rows);
   size_t made = 0, attended = 0;  // elements of a token, of whatever kind its layer is
   for (int l = 0; l < m.n_layer; l++) {
     made = std::max(made, static_cast<size_t>(made_by(l)));
     attended = std::max(attended, static_cast<size_t>(attended_by(l)));
   }
-  qkv_ = arena.take<float>(chunk * made);
-  query_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_q()));
-  key_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
-  value_codes_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_embd_kv()));
-  query_multipliers_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_head));
-  key_multipliers_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_head_kv));
-  value_multipliers_ = arena.take<int8_t>(chunk * static_cast<size_t>(m.n_head_kv));
-  probs_steps_ = arena.take<float>(chunk * static_cast<size_t>(m.n_head));
-  attention_ = arena.take<float>(chunk * attended);
-  mlp_ = arena.take<float>(chunk * 2 * static_cast<size_t>(m.n_ff));
-  const size_t angles = chunk * static_cast<size_t>(m.graph.rotated());
+  qkv_ = arena.take<float>(rows * made);
+  query_codes_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_embd_q()));
+  key_codes_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_embd_kv()));
+  value_codes_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_embd_kv()));
+  query_multipliers_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_head));
+  key_multipliers_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_head_kv));
+  value_multipliers_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_head_kv));
+  probs_steps_ = arena.take<float>(rows * static_cast<size_t>(m.n_head));
+  attention_ = arena.take<float>(rows * attended);
+  mlp_ = arena.take<float>(rows * 2 * static_cast<size_t>(m.n_ff));
+  const size_t angles = rows * static_cast<size_t>(m.graph.rotated());
   for (Angles& a : angles_) a = {arena.take<float>(angles), arena.take<float>(angles)};
-  branch_ = arena.take<float>(needs_branch() ? chunk * static_cast<size_t>(m.n_embd) : 0);
-  probs_ = arena.take<uint8_t>(chunk * static_cast<size_t>(m.n_head) * keys);
-  first_probs_ = arena.take<float>(chunk * static_cast<size_t>(m.n_head));
-  first_wide_ = arena.take<uint8_t>(1 + static_cast<size_t>(context_) + chunk);
-  prepared_ = arena.take<uint8_t>(kernels::prepared_bytes(choice_, chunk_, widest));
+  branch_ = arena.take<float>(needs_branch() ? rows * static_cast<size_t>(m.n_embd) : 0);
+  probs_ = arena.take<uint8_t>(rows * static_cast<size_t>(m.n_head) * keys);
+  first_probs_ = arena.take<float>(rows * static_cast<size_t>(m.n_head));
+  prepared_ = arena.take<uint8_t>(kernels::prepared_bytes(choice_, most_rows_, widest));
   score_logits_ =
       arena.take<float>(static_cast<size_t>(score_rows_) * static_cast<size_t>(m.n_vocab));
   score_terms_ = arena.take<double>(static_cast<size_t>(score_rows_));
 
   const int query_rows = kQueryBlock * m.group();
-  const size_t rows = static_cast<size_t>(query_rows);
+  const size_t queries = static_cast<size_t>(query_rows);
   for (Scratch& s : scratch_) {
     s.row = arena.take<float>(static_cast<size_t>(widest));
-    s.query_widths = arena.take<uint8_t>(rows);
-    for (int32_t*& sums : s.sums) sums = arena.take<int32_t>(rows * std::max(keys, head_dim));
+    s.query_widths = arena.take<uint8_t>(queries);
+    for (int32_t*& sums : s.sums) sums = arena.take<int32_t>(queries * std::max(keys, head_dim));
     s.scores = arena.take<float>(keys);
-    for (uint8_t*& probs : s.probs) probs = arena.take<uint8_t>(rows * keys);
+    for (uint8_t*& probs : s.probs) probs = arena.take<uint8_t>(queries * keys);
     s.prepared = arena.take<uint8_t>(
         kernels::prepared_bytes(choice_, query_rows, std::max(m.head_dim, longest_)));
   }
 
-  const size_t before = arena.used();
-  for (uint8_t*& widths : widths_) {
-    widths = arena.take<uint8_t>(static_cast<size_t>(keys_padded(context_)));
-  }
-  using Form = kernels::WeightForm;
-  const auto key_pool = [&](Form form, bool used, int room, const int8_t* levels = nullptr) {
-    const size_t bytes = kernels::KeyPool::bytes(choice_, form, m.head_dim, room);
-    uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
-    return data == nullptr ? kernels::KeyPool{}
-                           : kernels::KeyPool::empty(choice_, form, m.head_dim, data, levels);
-  };
-  const auto value_pool = [&](Form form, bool used, int room, const int8_t* levels = nullptr) {
-    const size_t bytes = kernels::ValuePool::bytes(choice_, form, m.head_dim, room);
-    uint8_t* data = arena.take<uint8_t>(used ? bytes : 0);
-    return data == nullptr
-               ? kernels::ValuePool{}
-               : kernels::ValuePool::empty(choice_, form, m.head_dim, room, data, levels);
-  };
-  const Site &k = m.sites.k, &v = m.sites.v;
-  for (size_t i = 0; i < pools_.size(); i++) {
-    const int layer = static_cast<int>(i) / m.n_head_kv;
-    const int room = capacity(layer);
-    const auto wide_room = [room](const Site& site) { return site.wide_first ? 1 : room; };
-    pools_[i].key_multipliers = pools_[i].value_multipliers = nullptr;
-    if (!m.graph.attends(layer)) continue;
-    const bool narrow_keys =
-        k.bits == Site::Bits::k4 || (k.by_token() && layer > m.graph.first_attention());
-    pools_[i].key8 = key_pool(Form::w8, k.ever_wide(), wide_room(k));
-    pools_[i].key4 = key_pool(k.narrow_form(), narrow_keys, room, k.level_table(layer));
-    pools_[i].value8 = value_pool(Form::w8, v.ever_wide(), wide_room(v));
-    pools_[i].value4 =
-        value_pool(v.narrow_form(), v.bits != Site::Bits::k8, room, v.level_table(layer));
-    const size_t positions = static_cast<size_t>(keys_padded(room));
-    if (k.multiplied()) pools_[i].key_multipliers = arena.take<int8_t>(positions);
-    if (v.multiplied()) pools_[i].value_multipliers = arena.take<int8_t>(positions);
-  }
-  for (int l = 0; l < m.n_layer; l++) {
-    const int rows = m.graph.attends(l) ? 0 : m.graph.reach(l) - 1 + capacity(l);
-    mixed_[static_cast<size_t>(l)] =
-        arena.take<float>(static_cast<size_t>(rows) * static_cast<size_t>(m.n_embd));
-  }
-  cache_bytes_ = arena.used() - before;
   return arena.used();
 }
 
 // ---------------------------------------------------------------------------------------------
 // What the engine calls
 
-void Session::check_tokens(const int32_t* tokens, size_t n, int length) const {
-  if (n > static_cast<size_t>(context_ - length)) {
-    const int most = std::min(model_.n_context, most_tokens(model_));
-    const std::string way_out =
-        context_ < most
-            ? "; shorten the text, or load with a context of up to " + std::to_string(most)
-        : most == most_tokens(model_) ? ", the most that a session can hold; shorten the text"
-                                      : ", all that the model can see; shorten the text";
-    throw Error(SQUAT_ERROR_CONTEXT,
-                "tokens: " + std::to_string(n) + " after the " + std::to_string(length) +
-                    " in the session exceed the context of " + std::to_string(context_) + way_out);
+size_t Session::take(Sequence* sequence, const int32_t* tokens, size_t n, size_t wanted) {
+  const size_t count = std::min(n, static_cast<size_t>(most_rows_ - rows_));
+  const size_t begin = std::min(n - wanted, count);
+  Chunk chunk = {};
+  chunk.sequence = sequence;
+  chunk.row = rows_;
+  chunk.position = sequence->length_;
+  chunk.count = static_cast<int>(count);
+  chunk.wanted = static_cast<int>(begin);
+  for (int i = 0; i < chunk.count; i++) {
+    const int row = chunk.row + i, position = chunk.position + i;
+    row_tokens_[row] = sequence->tokens_[position] = tokens[i];
+    row_positions_[row] = position;
+    first_wide_rows_[row] = position == 0 ? 8 : 4;
   }
-  for (size_t i = 0; i < n; i++) {
-    if (tokens[i] < 0 || tokens[i] >= model_.n_vocab) {
-      throw Error(SQUAT_ERROR_ARGUMENT, "tokens: element " + std::to_string(i) + " is " +
-                                            std::to_string(tokens[i]) + ", must be from 0 to " +
-                                            std::to_string(model_.n_vocab - 1));
-    }
-  }
+  rows_ += chunk.count;
+  chunks_.push_back(chunk);
+  return count;
 }
 
 template <class Body>
 void Session::eval_chunks(const int32_t* tokens, size_t n, size_t wanted, Body&& body) {
   check_tokens(tokens, n, length_);
-  const size_t first_wanted = n - wanted;
-  for (size_t begin = 0; begin < n;) {
-    const size_t end = std::min(n, begin + static_cast<size_t>(chunk_));
-    const int count = static_cast<int>(end - begin);
-    const int first = static_cast<int>(std::clamp(first_wanted, begin, end) - begin);
-    forward(tokens + begin, count, first);
-    body(first, count - first);
-    begin = end;
+  while (n > 0) {
+    const size_t count = take(this, tokens, n, wanted);
+    forward();
+    body(rows_);
+    wanted -= static_cast<size_t>(rows_);
+    rows_ = 0;
+    tokens += count;
+    n -= count;
   }
 }
 
 void Session::eval(const int32_t* tokens, size_t n, size_t wanted, float* logits) {
-  eval_chunks(tokens, n, wanted, [&](int first, int count) {
-    head(first, count, logits);
+  eval_chunks(tokens, n, wanted, [&](int count) {
+    head(0, count, logits);
     logits += static_cast<size_t>(count) * static_cast<size_t>(model_.n_vocab);
   });
 }
 
 void Session::eval_hidden(const int32_t* tokens, size_t n, size_t wanted, float* hidden) {
   const size_t n_embd = static_cast<size_t>(model_.n_embd);
-  eval_chunks(tokens, n, wanted, [&](int first, int count) {
-    for (int i = first; i < first + count; i++, hidden += n_embd) {
+  eval_chunks(tokens, n, wanted, [&](int count) {
+    for (int i = 0; i < count; i++, hidden += n_embd) {
       normalize(model_.out_norm, residual_ + static_cast<size_t>(i) * n_embd, hidden);
     }
   });
+}
+
+void Session::step(const Turn* turns, size_t n, float* logits) {
+  for (size_t i = 0; i < n; i++) {
+    const Turn& turn = turns[i];
+    try {
+      turn.sequence->check_tokens(turn.tokens, turn.n, turn.sequence->length_);
+    } catch (const Error& error) {
+      throw Error(error.status(), "turn " + std::to_string(i) + ": " + error.what());
+    }
+  }
+  size_t done = 0;  // tokens of the turn that is next
+  for (size_t next = 0; next < n;) {
+    while (next < n && rows_ < most_rows_) {
+      const Turn& turn = turns[next];
+      done += take(turn.sequence, turn.tokens + done, turn.n - done, 1);
+      if (done < turn.n) break;
+      done = 0;
+      next++;
+    }
+    forward();
+    head(0, rows_, logits);
+    logits += static_cast<size_t>(rows_) * static_cast<size_t>(model_.n_vocab);
+    rows_ = 0;
+  }
 }
 
 double Session::score(const int32_t* tokens, size_t n, double* each) {
   check_tokens(tokens, n, 0);
   rewind(0);
   double sum = 0;
-  for (size_t begin = 0; begin < n;) {
-    const size_t end = std::min(n, begin + static_cast<size_t>(chunk_));
-    forward(tokens + begin, static_cast<int>(end - begin), 0);
+  const int32_t *next = tokens + 1, *const end = tokens + n;
+  eval_chunks(tokens, n, n, [&](int count) {
     // The last token's logits predict nothing that was asked for.
-    const int predicting = static_cast<int>(std::min(end, n - 1) - begin);
+    const int predicting = std::min(count, static_cast<int>(end - next));
     for (int first = 0; first < predicting; first += score_rows_) {
       const int rows = std::min(score_rows_, predicting - first);
       head(first, rows, score_logits_);
@@ -230,98 +185,15 @@ double Session::score(const int32_t* tokens, size_t n, double* each) {
         for (int i = from; i < to; i++) {
           const float* logits =
               score_logits_ + static_cast<size_t>(i) * static_cast<size_t>(model_.n_vocab);
-          const int32_t next = tokens[begin + static_cast<size_t>(first + i) + 1];
-          score_terms_[i] = logits[next] - ops_.log_sum_exp(logits, model_.n_vocab);
+          score_terms_[i] = logits[next[i]] - ops_.log_sum_exp(logits, model_.n_vocab);
         }
       });
       for (int i = 0; i < rows; i++) sum += score_terms_[i];
       if (each != nullptr) each = std::copy(score_terms_, score_terms_ + rows, each);
+      next += rows;
     }
-    begin = end;
-  }
+  });
   return sum;
-}
-
-void Session::rewind(size_t length) {
-  if (length > static_cast<size_t>(length_)) {
-    throw Error(SQUAT_ERROR_ARGUMENT, "length: " + std::to_string(length) + " is more than the " +
-                                          std::to_string(length_) + " tokens in the session");
-  }
-  const int left = static_cast<int>(length);
-  int least = 0;
-  for (int l = 0; l < model_.n_layer; l++) {
-    const int first = first_[static_cast<size_t>(l)];
-    if (first > 0) least = std::max(least, first + model_.graph.reach(l) - 1);
-  }
-  if (left > 0 && left < least) {
-    throw Error(SQUAT_ERROR_ARGUMENT,
-                "length: " + std::to_string(length) + " of " + std::to_string(length_) +
-                    " tokens is too far back for a layer that looks at a few tokens and holds no "
-                    "more; rewind to " +
-                    std::to_string(least) + " or more, or to 0 and evaluate the text again");
-  }
-  length_ = left;
-  if (left == 0) std::fill(first_.begin(), first_.end(), 0);
-  for (size_t i = 0; i < pools_.size(); i++) {
-    const int layer = static_cast<int>(i) / model_.n_head_kv;
-    if (!model_.graph.attends(layer)) continue;
-    const int first = first_[static_cast<size_t>(layer)], held = left - first;
-    const WideCounts wide = count_wide(layer, first, left);
-    pools_[i].key8.truncate(wide.keys);
-    pools_[i].key4.truncate(held - wide.keys);
-    pools_[i].value8.truncate(wide.values);
-    pools_[i].value4.truncate(held - wide.values);
-  }
-}
-
-Session::WideCounts Session::count_wide(int layer, int begin, int end) const {
-  // By the decision of a layer; before the first one all are wide.
-  const auto count = [&](const Site& site, int by) {
-    if (site.bits == Site::Bits::k8 || (site.by_token() && by < 0)) return end - begin;
-    const uint8_t* widths = cached_widths(site, by);
-    return static_cast<int>(std::count(widths + begin, widths + end, 8));
-  };
-  return {count(model_.sites.k, layer - 1), count(model_.sites.v, layer)};
-}
-
-int Session::capacity(int layer, int context) const {
-  return squat::capacity(model_, layer, context);
-}
-
-bool Session::may_begin_at(int layer, int first, int length) const {
-  if (first == 0) return length <= capacity(layer);
-  const int reach = model_.graph.reach(layer);
-  return reach > 0 && first > 0 && first % kFirst == 0 && first <= length - (reach - 1) &&
-         length - first <= capacity(layer);
-}
-
-void Session::make_room(int layer, int count) {
-  int& first = first_[static_cast<size_t>(layer)];
-  if (length_ + count - first <= capacity(layer)) return;
-  const int reach = model_.graph.reach(layer);
-  const int dropped = (length_ - kept(reach)) / kFirst * kFirst - first;
-  const size_t left = static_cast<size_t>(length_ - first - dropped);
-  if (!model_.graph.attends(layer)) {
-    const size_t size = static_cast<size_t>(model_.n_embd);
-    float* rows = mixed_[static_cast<size_t>(layer)] + static_cast<size_t>(reach - 1) * size;
-    std::memmove(rows, rows + static_cast<size_t>(dropped) * size, left * size * sizeof(float));
-    first += dropped;
-    return;
-  }
-  const WideCounts wide = count_wide(layer, first, first + dropped);
-  for (int h = 0; h < model_.n_head_kv; h++) {
-    HeadPools& pools = pools_[static_cast<size_t>(layer * model_.n_head_kv + h)];
-    for (const bool is_wide : {true, false}) {
-      const int keys = is_wide ? wide.keys : dropped - wide.keys;
-      const int values = is_wide ? wide.values : dropped - wide.values;
-      if (keys > 0) (is_wide ? pools.key8 : pools.key4).drop(keys);
-      if (values > 0) (is_wide ? pools.value8 : pools.value4).drop(values, codes_);
-    }
-    for (int8_t* multipliers : {pools.key_multipliers, pools.value_multipliers}) {
-      if (multipliers != nullptr) std::memmove(multipliers, multipliers + dropped, left);
-    }
-  }
-  first += dropped;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -437,12 +309,11 @@ void Session::multiply(Step step_of_graph, const Input& input, const Weights* we
 }
 
 void Session::add_to_residual(Step step_of_graph, const Input& input, const Weights& weights,
-                              const Norm& after, int from) {
+                              const Norm& after) {
   const size_t n_embd = static_cast<size_t>(model_.n_embd);
   const float scale = model_.graph.residual_scale;
-  float* residual = residual_ + static_cast<size_t>(from) * n_embd;
   if (!after.exists() && scale == 1) {
-    multiply(step_of_graph, input, &weights, 1, residual, n_embd, Add::kYes);
+    multiply(step_of_graph, input, &weights, 1, residual_, n_embd, Add::kYes);
     return;
   }
   multiply(step_of_graph, input, &weights, 1, branch_, n_embd);
@@ -451,7 +322,7 @@ void Session::add_to_residual(Step step_of_graph, const Input& input, const Weig
       float* row = branch_ + static_cast<size_t>(i) * n_embd;
       normalize(after, row, row);
       for (size_t k = 0; k < n_embd; k++) row[k] *= scale;
-      ops_.add(row, model_.n_embd, residual + static_cast<size_t>(i) * n_embd);
+      ops_.add(row, model_.n_embd, residual_ + static_cast<size_t>(i) * n_embd);
     }
   });
 }
@@ -459,53 +330,53 @@ void Session::add_to_residual(Step step_of_graph, const Input& input, const Weig
 // ---------------------------------------------------------------------------------------------
 // The network
 
-void Session::forward(const int32_t* tokens, int count, int wanted) {
+void Session::forward() {
   const Model& m = model_;
-  Chunk chunk = {length_, count, wanted, 0, nullptr, nullptr};
   const size_t n_embd = static_cast<size_t>(m.n_embd), n_ff = static_cast<size_t>(m.n_ff);
   const size_t mlp_stride = m.gated() ? 2 * n_ff : n_ff;
-  const auto residual = [&](int i) { return residual_ + static_cast<size_t>(i) * n_embd; };
   const auto normalized = [&](const Norm& norm) {
-    return [&](int i, float* buffer) { return normalize(norm, residual(i), buffer); };
+    return [&](int i, float* buffer) {
+      return normalize(norm, residual_ + static_cast<size_t>(i) * n_embd, buffer);
+    };
   };
 
-  std::copy(tokens, tokens + count, tokens_ + length_);
-  embed(tokens, chunk);
+  previous_ = nullptr;
+  embed();
   for (int l = 0; l < m.n_layer; l++) {
     const Layer& layer = m.layers[static_cast<size_t>(l)];
-    chunk.current = widths_.empty() ? nullptr : widths_[static_cast<size_t>(l)] + length_;
-    make_room(l, count);
-    chunk.first = first_[static_cast<size_t>(l)];
-    const Input attn_in = quantize_rows(Step::kAttnIn, m.sites.attn_in, l, chunk.previous, 0, count,
+    const bool last = l + 1 == m.n_layer;
+    current_ = widths_.empty() ? nullptr : row_widths_[l % 2];
+    for (Chunk& chunk : chunks_) {
+      chunk.sequence->make_room(l, chunk.count);
+      chunk.first = chunk.sequence->first_[static_cast<size_t>(l)];
+      chunk.needed = last ? chunk.wanted : 0;
+    }
+    const Input attn_in = quantize_rows(Step::kAttnIn, m.sites.attn_in, l, previous_, 0, rows_,
                                         m.n_embd, normalized(layer.attn_norm));
     const auto ask = [&](int part, int parts) { read_ahead(l, part, parts); };
     const kernels::Aside aside = kernels::Aside::of(ask);
     multiply(Step::kQkv, attn_in, layer.qkv.data(), layer.qkv.size(), qkv_,
-             static_cast<size_t>(made_by(l)), Add::kNo, reads_ahead(chunk, l) ? &aside : nullptr);
-    // After the last attention, only the tokens whose logits are wanted go on.
-    const int from = l + 1 < m.n_layer ? 0 : wanted;
-    chunk.wanted = from;
+             static_cast<size_t>(made_by(l)), Add::kNo, reads_ahead(l) ? &aside : nullptr);
     if (m.graph.attends(l)) {
-      attend(chunk, l);
+      attend(l);
     } else {
-      convolve(chunk, l);
+      convolve(l);
     }
-    const int rows = count - from, attended = attended_by(l);
+    if (last) keep_wanted();
 
+    const int attended = attended_by(l);
     const Input attn_out = quantize_rows(
-        Step::kAttnOut, m.sites.attn_out, l, chunk.current, from, rows, attended,
+        Step::kAttnOut, m.sites.attn_out, l, current_, 0, rows_, attended,
         [&](int i, float*) { return attention_ + static_cast<ptrdiff_t>(i) * attended; });
-    float* const branch = branch_ + static_cast<size_t>(from) * n_embd;
     if (m.graph.parallel) {
-      multiply(Step::kOutput, attn_out, &layer.attn_out, 1, branch, n_embd);
+      multiply(Step::kOutput, attn_out, &layer.attn_out, 1, branch_, n_embd);
     } else {
-      add_to_residual(Step::kOutput, attn_out, layer.attn_out, layer.after_attn_norm, from);
+      add_to_residual(Step::kOutput, attn_out, layer.attn_out, layer.after_attn_norm);
     }
 
-    const Input mlp_in = quantize_rows(Step::kMlpIn, m.sites.mlp_in, l, chunk.current, from, rows,
+    const Input mlp_in = quantize_rows(Step::kMlpIn, m.sites.mlp_in, l, current_, 0, rows_,
                                        m.n_embd, normalized(layer.mlp_norm));
-    multiply(Step::kGateUp, mlp_in, layer.mlp_in.data(), layer.mlp_in.size(),
-             mlp_ + static_cast<size_t>(from) * mlp_stride, mlp_stride);
+    multiply(Step::kGateUp, mlp_in, layer.mlp_in.data(), layer.mlp_in.size(), mlp_, mlp_stride);
 
     const auto activation = m.graph.activation == Graph::Activation::kSilu       ? ops_.silu
                             : m.graph.activation == Graph::Activation::kGeluTanh ? ops_.gelu_tanh
@@ -515,53 +386,78 @@ void Session::forward(const int32_t* tokens, int count, int wanted) {
       activation(row, m.gated() ? row + n_ff : nullptr, m.n_ff, row);
       return row;
     };
-    const Input mlp_mid = quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, chunk.current, from,
-                                        rows, m.n_ff, activate);
+    const Input mlp_mid =
+        quantize_rows(Step::kMlpMid, m.sites.mlp_mid, l, current_, 0, rows_, m.n_ff, activate);
     if (m.graph.parallel) {
-      multiply(Step::kDown, mlp_mid, &layer.mlp_mid, 1, branch, n_embd, Add::kYes);
-      ops_.add(branch, rows * m.n_embd, residual(from));
+      multiply(Step::kDown, mlp_mid, &layer.mlp_mid, 1, branch_, n_embd, Add::kYes);
+      ops_.add(branch_, rows_ * m.n_embd, residual_);
     } else {
-      add_to_residual(Step::kDown, mlp_mid, layer.mlp_mid, layer.after_mlp_norm, from);
+      add_to_residual(Step::kDown, mlp_mid, layer.mlp_mid, layer.after_mlp_norm);
     }
-    chunk.previous = chunk.current;
+    previous_ = current_;
   }
-  length_ += count;
-  token_count_ += static_cast<uint64_t>(count);
+  for (const Chunk& chunk : chunks_) {
+    chunk.sequence->length_ += chunk.count;
+    chunk.sequence->token_count_ += static_cast<uint64_t>(chunk.count);
+  }
+  chunks_.clear();
+}
+
+void Session::keep_wanted() {
+  const size_t n_embd = static_cast<size_t>(model_.n_embd);
+  const size_t attended = static_cast<size_t>(attended_by(model_.n_layer - 1));
+  const auto move = [](auto* rows, size_t size, size_t from, size_t to, size_t count) {
+    std::memmove(rows + to * size, rows + from * size, count * size * sizeof *rows);
+  };
+  size_t kept = 0;
+  for (const Chunk& chunk : chunks_) {
+    const size_t from = static_cast<size_t>(chunk.row + chunk.wanted);
+    const size_t count = static_cast<size_t>(chunk.count - chunk.wanted);
+    move(residual_, n_embd, from, kept, count);
+    move(attention_, attended, from, kept, count);
+    move(first_wide_rows_, 1, from, kept, count);
+    if (current_ != nullptr) move(current_, 1, from, kept, count);
+    kept += count;
+  }
+  rows_ = static_cast<int>(kept);
 }
 
 // Tokens keep the width that they had. Everything else is elementwise in float32, in the order of
 // docs/format.md, "Graph".
-void Session::convolve(const Chunk& chunk, int layer) {
+void Session::convolve(int layer) {
   const Profile::Timer timer(profile_, Step::kConvolution);
-  for (int i = 0; chunk.current != nullptr && i < chunk.count; i++) {
-    chunk.current[i] = is_wide(chunk.previous, i) ? 8 : 4;
-    wide_counts_[static_cast<size_t>(layer)] += chunk.current[i] == 8;
-  }
   const size_t n = static_cast<size_t>(model_.n_embd);
   const size_t taps = static_cast<size_t>(model_.graph.reach(layer));
   const float* weights = model_.layers[static_cast<size_t>(layer)].convolution.data();
-  // Before the row of a token are those of the tokens before it, and zeros before the text.
-  float* const rows =
-      mixed_[static_cast<size_t>(layer)] + (taps - 1 + static_cast<size_t>(chunk.past())) * n;
-  threads_.parallel_for(chunk.count, [&](int begin, int end, int) {
-    for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); i++) {
-      const float *before = qkv_ + i * 3 * n, *x = before + 2 * n;
-      for (size_t k = 0; k < n; k++) rows[i * n + k] = before[k] * x[k];
-    }
-  });
-  threads_.parallel_for(chunk.count - chunk.wanted, [&](int begin, int end, int) {
-    for (int t = chunk.wanted + begin; t < chunk.wanted + end; t++) {
-      const size_t i = static_cast<size_t>(t);
-      const float* behind = qkv_ + i * 3 * n + n;
-      const float* oldest = rows + i * n - (taps - 1) * n;
-      float* out = attention_ + i * n;
-      for (size_t k = 0; k < n; k++) out[k] = weights[k] * oldest[k];
-      for (size_t tap = 1; tap < taps; tap++) {
-        for (size_t k = 0; k < n; k++) out[k] += weights[tap * n + k] * oldest[tap * n + k];
+  for (const Chunk& chunk : chunks_) {
+    if (current_ != nullptr) {
+      for (int i = 0; i < chunk.count; i++) {
+        set_width(chunk, layer, i, is_wide(previous_, chunk.row + i));
       }
-      for (size_t k = 0; k < n; k++) out[k] *= behind[k];
     }
-  });
+    float* const rows = chunk.sequence->mixed(layer) + static_cast<size_t>(chunk.past()) * n;
+    const float* const made = qkv_ + static_cast<size_t>(chunk.row) * 3 * n;
+    float* const results = attention_ + static_cast<size_t>(chunk.row) * n;
+    threads_.parallel_for(chunk.count, [&](int begin, int end, int) {
+      for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); i++) {
+        const float *before = made + i * 3 * n, *x = before + 2 * n;
+        for (size_t k = 0; k < n; k++) rows[i * n + k] = before[k] * x[k];
+      }
+    });
+    threads_.parallel_for(chunk.count - chunk.needed, [&](int begin, int end, int) {
+      for (int t = chunk.needed + begin; t < chunk.needed + end; t++) {
+        const size_t i = static_cast<size_t>(t);
+        const float* behind = made + i * 3 * n + n;
+        const float* oldest = rows + i * n - (taps - 1) * n;
+        float* out = results + i * n;
+        for (size_t k = 0; k < n; k++) out[k] = weights[k] * oldest[k];
+        for (size_t tap = 1; tap < taps; tap++) {
+          for (size_t k = 0; k < n; k++) out[k] += weights[tap * n + k] * oldest[tap * n + k];
+        }
+        for (size_t k = 0; k < n; k++) out[k] *= behind[k];
+      }
+    });
+  }
 }
 
 void Session::turn(const Rotation& rotation, int position, const Angles& row) {
@@ -574,7 +470,7 @@ void Session::turn(const Rotation& rotation, int position, const Angles& row) {
   }
 }
 
-void Session::embed(const int32_t* tokens, const Chunk& chunk) {
+void Session::embed() {
   const Profile::Timer timer(profile_, Step::kEmbedding);
   const Model& m = model_;
   const size_t n_embd = static_cast<size_t>(m.n_embd);
@@ -586,19 +482,19 @@ void Session::embed(const int32_t* tokens, const Chunk& chunk) {
       out[k] = static_cast<float>(levels != nullptr ? levels[codes[k] + 8] : codes[k]) * step;
     }
   };
-  threads_.parallel_for(chunk.count, [&](int begin, int end, int thread) {
+  threads_.parallel_for(rows_, [&](int begin, int end, int thread) {
     for (int i = begin; i < end; i++) {
       const size_t row = static_cast<size_t>(i);
       int8_t* codes = codes_ + row * n_embd;
       float* x = residual_ + row * n_embd;
-      dequantize(*m.embedding, tokens[i], codes, x);
+      dequantize(*m.embedding, row_tokens_[i], codes, x);
       if (m.embedding_block > 1) {
         ops_.hadamard(x, m.n_embd, m.embedding_block, 1, hadamard_scale(m.embedding_block));
       }
       if (m.graph.embedding_scale != 1) {
         for (size_t k = 0; k < n_embd; k++) x[k] *= m.graph.embedding_scale;
       }
-      const int position = chunk.position + i;
+      const int position = row_positions_[i];
       float* learned = scratch_[static_cast<size_t>(thread)].row;
       if (m.positions.codes) {
         dequantize(*m.positions.codes, position, codes, learned);

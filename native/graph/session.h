@@ -1,19 +1,9 @@
-// The forward pass: tokens in, logits out, with the keys and values of all tokens so far.
+// The forward pass: tokens in, logits out.
 //
-// Tokens are evaluated in chunks. Every float operation of a token depends on that token and on
-// what is cached, never on the chunk around it, and everything else is integers: one piece, any
-// chunks and token by token give the same logits, bit for bit.
-//
-// A token has 8 or 4 bits (docs/format.md, "Sites and token widths"). Each layer's attention keeps
-// two pools of keys and two of values for each head, one for each width, in the order of the text;
-// `widths_` remembers which pool a token is in. The keys of layer l have the widths that layer
-// l-1 decided, the values those of layer l itself.
-//
-// A layer with a convolution keeps what it mixes of each token, in float32.
-//
-// A layer that looks at a few tokens holds no more than it needs: where a chunk would not fit any
-// more, the oldest tokens are dropped, all but the window and kTakenBack tokens before it, and
-// the others move to the front. So there is room for about two windows, and dropping is rare.
+// Tokens in flight are the rows of every product; they may belong to several sequences. Every float
+// operation of a token depends on that token and on what its sequence holds, never on the rows
+// around it, and everything else is integers: one piece, any chunks, token by token, alone or
+// beside other sequences, a text's logits are the same, bit for bit.
 //
 // All memory is taken when the session is made: evaluating allocates nothing.
 #pragma once
@@ -21,7 +11,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "base/memory.h"
@@ -30,24 +19,15 @@
 #include "float_ops.h"
 #include "kernels/kernels.h"
 #include "model.h"
+#include "sequence.h"
 
 namespace squat {
 
-class Session {
+// A sequence with the buffers and the threads to compute it, and others along with it.
+class Session : public Sequence {
  public:
-  // The longest context that a session of a model can have, whatever the model says: rows of
-  // probabilities whose largest code is always 255 or near it may add up to that many times 255.
-  static int most_tokens(const Model& model) {
-    return model.sites.v.peaks ? kernels::kMaxInner : kernels::kMaxTokens;
-  }
-
   // The references must outlive the session; 1 <= context <= most_tokens(model).
   Session(const Model& model, const kernels::Choice& choice, ThreadPool& threads, int context);
-
-  int length() const { return length_; }
-  int context() const { return context_; }
-
-  const int32_t* tokens() const { return tokens_; }
 
   // Appends tokens; `logits` receives n_vocab floats for each of the last `wanted` tokens. Throws
   // Error, before anything has changed, if an id is out of range or the tokens do not fit.
@@ -60,60 +40,22 @@ class Session {
   // 1 .. n-1; `each`, if not null, receives all n-1 of them. Throws like eval().
   double score(const int32_t* tokens, size_t n, double* each);
 
-  // The session's tokens and what it holds of them, as bytes that belong to a model's file of this
-  // identity (session_state.cpp); whatever the instruction set is, they are the same.
-  std::vector<uint8_t> save(uint64_t identity) const;
-  // Becomes the session that was saved. Throws Error, before anything has changed, if the bytes are
-  // none that save() made for this model, or if the context has no room for it; `name` stands in
-  // messages.
-  void restore(const std::vector<uint8_t>& bytes, uint64_t identity, const std::string& name);
-  // The most bytes that save() makes of a session of this model, whatever its context.
-  size_t most_saved_bytes() const;
-
-  // Forgets all but the first `length` tokens. Throws Error, before anything has changed, if there
-  // are fewer, or if a layer no longer holds what the next token would see. The last kTakenBack
-  // tokens can always be taken back, and so can all.
-  void rewind(size_t length);
-  static constexpr int kTakenBack = 128;
-
-  // Since the session was made: how many tokens each layer has made wide, and how many there were.
-  const std::vector<uint64_t>& wide_counts() const { return wide_counts_; }
-  uint64_t token_count() const { return token_count_; }
-  // By layer, the widths that it gave the session's tokens, 8 or 4; empty if no site is 4:8.
-  const std::vector<uint8_t*>& widths() const { return widths_; }
-  // What keys, values and widths of a full context take.
-  size_t cache_bytes() const { return cache_bytes_; }
+  // Tokens to append to a sequence of this session's model, whose context is not longer than its
+  // own; it may be the session itself. At least one.
+  struct Turn {
+    Sequence* sequence;
+    const int32_t* tokens;
+    size_t n;
+  };
+  // Appends tokens to several sequences, no one of them twice, in as few passes over the weights as
+  // the buffers allow; `logits` receives n_vocab floats for the last token of each turn. Throws
+  // Error, before anything has changed, like eval().
+  void step(const Turn* turns, size_t n, float* logits);
 
   Profile& profile() { return profile_; }
   const Profile& profile() const { return profile_; }
 
  private:
-  struct HeadPools {
-    kernels::KeyPool key8, key4;
-    kernels::ValuePool value8, value4;
-    // By position, whatever pool; null if there are none.
-    int8_t *key_multipliers, *value_multipliers;
-
-    size_t used_bytes() const {
-      size_t sum = 0;
-      for (const kernels::KeyPool* keys : {&key8, &key4}) {
-        if (keys->count() > 0) sum += keys->used_bytes();
-      }
-      for (const kernels::ValuePool* values : {&value8, &value4}) {
-        if (values->count() > 0) sum += values->used_bytes();
-      }
-      return sum;
-    }
-    void prefetch(int begin, int end, int of) const {
-      for (const kernels::KeyPool* keys : {&key8, &key4}) {
-        if (keys->count() > 0) keys->prefetch(begin, end, of);
-      }
-      for (const kernels::ValuePool* values : {&value8, &value4}) {
-        if (values->count() > 0) values->prefetch(begin, end, of);
-      }
-    }
-  };
-
   // Buffers of one thread; a query row is a query head of a token.
   struct Scratch {
     float* row;             // a row of any float tensor
@@ -134,22 +76,23 @@ class Session {
     }
   };
 
-  // Tokens in flight: positions `position` .. `position` + `count` - 1 of the text. Those from
-  // `wanted` on are needed after the last layer's attention.
+  // Tokens of one sequence in flight: rows `row` .. `row` + `count` - 1 of all buffers, positions
+  // `position` .. of its text. Logits are wanted of those from `wanted` on.
   struct Chunk {
-    int position;
-    int count;
-    int wanted;
-    int first;                // position of the oldest token that the layer's pools hold
-    const uint8_t* previous;  // the tokens' widths by the previous layer; null: 8 bits
-    uint8_t* current;         // the tokens' widths by this layer; null if no site is 4:8
+    Sequence* sequence;
+    int row, position, count, wanted;
+    // In the layer that is computed: the position of the oldest token that its pools hold, from
+    // which of the chunk's tokens on anybody reads what attention makes, and where the chunk's rows
+    // of probabilities begin.
+    int first, needed;
+    size_t probs_at;
 
     // Tokens before the chunk that the pools hold, and with the chunk.
     int past() const { return position - first; }
     int keys() const { return past() + count; }
   };
 
-  // A row for each token of a chunk, as the input of a product.
+  // A row for each token in flight, as the input of a product.
   struct Input {
     const int8_t* codes;
     const uint8_t* widths;
@@ -171,60 +114,50 @@ class Session {
   };
 
   size_t lay_out(Arena arena);
-  void check_tokens(const int32_t* tokens, size_t n, int length) const;
 
-  void forward(const int32_t* tokens, int count, int wanted);
-  // Tokens that a layer has room for; in a session of another context.
-  int capacity(int layer) const { return capacity(layer, context_); }
-  int capacity(int layer, int context) const;
-  // Whether a layer may hold the tokens from `first` on, of `length`: its oldest one stands where
-  // make_room() puts it, and they are what the next token sees.
-  bool may_begin_at(int layer, int first, int length) const;
-  // Drops a layer's oldest tokens if `count` more would not fit.
-  void make_room(int layer, int count);
-  // How many of a layer's tokens from position `begin` to `end` are wide at k and at v.
-  struct WideCounts {
-    int keys, values;
-  };
-  WideCounts count_wide(int layer, int begin, int end) const;
-  void embed(const int32_t* tokens, const Chunk& chunk);
+  // Puts tokens of a sequence behind what is in flight, as many as there is room for; returns how
+  // many. The last `wanted` of all n are asked for.
+  size_t take(Sequence* sequence, const int32_t* tokens, size_t n, size_t wanted);
+  // Computes what is in flight. Then its rows are those that were asked for, one after the other.
+  void forward();
+  void embed();
   // The angles of a position.
   static void turn(const Rotation& rotation, int position, const Angles& row);
-  void attend(const Chunk& chunk, int layer);
-  void convolve(const Chunk& chunk, int layer);
-  // Quantizes the vectors of the tokens from `from` on.
-  void quantize_vectors(const Chunk& chunk, int layer, const Vectors& vectors, int from);
-  // Which of all vectors is the first one of a token at a key head, and where its codes begin.
-  static size_t vector_of(const Chunk& chunk, int group, int head, int token) {
-    return static_cast<size_t>((head * chunk.count + token) * group);
+  void attend(int layer);
+  void convolve(int layer);
+  // Moves the rows that are asked for to the front: all others have done their work.
+  void keep_wanted();
+  void quantize_vectors(int layer, const Vectors& vectors);
+  // Which of all vectors is the first one of a row at a key head, and where its codes begin.
+  size_t vector_of(int group, int head, int row) const {
+    return static_cast<size_t>((head * rows_ + row) * group);
   }
-  size_t codes_at(const Chunk& chunk, int group, int head, int token) const {
-    return vector_of(chunk, group, head, token) * static_cast<size_t>(model_.head_dim);
+  size_t codes_at(int group, int head, int row) const {
+    return vector_of(group, head, row) * static_cast<size_t>(model_.head_dim);
   }
   // In decoding, attention would wait for memory longer than it computes: while the product before
   // it reads its weights, a layer's keys and values are asked for, part by part. Not with several
   // tokens, which compute longer than they wait, nor if they would not stay in the second-level
   // cache.
-  bool reads_ahead(const Chunk& chunk, int layer) const;
+  bool reads_ahead(int layer) const;
   void read_ahead(int layer, int part, int parts) const;
   void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
                      const HeadPools& pools, Scratch& scratch);
-  float importance(int layer, int token, int position) const;
+  float importance(int layer, int row, int position) const;
   void decide_widths(const Chunk& chunk, int layer);
+  void set_width(const Chunk& chunk, int layer, int token, bool wide) {
+    const size_t l = static_cast<size_t>(layer);
+    const uint8_t bits = wide ? 8 : 4;
+    current_[chunk.row + token] = chunk.sequence->widths_[l][chunk.position + token] = bits;
+    chunk.sequence->wide_counts_[l] += wide;
+  }
   void weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
   void head(int first, int count, float* logits);
-  // Evaluates tokens chunk by chunk; after each, body(first, count) gets those of its rows that are
-  // among the last `wanted` tokens.
+  // Appends tokens to this sequence, as many at a time as there is room for; each time, body(count)
+  // gets that many rows, those of the last `wanted` tokens that were among them.
   template <class Body>
   void eval_chunks(const int32_t* tokens, size_t n, size_t wanted, Body&& body);
-
-  // A saved session (session_state.cpp).
-  struct Saved;
-  Saved check_saved(const std::vector<uint8_t>& bytes, uint64_t identity,
-                    const std::string& name) const;
-  // Bytes of a saved layer; of an attention's, with that many keys and values that are wide.
-  size_t saved_layer_bytes(int layer, int held, int wide_keys, int wide_values) const;
 
   // What a thread may ask for ahead: a part of a second-level cache.
   static constexpr size_t kReadAhead = 384 << 10;
@@ -239,8 +172,8 @@ class Session {
     return !widths_.empty() && (model_.importance == Importance::kFirstToken ||
                                 model_.importance == Importance::kRelativeFirstToken);
   }
-  // The first token whose attention anybody asks for.
-  int first_query(const Chunk& chunk) const { return attention_decides() ? 0 : chunk.wanted; }
+  // The first of a chunk's tokens whose attention anybody asks for.
+  int first_query(const Chunk& chunk) const { return attention_decides() ? 0 : chunk.needed; }
 
   // The most floats of a vector.
   static constexpr int kVector = 16;
@@ -252,9 +185,10 @@ class Session {
 
   template <class Body>
   static void for_runs(const uint8_t* widths, int begin, int end, Body&& body);
-  // Calls body(head, scratch) for every key head.
+  // Calls body(chunk, head, scratch) for every key head of all that is in flight; `macs` says
+  // whether that is worth other threads.
   template <class Body>
-  void for_heads(const Chunk& chunk, Body&& body);
+  void for_heads(int64_t macs, Body&& body);
 
   // 1 / sqrt(n), or the power of two next to it from above, n the power of two in block / inner.
   static float hadamard_scale(int block, int inner = 1);
@@ -276,9 +210,8 @@ class Session {
                 size_t stride, Add add = Add::kNo, const kernels::Aside* aside = nullptr);
   // Without a norm: the row as it is.
   float* normalize(const Norm& norm, const float* x, float* out) const;
-  // What attention or MLP make, from their last product on, for the tokens from `from` on.
-  void add_to_residual(Step step, const Input& input, const Weights& weights, const Norm& after,
-                       int from);
+  // What attention or MLP make, from their last product on.
+  void add_to_residual(Step step, const Input& input, const Weights& weights, const Norm& after);
   // What a layer's first product makes of a token, and what its second one reads, in elements.
   int made_by(int layer) const {
     return model_.graph.attends(layer) ? model_.n_embd_qkv() : 3 * model_.n_embd;
@@ -296,56 +229,42 @@ class Session {
            std::any_of(model_.layers.begin(), model_.layers.end(), has_norm);
   }
 
-  // The widths of the chunk's tokens at a site; null: 8 bits. In front of the head `length_` is
-  // behind the chunk already, which is the same to a site where no token is wide.
+  // The widths of all rows at a site; null: 8 bits.
   const uint8_t* site_widths(const Site& site, const uint8_t* by_token) const {
     return site.bits == Site::Bits::k8 ? nullptr
            : site.by_token()           ? by_token
-                                       : fixed_widths(site) + length_;
-  }
-  // By position, the widths of all tokens at a site that is not 4:8 and not 8 bits.
-  const uint8_t* fixed_widths(const Site& site) const {
-    return site.wide_first ? first_wide_ : first_wide_ + 1;
-  }
-  // By position, the widths of all tokens at k or v of a layer, which has both.
-  const uint8_t* cached_widths(const Site& site, int by_layer) const {
-    return site.by_token() ? widths_[static_cast<size_t>(by_layer)] : fixed_widths(site);
+           : site.wide_first           ? first_wide_rows_
+                                       : narrow_rows_;
   }
   // The same, as a kernel sees the codes: a level is eight bits wide.
   static const uint8_t* code_widths(const Site& site, const uint8_t* widths) {
     return site.has_levels() ? nullptr : widths;
   }
 
-  void measure_values(const Chunk& chunk, int layer, int column);
+  void measure_values(int layer, int column);
   uint8_t* probs_row(const Chunk& chunk, int token, int query_head) const;
 
-  const Model& model_;
-  const kernels::Choice& choice_;
   ThreadPool& threads_;
   const FloatOps& ops_;
-  const int context_;
-  const int longest_;     // the most tokens that a layer holds
-  const int chunk_;       // the most tokens in flight
+  const int most_rows_;   // in flight
   const int score_rows_;  // rows of logits that score() computes at a time
 
-  Memory memory_;
-  size_t cache_bytes_ = 0;
-  int length_ = 0;
-  int32_t* tokens_;  // [context]
-  std::vector<uint64_t> wide_counts_;
-  uint64_t token_count_ = 0;
+  Memory buffers_;
   Profile profile_;
-
-  std::vector<uint8_t*> widths_;  // by layer, of all tokens: [context]; empty if no site is 4:8
-  uint8_t* first_wide_;           // 8, then 4: [1 + context + chunk]
-  std::vector<int> first_;        // by layer, position of the oldest token in the pools
-  std::vector<Angles> angles_;    // by rotation, of the chunk in flight
-  std::vector<HeadPools> pools_;  // [layer][key head]; empty where there is no attention
-  // By layer with a convolution: zeros, one row less than it mixes, then [tokens held][n_embd].
-  std::vector<float*> mixed_;
+  std::vector<Angles> angles_;    // by rotation, of all rows
   std::vector<Scratch> scratch_;  // by thread
 
-  // Of the chunk in flight; row i belongs to its token i.
+  // In flight.
+  std::vector<Chunk> chunks_;
+  int rows_ = 0;  // of all chunks together
+  const uint8_t* previous_;  // the rows' widths by the previous layer; null: 8 bits
+  uint8_t* current_;         // the rows' widths by this layer; null if no site is 4:8
+
+  int32_t* row_tokens_;
+  int32_t* row_positions_;
+  uint8_t* row_widths_[2];    // where `previous_` and `current_` are, in turn
+  uint8_t* first_wide_rows_;  // 8 for the first token of a text, 4 for others
+  uint8_t* narrow_rows_;      // 4
   float* residual_;
   int8_t* codes_;        // the quantized input of the next product,
   float* steps_;         // and its step

@@ -24,7 +24,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "session.h"
+#include "sequence.h"
 
 namespace squat {
 
@@ -75,7 +75,7 @@ bool wide_at(const Site& site, const uint8_t* by_token, int token) {
 }  // namespace
 
 // The parts of the bytes, once they are known to be a session of this model.
-struct Session::Saved {
+struct Sequence::Saved {
   int length;
   const uint8_t* tokens;
   std::vector<int> first;              // by layer
@@ -91,7 +91,7 @@ struct Session::Saved {
   }
 };
 
-size_t Session::saved_layer_bytes(int layer, int held, int wide_keys, int wide_values) const {
+size_t Sequence::saved_layer_bytes(int layer, int held, int wide_keys, int wide_values) const {
   const size_t tokens = static_cast<size_t>(held);
   if (!model_.graph.attends(layer)) {
     return tokens * static_cast<size_t>(model_.n_embd) * sizeof(float);
@@ -106,7 +106,7 @@ size_t Session::saved_layer_bytes(int layer, int held, int wide_keys, int wide_v
          (multipliers + vectors(wide_keys) + vectors(wide_values));
 }
 
-size_t Session::most_saved_bytes() const {
+size_t Sequence::most_saved_bytes() const {
   const int context = std::min(model_.n_context, most_tokens(model_));
   const size_t length = static_cast<size_t>(context), layers = first_.size();
   size_t size = sizeof(Head) + length * sizeof(int32_t) + layers * sizeof(int32_t) +
@@ -118,7 +118,7 @@ size_t Session::most_saved_bytes() const {
   return size;
 }
 
-std::vector<uint8_t> Session::save(uint64_t identity) const {
+std::vector<uint8_t> Sequence::save(uint64_t identity) const {
   const size_t length = static_cast<size_t>(length_),
                head_dim = static_cast<size_t>(model_.head_dim);
   std::vector<uint8_t> bytes;
@@ -155,14 +155,13 @@ std::vector<uint8_t> Session::save(uint64_t identity) const {
     const size_t held = static_cast<size_t>(length_ - first);
     if (!model_.graph.attends(l)) {
       const size_t size = static_cast<size_t>(model_.n_embd);
-      append(mixed_[layer] + static_cast<size_t>(model_.graph.reach(l) - 1) * size,
-             held * size * sizeof(float));
+      append(mixed(l), held * size * sizeof(float));
       continue;
     }
     const uint8_t* by_value = widths_.empty() ? nullptr : widths_[layer];
     const uint8_t* by_key = widths_.empty() || l == 0 ? nullptr : widths_[layer - 1];
     for (int h = 0; h < model_.n_head_kv; h++) {
-      const HeadPools& pools = pools_[static_cast<size_t>(l * model_.n_head_kv + h)];
+      const HeadPools& pools = this->pools(l, h);
       for (const int8_t* multipliers : {pools.key_multipliers, pools.value_multipliers}) {
         if (multipliers != nullptr) append(multipliers, held);
       }
@@ -177,7 +176,7 @@ std::vector<uint8_t> Session::save(uint64_t identity) const {
   return bytes;
 }
 
-Session::Saved Session::check_saved(const std::vector<uint8_t>& bytes, uint64_t identity,
+Sequence::Saved Sequence::check_saved(const std::vector<uint8_t>& bytes, uint64_t identity,
                                     const std::string& name) const {
   const auto refuse = [&name](const std::string& what) {
     throw Error(SQUAT_ERROR_FORMAT, name + ": " + what);
@@ -267,7 +266,7 @@ Session::Saved Session::check_saved(const std::vector<uint8_t>& bytes, uint64_t 
   return saved;
 }
 
-void Session::restore(const std::vector<uint8_t>& bytes, uint64_t identity,
+void Sequence::restore(const std::vector<uint8_t>& bytes, uint64_t identity,
                       const std::string& name) {
   const Saved saved = check_saved(bytes, identity, name);  // nothing below can fail
   rewind(0);
@@ -280,8 +279,8 @@ void Session::restore(const std::vector<uint8_t>& bytes, uint64_t identity,
                                   const uint8_t* from, auto& wide_pool, auto& narrow_pool) {
     for (int t = first; t < length_; t++) {
       const bool wide = wide_at(site, by_token, t);
-      read_vector(from, model_.head_dim, wide, codes_);
-      (wide ? wide_pool : narrow_pool).append(codes_);
+      read_vector(from, model_.head_dim, wide, vector_);
+      (wide ? wide_pool : narrow_pool).append(vector_);
       from += vector_bytes(model_.head_dim, wide);
     }
     return from;
@@ -293,12 +292,11 @@ void Session::restore(const std::vector<uint8_t>& bytes, uint64_t identity,
     const uint8_t* from = saved.layers[layer];
     if (!model_.graph.attends(l)) {
       const size_t size = static_cast<size_t>(model_.n_embd);
-      std::memcpy(mixed_[layer] + static_cast<size_t>(model_.graph.reach(l) - 1) * size, from,
-                  held * size * sizeof(float));
+      std::memcpy(mixed(l), from, held * size * sizeof(float));
       continue;
     }
     for (int h = 0; h < model_.n_head_kv; h++) {
-      HeadPools& pools = pools_[static_cast<size_t>(l * model_.n_head_kv + h)];
+      HeadPools& pools = this->pools(l, h);
       for (int8_t* multipliers : {pools.key_multipliers, pools.value_multipliers}) {
         if (multipliers == nullptr) continue;
         std::memcpy(multipliers, from, held);

@@ -124,6 +124,22 @@ SQUAT_API squat_status squat_eval_hidden(squat_engine* engine, const int32_t* to
  * same model file and the same tokens give the same hash on every CPU. Since 0.2.0. */
 SQUAT_API uint64_t squat_hash_logits(const float* logits, size_t n);
 
+/* Tokens to append to an engine's session: at least one. */
+typedef struct squat_turn {
+  squat_engine* engine;
+  const int32_t* tokens;
+  size_t n;
+} squat_turn;
+
+/* Evaluates the tokens of n >= 1 engines that share a model (squat_share) together, as if by
+ * squat_eval one after the other: their logits are the same, bit for bit, and the weights are read
+ * once for all of them, or once for each 128 tokens. `logits` receives n_vocab floats for each
+ * turn: its last token's. The threads and buffers of `engine` compute, one of theirs or another
+ * that shares the model; none of theirs may have a longer context than it, or come twice, and while
+ * this runs no other thread may use any of them. On failure none has changed. Since 0.2.0. */
+SQUAT_API squat_status squat_step(squat_engine* engine, const squat_turn* turns, size_t n,
+                                  float* logits, size_t capacity);
+
 /* The number of tokens in the session. */
 SQUAT_API size_t squat_length(const squat_engine* engine);
 

@@ -105,6 +105,28 @@ class Engine {
     return evaluate(squat_eval_hidden, tokens, true, info_.n_embd);
   }
 
+  // Logits of the last tokens that other engines append, as [engines, n_vocab]; this one computes.
+  Rows<float> step(const std::vector<std::pair<Engine*, Tokens>>& turns) {
+    std::vector<squat_turn> all;
+    std::vector<Engine*> engines = {this};
+    for (const auto& [engine, tokens] : turns) {
+      all.push_back({engine->engine_.get(), tokens.data(), tokens.shape(0)});
+      engines.push_back(engine);
+    }
+    const size_t size = info_.n_vocab, count = turns.size();
+    std::unique_ptr<float[]> logits(new float[count * size]);
+    // In one order, whoever comes: two steps with engines in common do not wait for each other.
+    std::sort(engines.begin(), engines.end());
+    engines.erase(std::unique(engines.begin(), engines.end()), engines.end());
+    {
+      nb::gil_scoped_release release;
+      std::vector<std::unique_lock<std::mutex>> locks;
+      for (Engine* engine : engines) locks.emplace_back(engine->mutex_);
+      check(squat_step(engine_.get(), all.data(), count, logits.get(), count * size));
+    }
+    return rows(std::move(logits), count, size);
+  }
+
   void append(const Tokens& tokens) {
     run([&] {
       return squat_eval(engine_.get(), tokens.data(), tokens.shape(0), SQUAT_LOGITS_NONE, nullptr,
@@ -322,6 +344,7 @@ void bind_engine(nb::module_& module) {
       .def("string", &Engine::string, nb::arg("key"))
       .def("eval", &Engine::eval, nb::arg("tokens"), nb::arg("all") = false)
       .def("eval_hidden", &Engine::eval_hidden, nb::arg("tokens"))
+      .def("step", &Engine::step, nb::arg("turns"))
       .def("append", &Engine::append, nb::arg("tokens"))
       .def("score", &Engine::score, nb::arg("tokens"))
       .def("score_tokens", &Engine::score_tokens, nb::arg("tokens"))

@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,9 @@ from squat.forms import Form, Holder, Tool, tokenizer_of
 from squat.text_stream import StopStrings, TextStream
 from squat.tool_calls import OPEN
 from squat.unicode import broken_character
+
+if TYPE_CHECKING:
+    from squat.batch import Batch
 
 _Text = TypeVar("_Text")
 _Result = TypeVar("_Result")
@@ -111,6 +114,20 @@ class Engine:
         other._path = self._path
         other._start(self._native.share(threads, context))
         return other
+
+    def batch(self, size: int = 8, context: int = 0) -> Batch:
+        """Sessions of this model whose tokens are computed together, by this engine.
+
+        Args:
+            size: how many.
+            context: of each; 0: as long as this engine's. No longer than that.
+
+        Raises:
+            EngineError: an argument out of range, or no memory.
+        """
+        from squat.batch import Batch
+
+        return Batch(self, size, context)
 
     @property
     def info(self) -> EngineInfo:
@@ -575,22 +592,33 @@ class Engine:
         except EngineError:
             return None
 
+    def shared_tokens(self, prompt: Sequence[int]) -> int:
+        """How many tokens the session and a prompt have in common, from the beginning."""
+        pairs = enumerate(zip(self.tokens, prompt, strict=False))
+        return next(
+            (i for i, (held, asked) in pairs if held != asked), min(len(self.tokens), len(prompt))
+        )
+
     def _begin(self) -> None:
         """Start a new session."""
         self.rewind(0)
 
     def _begin_with(self, prompt: list[int]) -> int:
         """Rewind to what session and prompt have in common, the last token apart: its logits are needed."""
-        held = self.tokens
-        kept, most = 0, min(len(held), len(prompt) - 1)
-        while kept < most and held[kept] == prompt[kept]:
-            kept += 1
+        kept = min(self.shared_tokens(prompt), len(prompt) - 1)
         try:
             self.rewind(kept)
         except EngineError:  # a layer does not look, and so does not reach, that far back
             kept = 0
             self._begin()
         return kept
+
+    def _step(self, turns: Sequence[tuple[Engine, list[int]]]) -> NDArray[np.float32]:
+        """Continue sessions of this model; logits after each one's tokens: float32 [turns, vocabulary].
+
+        This session stays as it is.
+        """
+        return np.asarray(self._native.step([(e._native, _tokens(ids)) for e, ids in turns]))
 
     def _feed(self, ids: list[int], last: bool) -> NDArray[np.float32]:
         """Continue the session; if `last`, logits after the last token: float32 [vocabulary]."""
@@ -649,7 +677,9 @@ class Generation(Iterator[str]):
     Attributes:
         steps: the same in smaller steps, each at most a chunk of the prompt or one token; most pieces of text
             may be empty. For who wants to look at the clock in between.
-        prompt_tokens: of the prompt.
+        engine: whose session it has.
+        prompt: token ids.
+        prompt_tokens: how many these are.
         reused_tokens: how many of them were not computed again.
         new_tokens: so far, without the one that ends a text.
         decoded_tokens: how many of them were evaluated; the last one need not be.
@@ -669,14 +699,14 @@ class Generation(Iterator[str]):
         top: int | None,
         holder: Holder | None,
     ) -> None:
-        self._engine, self._sampler, self._limit, self._stop = engine, sampler, limit, stop
-        self._holder = holder
+        self.engine, self._sampler, self._limit, self._stop = engine, sampler, limit, stop
+        self._holder, self.prompt = holder, prompt
         self._top, self.logprobs = top, list[TokenLogprobs]()
         self.prompt_tokens, self.reused_tokens, self.new_tokens = len(prompt), 0, 0
         self.decoded_tokens = 0
         self.finish_reason: Literal["stop", "length"] | None = None
         self.logits: NDArray[np.float32] = np.empty(0, np.float32)
-        self.steps = self._steps(prompt)
+        self.steps = self._steps()
 
     def __next__(self) -> str:
         """The next piece that is not empty."""
@@ -685,17 +715,29 @@ class Generation(Iterator[str]):
                 return piece
         raise StopIteration
 
-    def _steps(self, prompt: list[int]) -> Iterator[str]:
-        engine, context, holder = self._engine, self._engine.info.context, self._holder
-        self.reused_tokens = engine._begin_with(prompt)
+    def _steps(self) -> Iterator[str]:
+        engine, work = self.engine, self.work(self.engine)
+        piece, ids = next(work)
         turn = engine._turn
+        while ids:
+            self._check(turn)
+            part, ids = ids[:_PREFILL], ids[_PREFILL:]
+            logits = engine._feed(part, last=not ids)
+            piece, ids = ("", ids) if ids else work.send(logits)
+            yield piece
+        yield from (piece for piece, _ in work)
+
+    def work(self, engine: Engine) -> Generator[tuple[str, list[int]], NDArray[np.float32], None]:
+        """The answer by a session: pieces, each with what it takes to go on.
+
+        These are tokens to append, and the logits after the last of them are to be sent. There are none
+        with the last pieces.
+        """
+        self.engine = engine
+        prompt, context, holder = self.prompt, engine.info.context, self._holder
+        self.reused_tokens = engine._begin_with(prompt)
         self._sampler.accept(_tokens(prompt))
-        for begin in range(self.reused_tokens, len(prompt), _PREFILL):
-            if begin > self.reused_tokens:
-                yield ""
-                self._check(turn)
-            end = begin + _PREFILL
-            self.logits = engine._feed(prompt[begin:end], last=end >= len(prompt))
+        self.logits = yield "", prompt[self.reused_tokens :]
         text = TextStream(engine._native, prompt)
         reason: Literal["stop", "length"] = "length"
         for count in range(1, self._limit + 1):
@@ -709,22 +751,22 @@ class Generation(Iterator[str]):
                 self.logprobs.append(_logprobs(logits, token, self._top))
             if holder:
                 holder.accept(token)
-            yield self._stop.push(text.push(token))
+            piece = self._stop.push(text.push(token))
             if self._stop.found or (holder and holder.complete):
                 reason = "stop"
-                break
-            if count == self._limit or len(prompt) + count > context:
-                break
-            self._check(turn)
-            self.logits = engine._feed([token], last=True)
-            self.decoded_tokens = count
+            elif count < self._limit and len(prompt) + count <= context:
+                self.logits = yield piece, [token]
+                self.decoded_tokens = count
+                continue
+            yield piece, []
+            break
         if not self._stop.found:
             rest = self._stop.push(text.rest())
-            yield rest + self._stop.rest()
+            yield rest + self._stop.rest(), []
         self.finish_reason = "stop" if self._stop.found else reason
 
     def _check(self, turn: int) -> None:
-        if turn != self._engine._turn:
+        if turn != self.engine._turn:
             raise EngineError("stream: another call has used this engine in the meantime")
 
 

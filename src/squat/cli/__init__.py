@@ -486,8 +486,9 @@ def serve(
         float, typer.Option(help="Of work on an answer, which then ends.", min=0)
     ] = 600.0,
     max_waiting: Annotated[
-        int, typer.Option(help="Requests that wait for the one being answered.", min=0)
+        int, typer.Option(help="Requests that wait for those being answered.", min=0)
     ] = 16,
+    parallel: Annotated[int, typer.Option(help="Answers that are computed together.", min=1)] = 4,
     forget: Forget = False,
 ) -> None:
     """Answer requests over HTTP, as OpenAI's API does."""
@@ -500,7 +501,8 @@ def serve(
         raise ServingError(
             f"serve: {error.name} is not installed; install it with pip install 'squat[serve]'"
         ) from None
-    run(model, host, port, api_key, Limits(max_body, max_tokens, max_seconds, max_waiting, forget))
+    limits = Limits(max_body, max_tokens, max_seconds, max_waiting, forget, parallel)
+    run(model, host, port, api_key, limits)
 
 
 @app.command()

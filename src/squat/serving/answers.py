@@ -161,13 +161,13 @@ class Answer:
 
         The session must still be this answer's. None if the model gives all its tokens one width.
         """
-        widths = self._engine.widths()
+        widths = self._generation.engine.widths()
         if widths is None:
             return None
         wide = (widths == 8).sum(axis=0).tolist()
         tokens = [
             {"text": self._text(token) or self._engine.tokenizer.id_to_token(token), "wide": count}
-            for token, count in zip(self._engine.tokens, wide, strict=True)
+            for token, count in zip(self._generation.engine.tokens, wide, strict=True)
         ]
         return {"layers": len(widths), "tokens": tokens}
 

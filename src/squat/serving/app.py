@@ -38,6 +38,7 @@ from squat.serving.answers import DONE, Answer, RequestError, event
 from squat.serving.embeddings import EmbeddingBody, embedding_list
 from squat.serving.line import FullError, GoneError, Line, Place
 from squat.serving.metrics import Metrics
+from squat.serving.passes import Passes
 from squat.serving.requests import AnyBody, Body, ChatBody, CompletionBody, read
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -58,7 +59,8 @@ class Limits:
         body: bytes of a request.
         tokens: of an answer; None: what the context has room for.
         seconds: that the engine works on an answer, which then ends.
-        waiting: clients that wait for the one who is served.
+        waiting: clients that wait for those who are served.
+        parallel: answers that are computed together.
         forget: whether a conversation that leaves no room for its answer is read without its oldest turns.
     """
 
@@ -67,6 +69,7 @@ class Limits:
     seconds: float = 600.0
     waiting: int = 16
     forget: bool = False
+    parallel: int = 4
 
 
 class Service:
@@ -85,7 +88,8 @@ class Service:
     ) -> None:
         self._engine, self._name, self._created = engine, name, created
         self._api_key, self._limits = api_key, limits
-        self._line, self._metrics = Line(limits.waiting), Metrics()
+        self._line, self._metrics = Line(limits.parallel, limits.waiting), Metrics()
+        self._passes = Passes(engine, limits.parallel, self._metrics.count_work)
         self._closing = False
         self._facts = {
             "model": name,
@@ -235,9 +239,8 @@ class Service:
         """A vector for each text, as long as there is a client and time; raises like `_pieces`."""
         begin = time.monotonic()
         for ids in texts:
-            started = time.monotonic()
-            yield (await run_in_threadpool(self._engine.embed, [ids]))[0]
-            self._metrics.count_prompt(len(ids), time.monotonic() - started)
+            yield (await self._passes.alone(lambda engine: engine.embed([ids])))[0]  # noqa: B023
+            self._metrics.count_prompt(len(ids))
             await self._check_wanted(request)
             if time.monotonic() - begin > self._limits.seconds:
                 raise RequestError(
@@ -378,20 +381,23 @@ class Service:
             RequestError: the server ends, or the form cannot be held to any further.
         """
         await place.reach(request.is_disconnected)
+        part = await self._passes.join(generation)
+        place.on_leaving(lambda: self._passes.leave(part))
         begin = time.monotonic()
         try:
-            while (piece := await run_in_threadpool(next, generation.steps, None)) is not None:
-                if piece:
-                    yield piece
-                await self._check_wanted(request)
-                if time.monotonic() - begin > self._limits.seconds:
-                    return
+            async with aclosing(self._passes.pieces(part)) as pieces:
+                async for piece in pieces:
+                    if piece:
+                        yield piece
+                    await self._check_wanted(request)
+                    if time.monotonic() - begin > self._limits.seconds:
+                        return
         except FormError as error:
             raise RequestError(400, str(error)) from None
         except SquatError as error:
             raise RequestError(500, str(error)) from None
         finally:
-            self._metrics.count_answer(generation, time.monotonic() - begin)
+            self._metrics.count_answer(generation)
 
     async def _events(
         self,

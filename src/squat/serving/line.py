@@ -1,11 +1,12 @@
-"""Who is next: clients wait in the order of their arrival, and no more of them than there are places."""
+"""Who is next: clients wait in the order of their arrival, no more of them than there are places."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from itertools import islice
 
 _LOOK = 0.25
 """Seconds between two looks at whether a waiting client is still there."""
@@ -20,10 +21,10 @@ class GoneError(Exception):
 
 
 class Line:
-    """The first in it has the engine; up to `limit` more wait."""
+    """The first `served` in it have the engine, together; up to `limit` more wait."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, served: int, limit: int) -> None:
+        self._served, self._limit = served, limit
         self._places: deque[Place] = deque()
 
     def __len__(self) -> int:
@@ -35,7 +36,7 @@ class Line:
         Raises:
             FullError: there is none.
         """
-        if len(self._places) > self._limit:
+        if len(self._places) >= self._served + self._limit:
             raise FullError
         place = Place(self)
         self._places.append(place)
@@ -49,9 +50,9 @@ class Line:
             self.move()
 
     def move(self) -> None:
-        """Tell the first one."""
-        if self._places:
-            self._places[0].first.set()
+        """Tell the first ones."""
+        for place in islice(self._places, self._served):
+            place.served.set()
 
 
 class Place:
@@ -59,20 +60,26 @@ class Place:
 
     def __init__(self, line: Line) -> None:
         self._line = line
-        self.first = asyncio.Event()
+        self._stack = ExitStack()
+        self.served = asyncio.Event()
 
     async def reach(self, gone: Callable[[], Awaitable[bool]]) -> None:
-        """Wait until everybody before has left.
+        """Wait until enough of those before have left.
 
         Raises:
             GoneError: the client did not wait as long.
         """
-        while not self.first.is_set():
+        while not self.served.is_set():
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.first.wait(), _LOOK)
+                await asyncio.wait_for(self.served.wait(), _LOOK)
             if await gone():
                 raise GoneError
 
+    def on_leaving(self, function: Callable[[], None]) -> None:
+        """What is to be done before the next one moves up."""
+        self._stack.callback(function)
+
     def leave(self) -> None:
         """Let the next one have the engine."""
+        self._stack.close()
         self._line.leave(self)

@@ -21,25 +21,28 @@ class Metrics:
         """A request has got an answer, or the beginning of one."""
         self._requests[path, status] += 1
 
-    def count_answer(self, generation: Generation, seconds: float) -> None:
-        """The engine has worked on an answer for so long, also on one that nobody waits for any more."""
+    def count_answer(self, generation: Generation) -> None:
+        """The engine has worked on an answer, perhaps on one that nobody waits for any more."""
         self._tokens["reused"] += generation.reused_tokens
         self._tokens["generated"] += generation.new_tokens
-        self.count_prompt(generation.prompt_tokens, seconds)
+        self.count_prompt(generation.prompt_tokens)
 
-    def count_prompt(self, tokens: int, seconds: float) -> None:
-        """The engine has worked for so long on an answer that took so many tokens."""
+    def count_prompt(self, tokens: int) -> None:
+        """The engine has worked on an answer that took so many tokens."""
         self._tokens["prompt"] += tokens
         self._answers += 1
+
+    def count_work(self, seconds: float) -> None:
+        """The engine has worked for so long, on however many answers."""
         self._seconds += seconds
 
     @property
     def seconds_an_answer(self) -> float:
-        """On average; 0 before the first one."""
+        """Of the engine's time, on average; 0 before the first one."""
         return self._seconds / max(self._answers, 1)
 
     def text(self, in_line: int) -> str:
-        """All of it, with the number of clients in line, the one being served among them."""
+        """All of it, with the number of clients in line, those being served among them."""
         requests = {
             f'{{path="{path}",status="{status}"}}': count
             for (path, status), count in sorted(self._requests.items())

@@ -1,0 +1,190 @@
+"""Several answers at once: sessions of one model, whose next tokens are computed in one pass.
+
+Decoding reads all weights for each token. A pass for several sessions reads them once, and so costs little
+more than one for a single session does. Each answer is the one that it would be alone, bit for bit.
+
+An answer joins at any time, with its prompt, and leaves when it is complete (continuous batching).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Unpack
+
+from squat.engine import Engine, Generation, GenerationOptions
+from squat.errors import EngineError, SquatError
+
+_PASS = 128
+"""Tokens of a pass, prompts among them: so long does nobody wait for the next token of an answer."""
+
+
+class Batch:
+    """Sessions that an engine computes together.
+
+    Args:
+        engine: whose threads compute. Its own session is not touched; nothing else may use the engine
+            meanwhile.
+        size: how many.
+        context: the most tokens of each; 0: as many as the engine's session holds, which is the most.
+
+    Raises:
+        EngineError: an argument out of range, or no memory.
+    """
+
+    def __init__(self, engine: Engine, size: int, context: int = 0) -> None:
+        if size < 1:
+            raise EngineError(f"size: {size} is below 1")
+        most = engine.info.context
+        if context > most:
+            raise EngineError(f"context: {context} is more than the engine's {most}")
+        self._engine = engine
+        # The one that was not used for longest comes first.
+        self._free = [engine.share(1, context or most) for _ in range(size)]
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        max_new_tokens: int | None = 64,
+        **options: Unpack[GenerationOptions],
+    ) -> list[str]:
+        """Continue texts: a list of what `Engine.generate` gives for each.
+
+        Args:
+            prompts: as many as one likes; those beyond the batch's size wait for a place.
+            max_new_tokens: the most tokens of each; None: as many as the context has room for.
+            **options: like `Engine.generate`.
+
+        Raises:
+            EngineError: like `Engine.generate`, before anything is computed; it names the prompt.
+        """
+        texts = [""] * len(prompts)
+        for index, piece in self.stream(prompts, max_new_tokens, **options):
+            texts[index] += piece
+        return texts
+
+    def stream(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        max_new_tokens: int | None = 64,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[tuple[int, str]]:
+        """Like `generate`, but pieces of text as soon as they are known, each with its prompt's index.
+
+        Raises:
+            EngineError: like `generate`.
+        """
+        if isinstance(prompts, str):
+            raise EngineError("prompts: is one string; give a list of strings")
+        waiting = []
+        for index, prompt in enumerate(prompts):
+            try:
+                waiting.append(
+                    self._engine.generate(prompt, max_new_tokens, stream=True, **options)
+                )
+            except EngineError as error:
+                raise EngineError(f"prompts: element {index}: {error}") from None
+        return self._stream(waiting)
+
+    def _stream(self, answers: list[Generation]) -> Iterator[tuple[int, str]]:
+        waiting, parts = list(enumerate(answers)), dict[int, Part]()
+        try:
+            while waiting or parts:
+                while waiting and self._free:
+                    index, answer = waiting.pop(0)
+                    parts[index] = self.join(answer)
+                for index, piece in zip(list(parts), self.step(list(parts.values())), strict=True):
+                    if piece:
+                        yield index, piece
+                for index in [i for i, part in parts.items() if part.complete]:
+                    part = parts.pop(index)
+                    self.leave(part)
+                    if part.error is not None:
+                        raise part.error
+        finally:
+            for part in parts.values():
+                self.leave(part)
+
+    def join(self, answer: Generation) -> Part:
+        """Begin an answer in a free session: the one that has most of its prompt already.
+
+        Raises:
+            EngineError: there is none.
+        """
+        engine = self.take(answer.prompt)
+        return Part(engine, answer)
+
+    def take(self, prompt: Sequence[int] = ()) -> Engine:
+        """A free session, for what needs one for itself; to be given back.
+
+        Args:
+            prompt: of which it should hold much already.
+
+        Raises:
+            EngineError: there is none.
+        """
+        if not self._free:
+            raise EngineError("batch: all sessions are taken")
+        engine = max(self._free, key=lambda engine: engine.shared_tokens(prompt))
+        self._free.remove(engine)
+        return engine
+
+    def give_back(self, engine: Engine) -> None:
+        """Let the next one have a session."""
+        self._free.append(engine)
+
+    def leave(self, part: Part) -> None:
+        """Let the next one have an answer's session."""
+        self.give_back(part.engine)
+
+    def step(self, parts: Sequence[Part]) -> list[str]:
+        """One pass for answers that are not complete: the next token, or more of the prompt is read.
+
+        Returns what is new of the text of each.
+        """
+        left = _PASS - len(parts)
+        turns = []
+        for part in parts:
+            some = part.ahead[: 1 + left]
+            left -= len(some) - 1
+            turns.append((part.engine, some))
+        logits = self._engine._step(turns)
+        return [
+            part.read(len(some), row)
+            for part, (_, some), row in zip(parts, turns, logits, strict=True)
+        ]
+
+
+class Part:
+    """An answer's part in a batch.
+
+    Attributes:
+        engine: whose session it has.
+        ahead: the tokens that it takes to go on; none where it is complete.
+        error: what has ended it before that, such as a form that cannot be held to any further.
+    """
+
+    def __init__(self, engine: Engine, answer: Generation) -> None:
+        self.engine = engine
+        self.error: SquatError | None = None
+        self._work = answer.work(engine)
+        _, self.ahead = next(self._work)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is no more text."""
+        return not self.ahead
+
+    def read(self, count: int, logits: NDArray[np.float32]) -> str:
+        """Go on: so many tokens have been computed, the last one with these logits [vocabulary]."""
+        self.ahead = self.ahead[count:]
+        if self.ahead:
+            return ""
+        try:
+            piece, self.ahead = self._work.send(logits)
+            return piece if self.ahead else piece + "".join(rest for rest, _ in self._work)
+        except SquatError as error:
+            self.error = error
+            return ""
