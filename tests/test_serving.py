@@ -601,6 +601,50 @@ def test_whoever_finds_no_place_is_told_when_to_come_back(long_file: Path) -> No
         assert waiting.result(timeout=60).choices[0].text == expected
 
 
+def test_answers_in_progress_go_on_together(long_file: Path) -> None:
+    with running(long_file, parallel=3) as url, ThreadPoolExecutor(1) as thread:
+        client = client_of(url)
+        streams = [
+            client.completions.create(model="long", prompt=p, max_tokens=59_000, stream=True)
+            for p in ("a", "b")
+        ]
+        for _ in range(3):  # each has more to say while the other one is not over
+            for stream in streams:
+                next(iter(stream))
+        vector = client.embeddings.create(model="long", input="c").data[0].embedding
+        alone = Engine(long_file, threads=1)
+        assert vector == pytest.approx(alone.embed(["c"])[0].tolist())
+        streams.append(
+            client.completions.create(model="long", prompt="c", max_tokens=59_000, stream=True)
+        )
+        last = thread.submit(
+            client_of(url).completions.create, model="long", prompt="d", temperature=0
+        )
+        until(lambda: metric(url, "squat_clients") == 4)
+        assert not last.done()
+        streams[0].close()
+        assert last.result(timeout=60).choices[0].text == alone.generate("d", 16)
+        for stream in streams[1:]:
+            next(iter(stream))
+            stream.close()
+
+
+def test_every_conversation_finds_its_session(url: str) -> None:
+    client = client_of(url)
+    talks: list[Any] = [[user(f"{n} is my number. " + "It is dear to me. " * n)] for n in range(4)]
+    lengths = [0] * 4
+    for _ in range(3):
+        for n, talk in enumerate(talks):
+            answer = client.chat.completions.create(model="tiny", messages=talk, max_tokens=8)
+            assert answer.usage is not None
+            assert answer.usage.prompt_tokens_details is not None
+            cached = answer.usage.prompt_tokens_details.cached_tokens
+            assert cached is not None
+            assert cached >= lengths[n]
+            lengths[n] = answer.usage.prompt_tokens - 4  # the answer may change the last ones
+            talk += [answer.choices[0].message.model_dump(exclude_none=True), user("More.")]
+
+
 def test_a_request_that_does_not_arrive(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("squat.serving.app._READ_SECONDS", 0.1)
     with running(file) as url:

@@ -108,7 +108,7 @@ class Batch:
                 self.leave(part)
 
     def join(self, answer: Generation) -> Part:
-        """Begin an answer in a free session: the one that has most of its prompt already.
+        """Begin an answer in a free session, see `take`.
 
         Raises:
             EngineError: there is none.
@@ -117,17 +117,22 @@ class Batch:
         return Part(engine, answer)
 
     def take(self, prompt: Sequence[int] = ()) -> Engine:
-        """A free session, for what needs one for itself; to be given back.
+        """A free session; to be given back.
 
         Args:
-            prompt: of which it should hold much already.
+            prompt: the session that holds most of it is taken, if that is more than half of what it holds;
+                otherwise the one that was not used for longest.
 
         Raises:
             EngineError: there is none.
         """
         if not self._free:
             raise EngineError("batch: all sessions are taken")
-        engine = max(self._free, key=lambda engine: engine.shared_tokens(prompt))
+        shared = [engine.shared_tokens(prompt) for engine in self._free]
+        best = max(range(len(shared)), key=shared.__getitem__)
+        # Another conversation's beginning is no reason to take it away from that one.
+        fits = 2 * shared[best] > len(self._free[best].tokens)
+        engine = self._free[best if fits else 0]
         self._free.remove(engine)
         return engine
 

@@ -428,7 +428,7 @@ class Engine:
             stream: return an iterator of pieces of text, each as soon as it is known.
 
         Raises:
-            EngineError: a setting out of range, or a prompt longer than the context.
+            EngineError: a setting or a token out of range, or a prompt longer than the context.
         """
         if max_new_tokens is not None and max_new_tokens < 0:
             raise EngineError(f"max_new_tokens: {max_new_tokens} is negative")
@@ -449,6 +449,11 @@ class Engine:
         if len(ids) > self.info.context:
             raise EngineError(
                 f"prompt: its {len(ids)} tokens exceed the context of {self.info.context}"
+            )
+        unknown = next((i for i in ids if not 0 <= i < self.info.vocab_size), None)
+        if unknown is not None:
+            raise EngineError(
+                f"prompt: token {unknown} is outside the vocabulary of {self.info.vocab_size}"
             )
         limit = self.info.context if max_new_tokens is None else max_new_tokens
         if logprobs is not None and not 0 <= logprobs <= self.info.vocab_size:
