@@ -204,6 +204,11 @@ def test_quantizing_without_training(shell, tmp_path, model, corpus):
     assert "KL to the original 0." in said
     assert "warning" not in said
     assert load_model(str(out)).config.quantization_config.activation_bits == 4
+    narrow = ("--activation-bits", 8, "--cache-bits", 4, "--weights", "nearest")
+    shell.succeed("quantize", model, out, *narrow, "--data", corpus / "train")
+    made = load_model(str(out)).config.quantization_config
+    assert made.site_bits == {"k": 4, "v": 4}
+    assert "| keys and values | 4 bits |" in (out / "README.md").read_text()
     bits = ("--weight-bits", 2, "--activation-bits", 2, "--weights", "nearest")
     said = shell.succeed("quantize", model, out, *bits, "--data", corpus / "train")
     assert "warning: little is left of the model; --weights descent would help" in said
@@ -211,6 +216,7 @@ def test_quantizing_without_training(shell, tmp_path, model, corpus):
     message = shell.refuse("quantize", model, out, "--data", tmp_path / "short.txt")
     assert "holds 1 window of 64 tokens; give at least two" in message
     assert "activation_bits: 9 bits" in shell.refuse("quantize", model, out, "--activation-bits", 9)
+    assert "site_bits.k: 9 bits" in shell.refuse("quantize", model, out, "--cache-bits", 9)
 
 
 def test_info_says_which_kernel_runs(shell):

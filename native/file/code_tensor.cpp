@@ -125,8 +125,10 @@ int CodeTensor::bad_block(int row) const {
   const uint16_t expected = scale(row);
   if (half_to_float(expected) == 0) return 0;
   const int blocks = inner_ / kBlock;
-  for (int i = 0; i < blocks; i++) {
-    if (load_scale(block(row, i)) != expected) return i;
+  const size_t bytes = block_bytes(bits_);
+  const uint8_t* at = block(row, 0);
+  for (int i = 0; i < blocks; i++, at += bytes) {
+    if (load_scale(at) != expected) return i;
   }
   return -1;
 }
@@ -172,16 +174,22 @@ void CodeTensor::unpack(int row, int8_t* codes) const {
     return;
   }
   const int blocks = inner_ / kBlock;
-  for (int i = 0; i < blocks; i++, codes += kBlock) {
-    const uint8_t* at = block(row, i) + sizeof(uint16_t);
+  const size_t bytes = block_bytes(bits_);
+  const uint8_t* at = block(row, 0) + sizeof(uint16_t);
+  for (int i = 0; i < blocks; i++, at += bytes, codes += kBlock) {
     if (bits_ == 8) {
       std::memcpy(codes, at, kBlock);
     } else {
-      // Low nibbles hold the first half of the block, high nibbles the second.
+      // Low nibbles hold the first half of the block, high nibbles the second. By way of arrays
+      // that nothing else can point to: compilers make vectors of that.
+      uint8_t pairs[kBlock / 2];
+      int8_t out[kBlock];
+      std::memcpy(pairs, at, sizeof pairs);
+      for (int k = 0; k < kBlock / 2; k++) out[k] = static_cast<int8_t>((pairs[k] & 15) - 8);
       for (int k = 0; k < kBlock / 2; k++) {
-        codes[k] = static_cast<int8_t>((at[k] & 15) - 8);
-        codes[k + kBlock / 2] = static_cast<int8_t>((at[k] >> 4) - 8);
+        out[k + kBlock / 2] = static_cast<int8_t>((pairs[k] >> 4) - 8);
       }
+      std::memcpy(codes, out, sizeof out);
     }
   }
 }

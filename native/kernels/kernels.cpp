@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstring>
+#include <type_traits>
 
 #include "base/cpu.h"
 #include "base/thread_pool.h"
@@ -272,6 +273,24 @@ void pack_groups(const int8_t* codes, int inner, int zero, int bits, size_t grou
   };
   const int step = bits == 4 ? 2 * K : K;
   int first = 0;
+  if constexpr (K == 2 || K == 4) {
+    // Several groups at a time. Two of them are a word of twice the size, whose upper half moves into
+    // the free bits of its lower one.
+    using Pair = std::conditional_t<K == 2, uint32_t, uint64_t>;
+    typedef Pair Pairs __attribute__((vector_size(16)));
+    constexpr int kPairs = sizeof(Pairs) / sizeof(Pair);
+    const Pair flips = static_cast<Pair>(0x0101010101010101) * static_cast<Pair>(zero);
+    for (; bits == 4 && first + kPairs * step <= inner; first += kPairs * step) {
+      Pairs pairs;
+      std::memcpy(&pairs, codes + first, sizeof pairs);
+      pairs = (pairs ^ flips) & static_cast<Pair>(0x0f0f0f0f0f0f0f0f);
+      pairs |= pairs >> (8 * K - 4);
+      for (int i = 0; i < kPairs; ++i, to += group_bytes) {
+        const Word word = static_cast<Word>(pairs[i]);
+        std::memcpy(to, &word, sizeof(word));
+      }
+    }
+  }
   for (; first + step <= inner; first += step) pack(codes + first);
   if (first < inner) {
     int8_t rest[2 * K] = {};

@@ -49,6 +49,9 @@ class ModelCard:
         facts = {
             "weights": weights,
             "activations": f"{config.activation_bits} bits, steps by token: {config.token_steps}",
+            "keys and values": " and ".join(
+                dict.fromkeys(f"{config.bits_of(s)} bits" for s in "kv")
+            ),
             "embeddings and head": f"{config.embedding_bits} bits",
             "method": config.method,
             "transforms": f"Hadamard at {', '.join(config.hadamard)}"

@@ -210,6 +210,10 @@ def quantize(
     weight_bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
     activation_bits: Annotated[str, typer.Option(help="4, 8, or 4:8 by token.")] = "8",
     embedding_bits: Annotated[int, typer.Option(help="4 or 8, of embeddings and head.")] = 8,
+    cache_bits: Annotated[
+        int | None,
+        typer.Option(help="4 or 8, of keys and values.  [default: those of the activations]"),
+    ] = None,
     weights: Annotated[
         str, typer.Option(help="descent: each matrix as a whole; nearest: each weight by itself.")
     ] = "descent",
@@ -292,6 +296,7 @@ def quantize(
         weight_bits=weight_bits,
         activation_bits=bits,
         embedding_bits=embedding_bits,
+        site_bits={} if cache_bits is None else {"k": cache_bits, "v": cache_bits},
         weight_steps=weight_steps,
         token_steps=token_steps,
         weight_levels=weight_levels,
