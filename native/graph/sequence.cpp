@@ -44,6 +44,7 @@ Sequence::Sequence(const Model& model, const kernels::Choice& choice, int contex
 size_t Sequence::lay_out(Arena arena) {
   const Model& m = model_;
   tokens_ = arena.take<int32_t>(static_cast<size_t>(context_));
+  terms_ = arena.take<double>(static_cast<size_t>(context_));
   first_wide_ = arena.take<uint8_t>(1 + padded(context_));
   vector_ = arena.take<int8_t>(static_cast<size_t>(m.head_dim));
 
@@ -113,17 +114,21 @@ void Sequence::check_tokens(const int32_t* tokens, size_t n, int length) const {
   }
 }
 
-void Sequence::rewind(size_t length) {
-  if (length > static_cast<size_t>(length_)) {
-    throw Error(SQUAT_ERROR_ARGUMENT, "length: " + std::to_string(length) + " is more than the " +
-                                          std::to_string(length_) + " tokens in the session");
-  }
-  const int left = static_cast<int>(length);
+int Sequence::least_length() const {
   int least = 0;
   for (int l = 0; l < model_.n_layer; l++) {
     const int first = first_[static_cast<size_t>(l)];
     if (first > 0) least = std::max(least, first + model_.graph.reach(l) - 1);
   }
+  return least;
+}
+
+void Sequence::rewind(size_t length) {
+  if (length > static_cast<size_t>(length_)) {
+    throw Error(SQUAT_ERROR_ARGUMENT, "length: " + std::to_string(length) + " is more than the " +
+                                          std::to_string(length_) + " tokens in the session");
+  }
+  const int left = static_cast<int>(length), least = least_length();
   if (left > 0 && left < least) {
     throw Error(SQUAT_ERROR_ARGUMENT,
                 "length: " + std::to_string(length) + " of " + std::to_string(length_) +
@@ -132,6 +137,7 @@ void Sequence::rewind(size_t length) {
                     std::to_string(least) + " or more, or to 0 and evaluate the text again");
   }
   length_ = left;
+  scored_ = std::min(scored_, left);
   if (left == 0) std::fill(first_.begin(), first_.end(), 0);
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / model_.n_head_kv;

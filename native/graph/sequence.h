@@ -99,6 +99,8 @@ class Sequence {
   };
 
   size_t lay_out(Arena arena);
+  // The least that can be left of the text, but for nothing.
+  int least_length() const;
   // Throws Error if an id is out of range, or if n tokens behind `length` do not fit.
   void check_tokens(const int32_t* tokens, size_t n, int length) const;
 
@@ -151,6 +153,8 @@ class Sequence {
   size_t cache_bytes_ = 0;
   int length_ = 0;
   int32_t* tokens_;  // [context]
+  int scored_ = 0;   // tokens from the beginning whose log-probabilities `terms_` has
+  double* terms_;    // [context]; the first token has none
   std::vector<uint64_t> wide_counts_;
   uint64_t token_count_ = 0;
 

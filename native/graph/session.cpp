@@ -75,7 +75,6 @@ size_t Session::lay_out(Arena arena) {
   prepared_ = arena.take<uint8_t>(kernels::prepared_bytes(choice_, most_rows_, widest));
   score_logits_ =
       arena.take<float>(static_cast<size_t>(score_rows_) * static_cast<size_t>(m.n_vocab));
-  score_terms_ = arena.take<double>(static_cast<size_t>(score_rows_));
 
   const int query_rows = kQueryBlock * m.group();
   const size_t queries = static_cast<size_t>(query_rows);
@@ -172,12 +171,17 @@ void Session::step(const Turn* turns, size_t n, float* logits) {
 
 double Session::score(const int32_t* tokens, size_t n, double* each) {
   check_tokens(tokens, n, 0);
-  rewind(0);
-  double sum = 0;
-  const int32_t *next = tokens + 1, *const end = tokens + n;
-  eval_chunks(tokens, n, n, [&](int count) {
+  const int32_t* const end = tokens_ + std::min(static_cast<int>(n), scored_);
+  int kept = static_cast<int>(
+      std::mismatch<const int32_t*>(tokens_, end, tokens).first - tokens_);
+  // The last of them says what comes next, which may be another token now.
+  kept = kept > 0 && kept - 1 >= least_length() ? kept - 1 : 0;
+  rewind(static_cast<size_t>(kept));
+  int position = kept;
+  const size_t left = n - static_cast<size_t>(kept);
+  eval_chunks(tokens + kept, left, left, [&](int count) {
     // The last token's logits predict nothing that was asked for.
-    const int predicting = std::min(count, static_cast<int>(end - next));
+    const int predicting = std::min(count, static_cast<int>(n) - 1 - position);
     for (int first = 0; first < predicting; first += score_rows_) {
       const int rows = std::min(score_rows_, predicting - first);
       head(first, rows, score_logits_);
@@ -185,14 +189,17 @@ double Session::score(const int32_t* tokens, size_t n, double* each) {
         for (int i = from; i < to; i++) {
           const float* logits =
               score_logits_ + static_cast<size_t>(i) * static_cast<size_t>(model_.n_vocab);
-          score_terms_[i] = logits[next[i]] - ops_.log_sum_exp(logits, model_.n_vocab);
+          const int next = position + first + i + 1;
+          terms_[next] = logits[tokens[next]] - ops_.log_sum_exp(logits, model_.n_vocab);
         }
       });
-      for (int i = 0; i < rows; i++) sum += score_terms_[i];
-      if (each != nullptr) each = std::copy(score_terms_, score_terms_ + rows, each);
-      next += rows;
     }
+    position += count;
   });
+  scored_ = length_;
+  double sum = 0;
+  for (size_t i = 1; i < n; i++) sum += terms_[i];
+  if (each != nullptr) std::copy(terms_ + 1, terms_ + n, each);
   return sum;
 }
 

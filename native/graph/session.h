@@ -37,7 +37,8 @@ class Session : public Sequence {
   void eval_hidden(const int32_t* tokens, size_t n, size_t wanted, float* hidden);
 
   // Empties the session, appends tokens, and returns the sum of the log-probabilities of tokens
-  // 1 .. n-1; `each`, if not null, receives all n-1 of them. Throws like eval().
+  // 1 .. n-1; `each`, if not null, receives all n-1 of them. What the tokens have in common with
+  // those that were scored before, from the beginning, is not computed again. Throws like eval().
   double score(const int32_t* tokens, size_t n, double* each);
 
   // Tokens to append to a sequence of this session's model, whose context is not longer than its
@@ -283,7 +284,6 @@ class Session : public Sequence {
   float* first_probs_;  // [token][q head]: attention to the first token
   uint8_t* prepared_;
   float* score_logits_;  // [score_rows_][n_vocab]
-  double* score_terms_;  // [score_rows_]
 };
 
 }  // namespace squat

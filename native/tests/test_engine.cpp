@@ -522,12 +522,46 @@ void test_profile() {
   CHECK(entry(squat::Step::kHead).calls == 0);
 }
 
+// What texts have in common is not computed again, and nobody can tell: scores are those of an engine
+// that has seen nothing, whatever was evaluated in between.
+void test_scores_of_texts_that_begin_alike() {
+  std::vector<std::pair<Bytes, size_t>> files;
+  for (const ModelOptions& options : variants()) files.emplace_back(tiny_model(options).bytes(), 70);
+  for (const ModelOptions& options : windowed()) files.emplace_back(windowed_file(options), 700);
+  for (const auto& [file, longest] : files) {
+    Engine engine(file.data(), file.size(), "model", 1, 0), fresh(engine, 1, 0);
+    std::vector<int32_t> text = random_tokens(longest);
+    const std::vector<int32_t> others = random_tokens(longest + 3);
+    uint64_t asked = 0;
+    for (const size_t begin : {longest, longest / 2, size_t{3}, longest / 2, size_t{1}, size_t{0},
+                               longest - 1, longest, longest}) {
+      // Other tokens from there on, and sometimes another length.
+      for (size_t i = begin; i < longest; i++) text[i] = others[i + begin % 3];
+      const size_t n = begin % 2 == 0 ? longest : longest - begin / 3;
+      std::vector<double> each(n - 1), expected(n - 1);
+      const double sum = engine.session().score(text.data(), n, each.data());
+      fresh.session().rewind(0);
+      CHECK(sum == fresh.session().score(text.data(), n, expected.data()));
+      CHECK(each == expected);
+      CHECK(engine.session().length() == static_cast<int>(n));
+      asked += n;
+      if (begin == 3) {  // something else in between
+        engine.session().rewind(n - 2);
+        engine.session().eval(others.data(), 2, 0, nullptr);
+      }
+    }
+    // A layer with a window holds no long text from its beginning.
+    CHECK(longest == 700 || engine.session().token_count() < asked * 3 / 4);
+  }
+}
+
 }  // namespace
 
 int main() {
   test_chunks_threads_and_isas();
   test_rewind();
   test_windows();
+  test_scores_of_texts_that_begin_alike();
   test_rewinding_windows();
   test_windows_take_less_memory();
   test_wanted_and_score();
