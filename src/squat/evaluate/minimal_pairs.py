@@ -219,14 +219,13 @@ def _read_line(line: str, where: str) -> tuple[str, str, str | None]:
 def evaluate_minimal_pairs(scorer: Scorer, paradigms: Sequence[Paradigm]) -> MinimalPairsResult:
     """Score every sentence and count the pairs whose grammatical one is at least as probable.
 
-    All sentences of all paradigms go to the scorer, which can then sort them by length; those that begin
-    alike come one after the other, and the engine computes their beginning once.
+    All sentences of all paradigms go to the scorer in one call, which can then sort them by length.
 
     Raises:
         CheckpointError: a log-probability that is not a number.
     """
     # each sentence once: two equal ones then tie exactly, whatever batches they would fall into
-    texts = sorted({_DELIMITER + s for p in paradigms for pair in p.pairs for s in pair})
+    texts = list(dict.fromkeys(_DELIMITER + s for p in paradigms for pair in p.pairs for s in pair))
     scores = dict(zip(texts, _scores(scorer, texts), strict=True))
     for text, score in scores.items():
         if math.isnan(score):
@@ -250,18 +249,21 @@ def evaluate_minimal_pairs(scorer: Scorer, paradigms: Sequence[Paradigm]) -> Min
 
 
 def _scores(scorer: Scorer, texts: Sequence[str]) -> list[float]:
-    """Those of the engine one after the other, since it does not say how far it is; others sort by length."""
+    """The engine's, one text after the other, since it does not say how far it is; others sort by length.
+
+    Those that begin alike follow each other: it computes what they have in common once.
+    """
     if not isinstance(scorer, LogitsModel):
         return scorer.score(texts)
-    scores = []
-    with track(texts, "Scoring texts") as each:
+    scores: dict[str, float] = {}
+    with track(sorted(texts), "Scoring texts") as each:
         for text in each:
             try:
-                scores += scorer.score([text])
+                (scores[text],) = scorer.score([text])
             except EngineError as error:
                 cause = str(error).removeprefix("texts: element 0: ")
                 raise EngineError(f"{text!r:.60}: {cause}") from None
-    return scores
+    return [scores[text] for text in texts]
 
 
 def minimal_pairs_table(results: Mapping[str, MinimalPairsResult]) -> Table:
