@@ -188,7 +188,7 @@ class Part:
         if self.ahead:
             return ""
         try:
-            piece, self.ahead = self._work.send(logits)
+            piece, self.ahead = self._work.send(logits[None])
             return piece if self.ahead else piece + "".join(rest for rest, _ in self._work)
         except SquatError as error:
             self.error = error

@@ -25,6 +25,7 @@ from typing_extensions import Unpack
 
 from squat import _native
 from squat.chat_template import ChatTemplate, Message, turns
+from squat.drafts import Drafts
 from squat.errors import ChatError, EngineError, ToolsError
 from squat.forms import Form, Holder, Tool, tokenizer_of
 from squat.text_stream import StopStrings, TextStream
@@ -39,6 +40,8 @@ _Result = TypeVar("_Result")
 
 _PREFILL = 512
 """Prompt tokens between two looks at Ctrl-C; the logits do not depend on it."""
+MOST_GUESSES = 32
+"""What a session can take back is more."""
 
 
 @dataclass(frozen=True)
@@ -407,6 +410,7 @@ class Engine:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         form: Form | None = None,
+        speculate: int = 0,
         stream: bool = False,
     ) -> str | Generation:
         """Continue a text; the result is the continuation only.
@@ -425,6 +429,8 @@ class Engine:
             stop: strings that end the text where the first of them appears; it is left out.
             logprobs: of how many most probable tokens a stream's `logprobs` tell, beside the chosen one's.
             form: what the continuation has to be (module `forms`); it ends where it is.
+            speculate: the most tokens that are guessed from the text itself and computed along with the next
+                one (module `drafts`). The text is the same; one that repeats much is there sooner.
             stream: return an iterator of pieces of text, each as soon as it is known.
 
         Raises:
@@ -456,10 +462,14 @@ class Engine:
                 f"prompt: token {unknown} is outside the vocabulary of {self.info.vocab_size}"
             )
         limit = self.info.context if max_new_tokens is None else max_new_tokens
+        if not 0 <= speculate <= MOST_GUESSES:
+            raise EngineError(f"speculate: {speculate} is not from 0 to {MOST_GUESSES}")
         if logprobs is not None and not 0 <= logprobs <= self.info.vocab_size:
             raise EngineError(f"logprobs: {logprobs} is not from 0 to {self.info.vocab_size}")
         holder = None if form is None else Holder(self._form_tokenizer, form)
-        pieces = Generation(self, ids, sampler, limit, StopStrings(stop), logprobs, holder)
+        pieces = Generation(
+            self, ids, sampler, limit, StopStrings(stop), logprobs, holder, speculate
+        )
         return pieces if stream else "".join(pieces)
 
     @cached_property
@@ -625,12 +635,14 @@ class Engine:
         """
         return np.asarray(self._native.step([(e._native, _tokens(ids)) for e, ids in turns]))
 
-    def _feed(self, ids: list[int], last: bool) -> NDArray[np.float32]:
-        """Continue the session; if `last`, logits after the last token: float32 [vocabulary]."""
-        if last:
-            return np.asarray(self._native.eval(_tokens(ids)))[0]
-        self._native.append(_tokens(ids))
-        return np.empty(0, np.float32)
+    def _feed(self, ids: list[int], all: bool) -> NDArray[np.float32]:
+        """Continue the session; logits after the last token, or after all: float32 [rows, vocabulary]."""
+        return np.asarray(self._native.eval(_tokens(ids), all=all))
+
+    def _take_back(self, count: int) -> None:
+        """Forget the last tokens of the session, which whoever uses it has not spoken of."""
+        if count > 0:
+            self._native.rewind(self._native.length() - count)
 
 
 def _check_sizes(threads: int, context: int) -> None:
@@ -651,6 +663,7 @@ class GenerationOptions(TypedDict, total=False):
     stop: Sequence[str]
     logprobs: int | None
     form: Form | None
+    speculate: int
 
 
 @dataclass(frozen=True)
@@ -688,6 +701,7 @@ class Generation(Iterator[str]):
         reused_tokens: how many of them were not computed again.
         new_tokens: so far, without the one that ends a text.
         decoded_tokens: how many of them were evaluated; the last one need not be.
+        accepted_tokens: how many of these were guessed before they were chosen.
         logprobs: of the tokens so far, if they were asked for.
         finish_reason: "stop" after an end-of-sequence token, a stop string or a complete form; "length" after
             the last token that there was room for; None before the end.
@@ -703,12 +717,13 @@ class Generation(Iterator[str]):
         stop: StopStrings,
         top: int | None,
         holder: Holder | None,
+        speculate: int,
     ) -> None:
         self.engine, self._sampler, self._limit, self._stop = engine, sampler, limit, stop
-        self._holder, self.prompt = holder, prompt
+        self._holder, self._speculate, self.prompt = holder, speculate, prompt
         self._top, self.logprobs = top, list[TokenLogprobs]()
         self.prompt_tokens, self.reused_tokens, self.new_tokens = len(prompt), 0, 0
-        self.decoded_tokens = 0
+        self.decoded_tokens, self.accepted_tokens = 0, 0
         self.finish_reason: Literal["stop", "length"] | None = None
         self.logits: NDArray[np.float32] = np.empty(0, np.float32)
         self.steps = self._steps()
@@ -721,32 +736,41 @@ class Generation(Iterator[str]):
         raise StopIteration
 
     def _steps(self) -> Iterator[str]:
-        engine, work = self.engine, self.work(self.engine)
+        engine, work = self.engine, self.work(self.engine, self._speculate)
         piece, ids = next(work)
         turn = engine._turn
         while ids:
             self._check(turn)
-            part, ids = ids[:_PREFILL], ids[_PREFILL:]
-            logits = engine._feed(part, last=not ids)
-            piece, ids = ("", ids) if ids else work.send(logits)
+            if self.new_tokens or len(ids) <= _PREFILL:
+                piece, ids = work.send(engine._feed(ids, all=self.new_tokens > 0))
+            else:
+                engine._native.append(_tokens(ids[:_PREFILL]))
+                piece, ids = "", ids[_PREFILL:]
             yield piece
         yield from (piece for piece, _ in work)
 
-    def work(self, engine: Engine) -> Generator[tuple[str, list[int]], NDArray[np.float32], None]:
+    def work(
+        self, engine: Engine, speculate: int = 0
+    ) -> Generator[tuple[str, list[int]], NDArray[np.float32], None]:
         """The answer by a session: pieces, each with what it takes to go on.
 
-        These are tokens to append, and the logits after the last of them are to be sent. There are none
-        with the last pieces.
+        These are tokens to append, none with the last pieces. To be sent are the logits after the last token
+        of the prompt, and from then on after each of the tokens: float32 [rows, vocabulary]. It is one
+        token each time but where `speculate` guesses are wanted.
         """
         self.engine = engine
         prompt, context, holder = self.prompt, engine.info.context, self._holder
         self.reused_tokens = engine._begin_with(prompt)
         self._sampler.accept(_tokens(prompt))
-        self.logits = yield "", prompt[self.reused_tokens :]
+        rows = yield "", prompt[self.reused_tokens :]
         text = TextStream(engine._native, prompt)
+        drafts = Drafts(prompt, speculate) if speculate else None
+        guessed: list[int] = []  # tokens of the session that nobody has chosen yet,
+        right = 0  # and how many of them have been chosen since
+        pieces = ""
         reason: Literal["stop", "length"] = "length"
         for count in range(1, self._limit + 1):
-            logits = self.logits
+            logits = self.logits = rows[right]
             token = self._sampler.next(holder.allowed(logits) if holder else logits)
             if token in engine.info.eos_tokens:
                 reason = "stop"
@@ -756,19 +780,33 @@ class Generation(Iterator[str]):
                 self.logprobs.append(_logprobs(logits, token, self._top))
             if holder:
                 holder.accept(token)
-            piece = self._stop.push(text.push(token))
+            pieces += self._stop.push(text.push(token))
+            if drafts:
+                drafts.push(token)
             if self._stop.found or (holder and holder.complete):
                 reason = "stop"
-            elif count < self._limit and len(prompt) + count <= context:
-                self.logits = yield piece, [token]
-                self.decoded_tokens = count
+                break
+            room = min(self._limit - count, context - len(prompt) - count + 1)
+            if room <= 0:
+                break
+            self.decoded_tokens = count
+            if right < len(guessed) and token == guessed[right]:
+                right += 1
                 continue
-            yield piece, []
-            break
+            if drafts:
+                engine._take_back(len(guessed) - right)
+                drafts.learn(right)
+                self.accepted_tokens += right
+                guessed, right = drafts.guess(room - 1), 0
+            rows = yield pieces, [token, *guessed]
+            pieces = ""
+        engine._take_back(len(guessed) - right)
+        self.accepted_tokens += right
         if not self._stop.found:
-            rest = self._stop.push(text.rest())
-            yield rest + self._stop.rest(), []
+            pieces += self._stop.push(text.rest())
+            pieces += self._stop.rest()
         self.finish_reason = "stop" if self._stop.found else reason
+        yield pieces, []
 
     def _check(self, turn: int) -> None:
         if turn != self.engine._turn:

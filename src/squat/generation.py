@@ -111,6 +111,7 @@ def continue_text(
     seed: int,
     stats: Callable[[Stats], None] | None = None,
     session: Path | None = None,
+    speculate: int = 0,
 ) -> Iterator[str]:
     """The prompt and its continuation, piece by piece; by default of NEW_TOKENS, or what there is room for.
 
@@ -118,6 +119,7 @@ def continue_text(
         stats: is told in the end what the engine took; of a .gguf file only.
         session: where the engine's session is kept: what the prompt has in common with the one that is there
             is not computed again, and at the end it holds prompt and continuation.
+        speculate: as in `Engine.generate`; of a .gguf file only.
 
     Raises:
         SquatError: a model that cannot be loaded, a prompt that is no text, settings that are not possible,
@@ -138,6 +140,7 @@ def continue_text(
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            speculate=speculate,
             stream=True,
         )
         yield from generation if stats is None else _measured(engine, generation, stats)
@@ -148,6 +151,10 @@ def continue_text(
     elif session is not None:
         raise DataError(
             f"session: {model} is no .gguf file, and only the engine keeps sessions; export it"
+        )
+    elif speculate:
+        raise DataError(
+            f"speculate: {model} is no .gguf file, and only the engine guesses; export it"
         )
     else:
         yield from _continue_in_pytorch(model, prompt, max_new_tokens, temperature, top_p, seed)

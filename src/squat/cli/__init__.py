@@ -45,6 +45,15 @@ Model = Annotated[str, typer.Argument(help="A model's folder or Hub name, or a .
 File = Annotated[str, typer.Argument(help="A .gguf file that squat export wrote.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.", min=0)]
 TopP = Annotated[float, typer.Option(min=0, max=1)]
+Speculate = Annotated[
+    int,
+    typer.Option(
+        help="The most tokens guessed from the text itself; it is the same, and sooner there if it repeats "
+        "much. Of a .gguf file.",
+        min=0,
+        max=32,
+    ),
+]
 Forget = Annotated[
     bool,
     typer.Option(
@@ -409,6 +418,7 @@ def generate(
             help="Of a .gguf model: a file that keeps what was read, for prompts that begin alike."
         ),
     ] = None,
+    speculate: Speculate = 0,
     stats: Annotated[
         bool,
         typer.Option(
@@ -431,6 +441,7 @@ def generate(
         seed,
         took.append if stats else None,
         session,
+        speculate,
     ):
         text.append(piece)
         if str(json) != "-":
@@ -453,6 +464,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: int = 0,
+    speculate: Speculate = 0,
 ) -> None:
     """Talk with a model: a line is a message; /reset, /save FILE, /quit."""
     from squat.chat import Conversation, converse
@@ -467,6 +479,7 @@ def chat(
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            speculate=speculate,
         )
     )
 
