@@ -3,8 +3,8 @@
     python benchmarks/speculate.py MODEL.gguf --data TEXT
 
 Paragraphs of a text (`--data`, a file with one a line) are given to a model that chats, with different tasks;
-every answer is computed without guesses and with them, in turns, and has to be the same. Printed are medians of
-the ratio of the times that decoding took, and how many of the tokens had been guessed.
+every answer is computed without guesses and with them, in turns, and has to be the same. Printed are medians
+of the ratio of the times that decoding took, and how many of the tokens had been guessed.
 """
 
 from __future__ import annotations
