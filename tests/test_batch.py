@@ -162,7 +162,7 @@ def test_what_ends_one_answer_ends_no_other(engine: Engine, alone: Engine) -> No
     bad._holder = Broken()  # type: ignore[assignment]
     batch = engine.batch(1)
     with pytest.raises(FormError):
-        list(batch._stream([bad]))
+        list(batch.run([bad]))
     assert batch.generate(["b"], 5) == [text]
 
 

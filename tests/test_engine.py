@@ -157,6 +157,29 @@ def test_logits_equal_the_reference(tmp_path: Path, name: str) -> None:
     assert not shares or 0.1 < float(np.mean(shares)) < 0.9
 
 
+@pytest.mark.parametrize("windows", [[0, 0], [8, 0]])
+def test_continuations_of_one_prompt(tmp_path: Path, windows: list[int]) -> None:
+    model = replace(random_model(2, layers=2), context_length=600)
+    model.graph = replace(model.graph, windows=windows)
+    write_gguf(tmp_path / "m.gguf", model)
+    engine, alone = Engine(tmp_path / "m.gguf"), Engine(tmp_path / "m.gguf")
+    prompt = random_ids(300)
+    for given, ids in (
+        (prompt, [7]),
+        (prompt, random_ids(5, seed=1)),
+        (prompt[:299], random_ids(9, seed=2)),
+        ([*prompt, 5], random_ids(40, seed=3)),
+        (prompt[:1], [3, 4]),
+        (random_ids(20, seed=4), [9]),
+    ):
+        expected = alone.logits([*given, *ids])[len(given) - 1 : -1]
+        assert np.array_equal(engine.logits_behind(given, ids), expected)
+        assert engine.tokens == [*given, *ids[:-1]]
+    for given, ids in (([], [1]), ([1], [])):
+        with pytest.raises(EngineError, match="one of them has no tokens"):
+            engine.logits_behind(given, ids)
+
+
 @pytest.mark.parametrize("activations", ["4", "8", "4:8"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_chunks_decoding_and_rewinding_give_identical_logits(

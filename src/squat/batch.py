@@ -8,7 +8,8 @@ An answer joins at any time, with its prompt, and leaves when it is complete (co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,17 +87,23 @@ class Batch:
                 )
             except EngineError as error:
                 raise EngineError(f"prompts: element {index}: {error}") from None
-        return self._stream(waiting)
+        return self.run(waiting)
 
-    def _stream(self, answers: list[Generation]) -> Iterator[tuple[int, str]]:
-        waiting, parts = list(enumerate(answers)), dict[int, Part]()
+    def run(self, answers: Iterable[Generation]) -> Iterator[tuple[int, str]]:
+        """Pieces of the text of answers that `Engine.generate` has prepared, each with its answer's index.
+
+        An answer is asked for when there is a session for it, and has its `finish_reason` with its last
+        piece, which may be empty.
+        """
+        waiting, parts = enumerate(answers), dict[int, Part]()
         try:
-            while waiting or parts:
-                while waiting and self._free:
-                    index, answer = waiting.pop(0)
+            while True:
+                for index, answer in islice(waiting, len(self._free)):
                     parts[index] = self.join(answer)
+                if not parts:
+                    return
                 for index, piece in zip(list(parts), self.step(list(parts.values())), strict=True):
-                    if piece:
+                    if piece or parts[index].complete:
                         yield index, piece
                 for index in [i for i, part in parts.items() if part.complete]:
                     part = parts.pop(index)

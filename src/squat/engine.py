@@ -212,6 +212,24 @@ class Engine:
         for begin in range(0, len(tokens), size):
             yield np.asarray(self._native.eval(tokens[begin : begin + size], all=True))
 
+    def logits_behind(self, prompt: ArrayLike, ids: ArrayLike) -> NDArray[np.float32]:
+        """Logits in front of each of the tokens that follow a prompt: float32 [ids, vocabulary].
+
+        They are those of `logits` on all tokens. What the session has of the prompt already, from the
+        beginning, is not computed again: many continuations of one prompt cost little more than themselves.
+
+        Raises:
+            EngineError: like `logits`; both need at least one token.
+        """
+        given, wanted = _tokens(prompt), _tokens(ids)
+        if not given.size or not wanted.size:
+            raise EngineError("prompt, ids: one of them has no tokens")
+        self._turn += 1
+        kept = self._begin_with(given.tolist())
+        if kept < len(given) - 1:
+            self._native.append(given[kept:-1])
+        return np.asarray(self._native.eval(np.append(given[-1], wanted[:-1]), all=True))
+
     def prefill(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Start a new session with a prompt; logits after its last token: float32 [vocabulary].
 

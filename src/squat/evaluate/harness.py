@@ -12,7 +12,8 @@ begin-of-text token, as its training text did. (`hf` leaves that to the tokenize
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,12 +23,27 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from squat.engine import Engine, Generation
 from squat.errors import ConfigError
 from squat.model_names import runs_in_engine
 from squat.terminal import track
 
 Answer = tuple[float, bool]
 """Log-probability of a continuation in nats, and whether greedy decoding would give it."""
+
+
+_TOGETHER = 8
+"""Texts that the engine continues in one pass."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A text to be continued: its tokens, how many more at most, what ends it, and how they are chosen."""
+
+    prompt: list[int]
+    length: int
+    stop: list[str]
+    sampling: Any
 
 
 class _Backend(Protocol):
@@ -43,7 +59,9 @@ class _Backend(Protocol):
         """For pairs of what is given and what is to be predicted, which fit the context together."""
         ...
 
-    def generate(self, ids: list[int], length: int, stop: list[str], sampling: Any) -> str: ...
+    def generate(self, wishes: Iterable[Wish]) -> Iterator[tuple[int, str]]:
+        """The texts wished for, each with the index of its wish, in any order."""
+        ...
 
 
 class _Checkpoint:
@@ -84,32 +102,34 @@ class _Checkpoint:
             for prediction, (_, wanted) in zip(found, pairs, strict=True)
         ]
 
-    def generate(self, ids: list[int], length: int, stop: list[str], sampling: Any) -> str:
+    def generate(self, wishes: Iterable[Wish]) -> Iterator[tuple[int, str]]:
+        for index, wish in enumerate(wishes):
+            yield index, self._generate(wish)
+
+    def _generate(self, wish: Wish) -> str:
         import torch
 
         from squat.special_tokens import end_tokens
 
-        given = torch.tensor([ids], device=self.model.device)
-        greedy = sampling["temperature"] == 0
+        given = torch.tensor([wish.prompt], device=self.model.device)
+        greedy = wish.sampling["temperature"] == 0
         answer = self.model.generate(
             given,
             attention_mask=torch.ones_like(given),
-            max_new_tokens=length,
+            max_new_tokens=wish.length,
             do_sample=not greedy,
             pad_token_id=self.end,
             eos_token_id=end_tokens(self.model, self.tokenizer) or None,
-            **({} if greedy else sampling),
-            **({"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}),
+            **({} if greedy else wish.sampling),
+            **({"stop_strings": wish.stop, "tokenizer": self.tokenizer} if wish.stop else {}),
         )
-        return self.decode(answer[0, len(ids) :].tolist())
+        return self.decode(answer[0, len(wish.prompt) :].tolist())
 
 
 class _File:
     """A .gguf file, in the engine."""
 
     def __init__(self, path: str, threads: int) -> None:
-        from squat.engine import Engine
-
         self.engine = Engine(path, threads=threads)
         info = self.engine.info
         self.context, self.prefix, self.end = info.context, info.bos_token, info.eos_token
@@ -126,15 +146,26 @@ class _File:
             return [self._score(given, wanted) for given, wanted in steps]
 
     def _score(self, given: list[int], wanted: list[int]) -> Answer:
-        ids = given + wanted
-        logits = self.engine.logits(ids[:-1])[-len(wanted) :].astype(np.float64)
+        logits = self.engine.logits_behind(given, wanted).astype(np.float64)
         greedy = bool((logits.argmax(-1) == wanted).all())
         logits -= logits.max(-1, keepdims=True)
         chosen = logits[np.arange(len(wanted)), wanted] - np.log(np.exp(logits).sum(-1))
         return float(chosen.sum()), greedy
 
-    def generate(self, ids: list[int], length: int, stop: list[str], sampling: Any) -> str:
-        return self.engine.generate(ids, length, stop=stop, **sampling)
+    def generate(self, wishes: Iterable[Wish]) -> Iterator[tuple[int, str]]:
+        begun, texts = list[Generation](), list[str]()
+
+        def answers() -> Iterator[Generation]:
+            for wish in wishes:
+                options = {"stop": wish.stop, "stream": True, **wish.sampling}
+                begun.append(self.engine.generate(wish.prompt, wish.length, **options))
+                texts.append("")
+                yield begun[-1]
+
+        for index, piece in self.engine.batch(_TOGETHER).run(answers()):
+            texts[index] += piece
+            if begun[index].finish_reason is not None:
+                yield index, texts[index]
 
 
 @register_model("squat")
@@ -247,10 +278,15 @@ class SquatLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations, up to a stop string, the end-of-text token or a number of tokens."""
-        with track(requests, "Generating") as steps:
-            return [self._generate(request) for request in steps]
+        wishes = [self._wish(request) for request in requests]
+        answers = [""] * len(wishes)
+        with track(wishes, "Generating") as begun:
+            for index, text in self._backend.generate(begun):
+                answers[index] = str(postprocess_generated_text(text, wishes[index].stop, None))
+                self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
+        return answers
 
-    def _generate(self, request: Instance) -> str:
+    def _wish(self, request: Instance) -> Wish:
         text, settings = request.args
         options: Any = normalize_gen_kwargs(settings, min(256, self.max_length // 2))
         length = min(options["max_gen_toks"], self.max_length - 1)
@@ -262,11 +298,7 @@ class SquatLM(TemplateLM):
         ids = self.tok_encode(text, add_special_tokens=False)
         room = self.max_length - length - 1  # behind the begin-of-text token
         ids = [self.prefix_token_id, *ids[max(len(ids) - room, 0) :]]
-        answer = postprocess_generated_text(
-            self._backend.generate(ids, length, stop, sampling), stop, None
-        )
-        self.cache_hook.add_partial("generate_until", request.args, answer)
-        return str(answer)
+        return Wish(ids, length, stop, sampling)
 
 
 def run(arguments: Sequence[str]) -> None:
