@@ -56,7 +56,7 @@ test-sanitize: sanitized  ## the C++ tests under AddressSanitizer and UndefinedB
 test-threads:  ## the C++ tests of threads and of engines that share a model or a step, under ThreadSanitizer
 	$(CMAKE) -S . -B $(BUILD)/threads -DSQUAT_SANITIZE=thread -DSQUAT_APPS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(CMAKE) --build $(BUILD)/threads -j 2 --target test_thread_pool test_shared test_step
-	cd $(BUILD)/threads && ctest --output-on-failure -R 'test_(thread_pool|shared|step)'
+	cd $(BUILD)/threads && SQUAT_TEST_ISAS=best ctest --output-on-failure -R 'test_(thread_pool|shared|step)'
 
 test-arm:  ## the C++ tests for ARM, in an emulator: without dot products, with dotprod, with i8mm
 	$(CMAKE) -S . -B $(BUILD)/aarch64 -DCMAKE_TOOLCHAIN_FILE=native/cmake/aarch64.cmake

@@ -84,20 +84,23 @@ void Session::attend(int layer) {
 }
 
 bool Session::reads_ahead(int layer) const {
-  if (rows_ > 1) return false;
+  if (chunks_.size() < static_cast<size_t>(rows_)) return false;
   size_t bytes = 0;
-  for (int h = 0; h < model_.n_head_kv; h++) {
-    bytes += chunks_[0].sequence->pools(layer, h).used_bytes();
+  for (const Chunk& chunk : chunks_) {
+    for (int h = 0; h < model_.n_head_kv; h++) bytes += chunk.sequence->pools(layer, h).used_bytes();
   }
   return bytes <= kReadAhead * static_cast<size_t>(threads_.size());
 }
 
 void Session::read_ahead(int layer, int part, int parts) const {
-  // Parts and heads on lines of one length: most of what a thread asks for is what it will read.
-  const int heads = model_.n_head_kv, begin = part * heads, end = begin + heads;
-  for (int h = begin / parts; h * parts < end; h++) {
-    chunks_[0].sequence->pools(layer, h).prefetch(std::max(begin - h * parts, 0),
-                                                  std::min(end - h * parts, parts), parts);
+  // Parts, and heads of all sequences, on lines of one length: most of what a thread asks for is
+  // what it will read.
+  const int heads = model_.n_head_kv, all = static_cast<int>(chunks_.size()) * heads;
+  const int begin = part * all, end = begin + all;
+  for (int i = begin / parts; i * parts < end; i++) {
+    const Chunk& chunk = chunks_[static_cast<size_t>(i / heads)];
+    chunk.sequence->pools(layer, i % heads)
+        .prefetch(std::max(begin - i * parts, 0), std::min(end - i * parts, parts), parts);
   }
 }
 
