@@ -57,11 +57,13 @@ def question(number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def server(model: Path, clients: int) -> Iterator[tuple[str, int]]:
+def server(model: Path, clients: int, parallel: int) -> Iterator[tuple[str, int]]:
     """The address and the process of a server that lets all clients wait."""
     command = [sys.executable, "-m", "squat", "serve", str(model), "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--max-waiting", str(clients)], stdout=subprocess.PIPE, text=True
+        [*command, "--max-waiting", str(clients), "--parallel", str(parallel)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     try:
@@ -93,16 +95,19 @@ def memory(process: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
 
-def run(model: Path, clients: int, requests: int, tokens: int) -> bool:
+def run(model: Path, clients: int, requests: int, tokens: int, parallel: int) -> bool:
     """Measure and print; whether everybody got their answer."""
     engine = Engine(model)
     expected = [engine.chat(max_new_tokens=tokens, **question(n)) for n in range(requests)]
-    print(f"{model.name}: {requests} requests by {clients} clients, {tokens} tokens each at most")
+    print(
+        f"{model.name}: {requests} requests by {clients} clients, {tokens} tokens each at most, "
+        f"{parallel} together"
+    )
     print(f"answers that differ from each other: {len(set(expected))} of {requests}")
     del engine
 
     done, lock = 0, threading.Lock()
-    with server(model, clients) as (url, process):
+    with server(model, clients, parallel) as (url, process):
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=3600)
 
         def one(number: int) -> Outcome:
@@ -142,8 +147,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--parallel", type=int, default=4, help="answers computed together")
     options = parser.parse_args()
-    sys.exit(0 if run(options.model, options.clients, options.requests, options.tokens) else 1)
+    sys.exit(0 if run(**vars(options)) else 1)
 
 
 if __name__ == "__main__":
