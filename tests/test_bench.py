@@ -50,6 +50,7 @@ def test_json_of_a_shape() -> None:
         assert (row["weight_bits"], row["head_bits"], row["activations"]) == (4, 8, "a8")
         assert row["wide_share"] is None
         assert row["model_bytes"] > row["weight_bytes"] > 0
+        assert row["load_seconds"] > 0
         for phase in ("prefill", "decode"):
             assert len(row[f"{phase}_rounds"]) == 2
             assert row[f"{phase}_tokens_per_s"] == pytest.approx(np.median(row[f"{phase}_rounds"]))

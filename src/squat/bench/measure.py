@@ -30,6 +30,7 @@ from squat.terminal import progress
 
 ROUNDS = 9
 """Rounds of a measurement, unless told otherwise."""
+_LOADS = 5
 _IMPORTANCE = (1.0, 1e5)
 """Bounds of what thresholds are searched for: the square of a value's peak over its mean square."""
 _BISECTIONS = 16
@@ -69,6 +70,7 @@ class Settings:
 class Measurement:
     """What was measured: tokens per second, the median over the rounds, and each round.
 
+    `load_seconds`: the median of several times that the file was loaded, its pages being in memory.
     `wide_share`: the realised share of tokens with 8 bits, of models that decide it by token. `model_bytes`:
     the file's size; `weight_bytes`: the weights in memory, packed for the kernels.
     """
@@ -86,6 +88,7 @@ class Measurement:
     decode_tokens_per_s: float
     prefill_rounds: list[float]
     decode_rounds: list[float]
+    load_seconds: float
     model_bytes: int
     weight_bytes: int
 
@@ -210,7 +213,7 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
     table = Table(title=f"{first.shape}: {first.prompt} prompt tokens, {first.generate} generated")
     for heading in ("weights", "head", "activations", "isa"):
         table.add_column(heading)
-    for heading in ("threads", "prefill, tokens/s ± %", "decode, tokens/s ± %", "file, MB"):
+    for heading in ("threads", "prefill, tokens/s ± %", "decode, tokens/s ± %", "load, ms", "file, MB"):
         table.add_column(heading, justify="right")
     for m in measurements:
         share = "" if m.wide_share is None else f" ({m.wide_share:.2f} wide)"
@@ -222,6 +225,7 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
             str(m.threads),
             f"{m.prefill_tokens_per_s:,.0f} ± {100 * spread(m.prefill_rounds) / 2:.0f}",
             f"{m.decode_tokens_per_s:,.0f} ± {100 * spread(m.decode_rounds) / 2:.0f}",
+            f"{1e3 * m.load_seconds:.0f}",
             f"{m.model_bytes / 1e6:.1f}",
         )
     table.caption = f"median of {len(first.prefill_rounds)} rounds ± half the interquartile range"
@@ -253,7 +257,12 @@ class _Candidate:
 
     def __init__(self, file: Path, settings: Settings, threads: int, activations: str | None):
         self._prompt, self._generate = settings.prompt, settings.generate
-        self._engine = Engine(file, threads=threads, context=settings.prompt + settings.generate)
+        self._load: list[float] = []
+        for _ in range(_LOADS):
+            start = time.perf_counter()
+            engine = Engine(file, threads=threads, context=settings.prompt + settings.generate)
+            self._load.append(time.perf_counter() - start)
+        self._engine = engine
         self._name, self._weight_bits, self._head_bits, own = _describe(file)
         self._activations = activations or own
         self._tokens = random_tokens(
@@ -326,6 +335,7 @@ class _Candidate:
             decode_tokens_per_s=statistics.median(self._decode),
             prefill_rounds=self._prefill,
             decode_rounds=self._decode,
+            load_seconds=statistics.median(self._load),
             model_bytes=info.file_bytes,
             weight_bytes=info.weight_bytes,
         )
