@@ -155,7 +155,9 @@ SQUAT_API squat_status squat_get_tokens(const squat_engine* engine, int32_t* tok
 SQUAT_API squat_status squat_rewind(squat_engine* engine, size_t length);
 
 /* Empties the session, evaluates n >= 1 tokens and stores the sum over tokens 1 .. n-1 of the
- * natural logarithm of the probability of each token after those before it. */
+ * natural logarithm of the probability of each token after those before it. What they have in
+ * common, from the beginning, with the tokens that were scored before is not computed again, if the
+ * session has not lost it since. */
 SQUAT_API squat_status squat_score(squat_engine* engine, const int32_t* tokens, size_t n,
                                    double* sum);
 

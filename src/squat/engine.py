@@ -309,7 +309,7 @@ class Engine:
     def score(self, texts: Sequence[str]) -> list[float]:
         """The log-probability of each text in nats, summed over its tokens.
 
-        The context is that of a model's folder (`HuggingFaceScorer`): the begin-of-text token, or the
+        A text that begins like the one before it is computed from there on. The context is that of a model's folder (`HuggingFaceScorer`): the begin-of-text token, or the
         end-of-text token of a model without one, once.
 
         Raises:
