@@ -309,8 +309,9 @@ class Engine:
     def score(self, texts: Sequence[str]) -> list[float]:
         """The log-probability of each text in nats, summed over its tokens.
 
-        A text that begins like the one before it is computed from there on. The context is that of a model's folder (`HuggingFaceScorer`): the begin-of-text token, or the
-        end-of-text token of a model without one, once.
+        The context is that of a model's folder (`HuggingFaceScorer`): the begin-of-text token, or the
+        end-of-text token of a model without one, once. What a text has in common with the one before it, from
+        the beginning, is not computed again.
 
         Raises:
             EngineError: a text is longer than the context, or the model has neither token.
