@@ -213,7 +213,13 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
     table = Table(title=f"{first.shape}: {first.prompt} prompt tokens, {first.generate} generated")
     for heading in ("weights", "head", "activations", "isa"):
         table.add_column(heading)
-    for heading in ("threads", "prefill, tokens/s ± %", "decode, tokens/s ± %", "load, ms", "file, MB"):
+    for heading in (
+        "threads",
+        "prefill, tokens/s ± %",
+        "decode, tokens/s ± %",
+        "load, ms",
+        "file, MB",
+    ):
         table.add_column(heading, justify="right")
     for m in measurements:
         share = "" if m.wide_share is None else f" ({m.wide_share:.2f} wide)"
