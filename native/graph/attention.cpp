@@ -87,7 +87,8 @@ bool Session::reads_ahead(int layer) const {
   if (chunks_.size() < static_cast<size_t>(rows_)) return false;
   size_t bytes = 0;
   for (const Chunk& chunk : chunks_) {
-    for (int h = 0; h < model_.n_head_kv; h++) bytes += chunk.sequence->pools(layer, h).used_bytes();
+    for (int h = 0; h < model_.n_head_kv; h++)
+      bytes += chunk.sequence->pools(layer, h).used_bytes();
   }
   return bytes <= kReadAhead * static_cast<size_t>(threads_.size());
 }
@@ -147,8 +148,7 @@ void Session::measure_values(int layer, int column) {
   for (int i = 0; i < rows_; i++) {
     const float* x = qkv_ + static_cast<size_t>(i) * static_cast<size_t>(m.n_embd_qkv()) + column;
     for (int h = 0; h < m.n_head_kv; h++, x += m.head_dim) {
-      value_multipliers_[vector_of(1, h, i)] =
-          multiplier_of(m.sites.v, layer, true, x, m.head_dim);
+      value_multipliers_[vector_of(1, h, i)] = multiplier_of(m.sites.v, layer, true, x, m.head_dim);
     }
   }
 }
@@ -222,9 +222,8 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   const int window = m.graph.window[static_cast<size_t>(layer)];
   const int first = window == 0 ? 0 : std::max(0, visible - window);
   const int group = m.group();
-  const size_t vector =
-      vector_of(group, query_head / group, chunk.row + token) +
-      static_cast<size_t>(query_head % group);
+  const size_t vector = vector_of(group, query_head / group, chunk.row + token) +
+                        static_cast<size_t>(query_head % group);
   const float query_step =
       q.step(layer, scratch.query_widths[row] == 8) * multiplier(query_multipliers_[vector]);
   const float step8 = query_step * k.step(layer, true);
@@ -237,8 +236,8 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   } else if (pools.key8.count() == 0) {
     ops_.scale_scores(narrow, step4, pools.key_multipliers, scaling, visible, scores);
   } else {
-    ops_.merge_scores(chunk.sequence->cached_widths(k, layer - 1) + chunk.first, wide, step8, narrow, step4,
-                      pools.key_multipliers, scaling, visible, scores);
+    ops_.merge_scores(chunk.sequence->cached_widths(k, layer - 1) + chunk.first, wide, step8,
+                      narrow, step4, pools.key_multipliers, scaling, visible, scores);
   }
   // What lies before the window is masked up to a whole vector, and not computed with before that.
   const int begin = first / kVector * kVector;
@@ -280,9 +279,8 @@ void Session::decide_widths(const Chunk& chunk, int layer) {
   const float threshold = model_.thresholds[static_cast<size_t>(layer)];
   for (int i = 0; i < chunk.count; i++) {
     const int position = chunk.position + i;
-    const bool important =
-        (model_.wide_first_token && position == 0) ||
-        importance(layer, chunk.row + i, position) >= threshold;
+    const bool important = (model_.wide_first_token && position == 0) ||
+                           importance(layer, chunk.row + i, position) >= threshold;
     set_width(chunk, layer, i, important);
   }
 }

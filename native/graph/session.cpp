@@ -172,8 +172,7 @@ void Session::step(const Turn* turns, size_t n, float* logits) {
 double Session::score(const int32_t* tokens, size_t n, double* each) {
   check_tokens(tokens, n, 0);
   const int32_t* const end = tokens_ + std::min(static_cast<int>(n), scored_);
-  int kept = static_cast<int>(
-      std::mismatch<const int32_t*>(tokens_, end, tokens).first - tokens_);
+  int kept = static_cast<int>(std::mismatch<const int32_t*>(tokens_, end, tokens).first - tokens_);
   // The last of them says what comes next, which may be another token now.
   kept = kept > 0 && kept - 1 >= least_length() ? kept - 1 : 0;
   rewind(static_cast<size_t>(kept));

@@ -257,7 +257,7 @@ class Session : public Sequence {
 
   // In flight.
   std::vector<Chunk> chunks_;
-  int rows_ = 0;  // of all chunks together
+  int rows_ = 0;             // of all chunks together
   const uint8_t* previous_;  // the rows' widths by the previous layer; null: 8 bits
   uint8_t* current_;         // the rows' widths by this layer; null if no site is 4:8
 

@@ -177,7 +177,7 @@ std::vector<uint8_t> Sequence::save(uint64_t identity) const {
 }
 
 Sequence::Saved Sequence::check_saved(const std::vector<uint8_t>& bytes, uint64_t identity,
-                                    const std::string& name) const {
+                                      const std::string& name) const {
   const auto refuse = [&name](const std::string& what) {
     throw Error(SQUAT_ERROR_FORMAT, name + ": " + what);
   };
@@ -267,7 +267,7 @@ Sequence::Saved Sequence::check_saved(const std::vector<uint8_t>& bytes, uint64_
 }
 
 void Sequence::restore(const std::vector<uint8_t>& bytes, uint64_t identity,
-                      const std::string& name) {
+                       const std::string& name) {
   const Saved saved = check_saved(bytes, identity, name);  // nothing below can fail
   rewind(0);
   length_ = saved.length;

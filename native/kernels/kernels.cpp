@@ -274,8 +274,8 @@ void pack_groups(const int8_t* codes, int inner, int zero, int bits, size_t grou
   const int step = bits == 4 ? 2 * K : K;
   int first = 0;
   if constexpr (K == 2 || K == 4) {
-    // Several groups at a time. Two of them are a word of twice the size, whose upper half moves into
-    // the free bits of its lower one.
+    // Several groups at a time. Two of them are a word of twice the size, whose upper half moves
+    // into the free bits of its lower one.
     using Pair = std::conditional_t<K == 2, uint32_t, uint64_t>;
     typedef Pair Pairs __attribute__((vector_size(16)));
     constexpr int kPairs = sizeof(Pairs) / sizeof(Pair);

@@ -522,11 +522,12 @@ void test_profile() {
   CHECK(entry(squat::Step::kHead).calls == 0);
 }
 
-// What texts have in common is not computed again, and nobody can tell: scores are those of an engine
-// that has seen nothing, whatever was evaluated in between.
+// What texts have in common is not computed again, and nobody can tell: scores are those of an
+// engine that has seen nothing, whatever was evaluated in between.
 void test_scores_of_texts_that_begin_alike() {
   std::vector<std::pair<Bytes, size_t>> files;
-  for (const ModelOptions& options : variants()) files.emplace_back(tiny_model(options).bytes(), 70);
+  for (const ModelOptions& options : variants())
+    files.emplace_back(tiny_model(options).bytes(), 70);
   for (const ModelOptions& options : windowed()) files.emplace_back(windowed_file(options), 700);
   for (const auto& [file, longest] : files) {
     Engine engine(file.data(), file.size(), "model", 1, 0), fresh(engine, 1, 0);

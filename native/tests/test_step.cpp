@@ -162,7 +162,8 @@ void test_refusals() {
   const auto refused = [&](const std::vector<squat_turn>& turns, const char* why,
                            size_t capacity = 2 * kVocabulary,
                            squat_status expected = SQUAT_ERROR_ARGUMENT) {
-    const bool status = squat_step(first, turns.data(), turns.size(), logits.data(), capacity) == expected;
+    const bool status =
+        squat_step(first, turns.data(), turns.size(), logits.data(), capacity) == expected;
     const bool said = std::strstr(squat_last_error(), why) != nullptr;
     if (!said) std::fprintf(stderr, "  %s\n", squat_last_error());
     return status && said && squat_length(first) == 0 && squat_length(second) == 0;
