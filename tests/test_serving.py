@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+import squat
 from chat_models import chat_file, system, user
 from servers import client_of, metric, metrics, running, until
 from squat.engine import Engine
@@ -717,6 +718,7 @@ def test_what_is_in_the_way_of_serving(shell, file: Path, monkeypatch, tmp_path:
     assert "none.gguf" in shell.refuse("serve", tmp_path / "none.gguf", "--port", 0)
     assert shell.run("serve", file, "--port", 70_000)[0] == 2
     assert "--api-key: is empty" in shell.refuse("serve", file, "--port", 0, "--api-key", "")
+    monkeypatch.setattr(squat, "serving", squat.serving)  # so that it comes back with its modules
     for name in list(sys.modules):
         if name.split(".")[0] in ("starlette", "uvicorn") or name.startswith("squat.serving"):
             monkeypatch.delitem(sys.modules, name)

@@ -69,7 +69,7 @@ def test_the_tables_of_the_benchmark_fit_80_columns(shown):
     rounds = [1234.5, 1235.5, 1236.5]
     measured = Measurement(
         "llama-58m", "avx512_vnni", 16, 4, 8, "4:8", 0.25, 128, 128, 123456.7, 1234.5, rounds, rounds,
-        123_456_789, 123_456_789,
+        0.1234, 123_456_789, 123_456_789,
     )  # fmt: skip
     step = {
         "shape": "llama-58m", "isa": "avx512_vnni", "activations": "4:8=0.25", "threads": 16,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,13 +184,18 @@ class Actor(Engine):
 
     def generate(self, *args: Any, **options: Any) -> Any:
         counts = {"prompt_tokens": 9, "reused_tokens": 0, "new_tokens": 5, "logprobs": []}
-        generation = SimpleNamespace(**counts, finish_reason=None)
+        generation = SimpleNamespace(**counts, prompt=[1], finish_reason=None)
 
-        def steps() -> Iterator[str]:
-            yield from self.said
+        def work(engine: Engine) -> Generator[tuple[str, list[int]], Any, None]:
+            generation.engine = engine
+            engine.rewind(0)
+            yield "", [1]
+            for letter in self.said[:-1]:
+                yield letter, [1]
             generation.finish_reason = "stop"
+            yield self.said[-1:], []
 
-        generation.steps = steps()
+        generation.work = work
         return generation
 
 

@@ -217,7 +217,6 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
         "threads",
         "prefill, tokens/s ± %",
         "decode, tokens/s ± %",
-        "load, ms",
         "file, MB",
     ):
         table.add_column(heading, justify="right")
@@ -231,10 +230,12 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
             str(m.threads),
             f"{m.prefill_tokens_per_s:,.0f} ± {100 * spread(m.prefill_rounds) / 2:.0f}",
             f"{m.decode_tokens_per_s:,.0f} ± {100 * spread(m.decode_rounds) / 2:.0f}",
-            f"{1e3 * m.load_seconds:.0f}",
             f"{m.model_bytes / 1e6:.1f}",
         )
-    table.caption = f"median of {len(first.prefill_rounds)} rounds ± half the interquartile range"
+    table.caption = (
+        f"median of {len(first.prefill_rounds)} rounds ± half the interquartile range; "
+        f"loaded in {1e3 * first.load_seconds:.0f} ms"
+    )
     return table
 
 
