@@ -166,6 +166,12 @@ def test_what_ends_one_answer_ends_no_other(engine: Engine, alone: Engine) -> No
     assert batch.generate(["b"], 5) == [text]
 
 
+def test_more_sessions_than_a_pass_has_tokens(engine: Engine, alone: Engine) -> None:
+    prompts = [f"{n}{TEXT[: n % 30]}" for n in range(140)]
+    found = engine.batch(140).generate(prompts, 3)
+    assert found == [alone.generate(prompt, 3) for prompt in prompts]
+
+
 def test_a_shorter_context(file: Path) -> None:
     engine = Engine(file, threads=1, context=50)
     found = engine.batch(2, context=20).generate(["ab", "cd ef"], None, temperature=1.0)

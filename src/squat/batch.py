@@ -115,48 +115,32 @@ class Batch:
                 self.leave(part)
 
     def join(self, answer: Generation) -> Part:
-        """Begin an answer in a free session, see `take`.
+        """Begin an answer in a free session, which has to leave in any case.
 
-        Raises:
-            EngineError: there is none.
-        """
-        engine = self.take(answer.prompt)
-        return Part(engine, answer)
-
-    def take(self, prompt: Sequence[int] = ()) -> Engine:
-        """A free session; to be given back.
-
-        Args:
-            prompt: the session that holds most of it is taken, if that is more than half of what it holds;
-                otherwise the one that was not used for longest.
+        It is the session that holds most of its prompt, if that is more than half of what it holds; otherwise
+        the one that was not used for longest.
 
         Raises:
             EngineError: there is none.
         """
         if not self._free:
             raise EngineError("batch: all sessions are taken")
-        shared = [engine.shared_tokens(prompt) for engine in self._free]
+        shared = [engine.shared_tokens(answer.prompt) for engine in self._free]
         best = max(range(len(shared)), key=shared.__getitem__)
         # Another conversation's beginning is no reason to take it away from that one.
         fits = 2 * shared[best] > len(self._free[best].tokens)
-        engine = self._free[best if fits else 0]
-        self._free.remove(engine)
-        return engine
-
-    def give_back(self, engine: Engine) -> None:
-        """Let the next one have a session."""
-        self._free.append(engine)
+        return Part(self._free.pop(best if fits else 0), answer)
 
     def leave(self, part: Part) -> None:
         """Let the next one have an answer's session."""
-        self.give_back(part.engine)
+        self._free.append(part.engine)
 
     def step(self, parts: Sequence[Part]) -> list[str]:
         """One pass for answers that are not complete: the next token, or more of the prompt is read.
 
         Returns what is new of the text of each.
         """
-        left = _PASS - len(parts)
+        left = max(_PASS - len(parts), 0)
         turns = []
         for part in parts:
             some = part.ahead[: 1 + left]
@@ -196,7 +180,7 @@ class Part:
             return ""
         try:
             piece, self.ahead = self._work.send(logits[None])
-            return piece if self.ahead else piece + "".join(rest for rest, _ in self._work)
         except SquatError as error:
             self.error = error
             return ""
+        return piece

@@ -766,7 +766,6 @@ class Generation(Iterator[str]):
                 engine._native.append(_tokens(ids[:_PREFILL]))
                 piece, ids = "", ids[_PREFILL:]
             yield piece
-        yield from (piece for piece, _ in work)
 
     def work(
         self, engine: Engine, speculate: int = 0
