@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,6 +173,7 @@ def random_model(
     key_centers: bool = False,
     wide_first_token: bool = False,
     importance: str = "relative_first_token",
+    windows: list[int] | None = None,
     rope: dict[str, Any] | None = None,
     tokenizer_json: str | None = None,
 ) -> GgufModel:
@@ -248,7 +250,7 @@ def random_model(
         inner = head_dim & -head_dim if name == "attn_out" else 1
         count = 1 if name == "head_in" else layers
         sites[name].hadamard = random_blocks(rng, size, count, inner)
-    return GgufModel(
+    model = GgufModel(
         architecture=architecture,
         name=f"random-{seed}",
         hidden_size=hidden,
@@ -274,6 +276,9 @@ def random_model(
         eos_token_ids=[2],
         pad_token_id=0,
     )
+    if windows is not None:
+        model.graph = replace(model.graph, windows=windows)
+    return model
 
 
 def _frequencies(model: GgufModel) -> tuple[Floats, float]:

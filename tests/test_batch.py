@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
-from dataclasses import replace
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from engine_models import TEXT, random_model
 from squat import forms
 from squat.batch import Batch
 from squat.deploy.gguf import write_gguf
-from squat.engine import Engine
+from squat.engine import Engine, Generation
 from squat.errors import EngineError, FormError
 
 MODELS = {
@@ -31,18 +33,15 @@ MODELS = {
         "kv_heads": 3,
         "head_dim": 6,
     },
-    "windows": {},
+    "windows": {"windows": [8, 0]},
 }
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = random_model(3, **({"layers": 2} | MODELS[request.param]))
+    model = random_model(3, layers=2, context=600, **MODELS[request.param])
     if model.importance == "rarity":
         model.thresholds = [100.0, 150.0]
-    model = replace(model, context_length=600)
-    if request.param == "windows":
-        model.graph = replace(model.graph, windows=[8, 0])
     path = tmp_path_factory.mktemp("batch") / "model.gguf"
     write_gguf(path, model)
     return path
@@ -164,6 +163,23 @@ def test_what_ends_one_answer_ends_no_other(engine: Engine, alone: Engine) -> No
     with pytest.raises(FormError):
         list(batch.run([bad]))
     assert batch.generate(["b"], 5) == [text]
+
+
+def test_an_answer_that_is_over_is_let_go(engine: Engine) -> None:
+    made: list[weakref.ref[Generation]] = []
+
+    def answers() -> Iterator[Generation]:
+        for n in range(12):
+            answer = engine.generate(f"{n}", 1 + n % 3, stream=True)
+            made.append(weakref.ref(answer))
+            yield answer
+
+    gc.disable()  # what has to wait for it may wait for long
+    try:
+        for _ in engine.batch(2).run(answers()):
+            assert sum(answer() is not None for answer in made) <= 4
+    finally:
+        gc.enable()
 
 
 def test_more_sessions_than_a_pass_has_tokens(engine: Engine, alone: Engine) -> None:

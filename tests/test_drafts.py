@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,13 @@ from squat.drafts import Drafts
 from squat.engine import Engine
 from squat.errors import EngineError
 
-MODELS = {"4:8": {}, "8": {"activations": "8"}, "windows": {}}
+MODELS = {"4:8": {}, "8": {"activations": "8"}, "windows": {"windows": [8, 0]}}
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = replace(random_model(3, layers=2, **MODELS[request.param]), context_length=400)
-    if request.param == "windows":
-        model.graph = replace(model.graph, windows=[8, 0])
     path = tmp_path_factory.mktemp("drafts") / "model.gguf"
-    write_gguf(path, model)
+    write_gguf(path, random_model(3, layers=2, context=400, **MODELS[request.param]))
     return path
 
 

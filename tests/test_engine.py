@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,9 +158,7 @@ def test_logits_equal_the_reference(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("windows", [[0, 0], [8, 0]])
 def test_continuations_of_one_prompt(tmp_path: Path, windows: list[int]) -> None:
-    model = replace(random_model(2, layers=2), context_length=600)
-    model.graph = replace(model.graph, windows=windows)
-    write_gguf(tmp_path / "m.gguf", model)
+    write_gguf(tmp_path / "m.gguf", random_model(2, layers=2, context=600, windows=windows))
     engine, alone = Engine(tmp_path / "m.gguf"), Engine(tmp_path / "m.gguf")
     prompt = random_ids(300)
     for given, ids in (
@@ -420,9 +417,7 @@ def test_interrupt_stops_a_generation(model_file: Path) -> None:
 
 
 def test_what_a_window_no_longer_holds_is_computed_again(tmp_path: Path) -> None:
-    model = replace(random_model(2, layers=2), context_length=600)
-    model.graph = replace(model.graph, windows=[8, 0])
-    write_gguf(tmp_path / "m.gguf", model)
+    write_gguf(tmp_path / "m.gguf", random_model(2, layers=2, context=600, windows=[8, 0]))
     ids = random_ids(500)
     other = [*ids[:20], *random_ids(30, seed=7)]
     expected = Engine(tmp_path / "m.gguf").generate(other, 9)

@@ -87,8 +87,9 @@ bool Session::reads_ahead(int layer) const {
   if (chunks_.size() < static_cast<size_t>(rows_)) return false;
   size_t bytes = 0;
   for (const Chunk& chunk : chunks_) {
-    for (int h = 0; h < model_.n_head_kv; h++)
+    for (int h = 0; h < model_.n_head_kv; h++) {
       bytes += chunk.sequence->pools(layer, h).used_bytes();
+    }
   }
   return bytes <= kReadAhead * static_cast<size_t>(threads_.size());
 }

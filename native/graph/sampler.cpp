@@ -21,7 +21,7 @@ void require(bool valid, const char* field, double value, const char* range) {
 }  // namespace
 
 Sampler::Sampler(const squat_sampling& sampling, uint32_t n_vocab)
-    : sampling_(sampling), state_(sampling.seed), seen_(n_vocab), candidates_(n_vocab) {
+    : sampling_(sampling), state_(sampling.seed), n_vocab_(n_vocab) {
   require(n_vocab > 0, "n_vocab", n_vocab, "at least 1");
   const auto& s = sampling;
   // Written so that NaN fails as well.
@@ -35,19 +35,20 @@ Sampler::Sampler(const squat_sampling& sampling, uint32_t n_vocab)
 
 void Sampler::accept(const int32_t* tokens, size_t n) {
   for (size_t i = 0; i < n; i++) {
-    if (tokens[i] < 0 || static_cast<size_t>(tokens[i]) >= seen_.size()) {
+    if (tokens[i] < 0 || static_cast<size_t>(tokens[i]) >= n_vocab_) {
       throw Error(SQUAT_ERROR_ARGUMENT, "token " + std::to_string(i) + " is " +
                                             std::to_string(tokens[i]) + ", must be from 0 to " +
-                                            std::to_string(seen_.size() - 1));
+                                            std::to_string(n_vocab_ - 1));
     }
   }
+  seen_.resize(n_vocab_);
   for (size_t i = 0; i < n; i++) seen_[static_cast<size_t>(tokens[i])] = 1;
 }
 
 int32_t Sampler::next(const float* logits) {
-  const size_t n_vocab = seen_.size();
-  candidates_.resize(n_vocab);
-  for (size_t i = 0; i < n_vocab; i++) {
+  seen_.resize(n_vocab_);
+  candidates_.resize(n_vocab_);
+  for (size_t i = 0; i < n_vocab_; i++) {
     float logit = logits[i];
     if (seen_[i]) {
       logit =

@@ -31,6 +31,8 @@ class Sampler {
 
   squat_sampling sampling_;
   uint64_t state_;
+  size_t n_vocab_;
+  // Empty before they are used: many samplers may wait for their turn.
   std::vector<uint8_t> seen_;
   std::vector<Candidate> candidates_;
 };

@@ -138,8 +138,8 @@ class Session : public Sequence {
   }
   // In decoding, attention would wait for memory longer than it computes: while the product before
   // it reads its weights, a layer's keys and values are asked for, part by part. Not with several
-  // tokens, which compute longer than they wait, nor if they would not stay in the second-level
-  // cache.
+  // tokens of a text, which compute longer than they wait, nor if they would not stay in the
+  // second-level cache.
   bool reads_ahead(int layer) const;
   void read_ahead(int layer, int part, int parts) const;
   void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);

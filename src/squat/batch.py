@@ -8,6 +8,7 @@ An answer joins at any time, with its prompt, and leaves when it is complete (co
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -56,7 +57,7 @@ class Batch:
         Args:
             prompts: as many as one likes; those beyond the batch's size wait for a place.
             max_new_tokens: the most tokens of each; None: as many as the context has room for.
-            **options: like `Engine.generate`.
+            **options: like `Engine.generate`; nothing is guessed, whatever `speculate` says.
 
         Raises:
             EngineError: like `Engine.generate`, before anything is computed; it names the prompt.
@@ -79,7 +80,7 @@ class Batch:
         """
         if isinstance(prompts, str):
             raise EngineError("prompts: is one string; give a list of strings")
-        waiting = []
+        waiting = deque[Generation]()
         for index, prompt in enumerate(prompts):
             try:
                 waiting.append(
@@ -87,7 +88,8 @@ class Batch:
                 )
             except EngineError as error:
                 raise EngineError(f"prompts: element {index}: {error}") from None
-        return self.run(waiting)
+        # Each is forgotten when it is over, and what its sampler works with.
+        return self.run(waiting.popleft() for _ in prompts)
 
     def run(self, answers: Iterable[Generation]) -> Iterator[tuple[int, str]]:
         """Pieces of the text of answers that `Engine.generate` has prepared, each with its answer's index.

@@ -224,7 +224,6 @@ class Engine:
         given, wanted = _tokens(prompt), _tokens(ids)
         if not given.size or not wanted.size:
             raise EngineError("prompt, ids: one of them has no tokens")
-        self._turn += 1
         kept = self._begin_with(given.tolist())
         if kept < len(given) - 1:
             self._native.append(given[kept:-1])
@@ -628,10 +627,8 @@ class Engine:
 
     def shared_tokens(self, prompt: Sequence[int]) -> int:
         """How many tokens the session and a prompt have in common, from the beginning."""
-        pairs = enumerate(zip(self.tokens, prompt, strict=False))
-        return next(
-            (i for i, (held, asked) in pairs if held != asked), min(len(self.tokens), len(prompt))
-        )
+        pairs = list(zip(self.tokens, prompt, strict=False))
+        return next((i for i, (held, asked) in enumerate(pairs) if held != asked), len(pairs))
 
     def _begin(self) -> None:
         """Start a new session."""
@@ -712,8 +709,6 @@ class Generation(Iterator[str]):
     Nothing is computed before the first piece is asked for, and nothing after the last one was.
 
     Attributes:
-        steps: the same in smaller steps, each at most a chunk of the prompt or one token; most pieces of text
-            may be empty. For who wants to look at the clock in between.
         engine: whose session it has.
         prompt: token ids.
         prompt_tokens: how many these are.
@@ -745,7 +740,6 @@ class Generation(Iterator[str]):
         self.decoded_tokens, self.accepted_tokens = 0, 0
         self.finish_reason: Literal["stop", "length"] | None = None
         self.logits: NDArray[np.float32] = np.empty(0, np.float32)
-        self.steps = self._steps()
 
     def __next__(self) -> str:
         """The next piece that is not empty."""
@@ -753,6 +747,14 @@ class Generation(Iterator[str]):
             if piece:
                 return piece
         raise StopIteration
+
+    @cached_property
+    def steps(self) -> Iterator[str]:
+        """The same in smaller steps, each at most a chunk of the prompt or the tokens of one pass.
+
+        Most pieces of text may be empty. For who wants to look at the clock in between.
+        """
+        return self._steps()
 
     def _steps(self) -> Iterator[str]:
         engine, work = self.engine, self.work(self.engine, self._speculate)

@@ -48,10 +48,8 @@ TopP = Annotated[float, typer.Option(min=0, max=1)]
 Speculate = Annotated[
     int,
     typer.Option(
-        help="The most tokens guessed from the text itself; it is the same, and sooner there if it repeats "
-        "much. Of a .gguf file.",
-        min=0,
-        max=32,
+        help="The most tokens guessed from the text itself, up to 32; it is the same, and sooner there if it "
+        "repeats much. Of a .gguf file.",
     ),
 ]
 Forget = Annotated[

@@ -153,19 +153,20 @@ class _File:
         return float(chosen.sum()), greedy
 
     def generate(self, wishes: Iterable[Wish]) -> Iterator[tuple[int, str]]:
-        begun, texts = list[Generation](), list[str]()
+        begun, texts = dict[int, Generation](), dict[int, str]()
 
         def answers() -> Iterator[Generation]:
-            for wish in wishes:
+            for index, wish in enumerate(wishes):
                 options = {"stop": wish.stop, "stream": True, **wish.sampling}
-                begun.append(self.engine.generate(wish.prompt, wish.length, **options))
-                texts.append("")
-                yield begun[-1]
+                begun[index] = self.engine.generate(wish.prompt, wish.length, **options)
+                texts[index] = ""
+                yield begun[index]
 
         for index, piece in self.engine.batch(_TOGETHER).run(answers()):
             texts[index] += piece
             if begun[index].finish_reason is not None:
-                yield index, texts[index]
+                del begun[index]
+                yield index, texts.pop(index)
 
 
 @register_model("squat")
