@@ -645,20 +645,36 @@ Interleave<Code> interleave_for(const Kernel& kernel) {
   }
 }
 
-// Writes four rows of a tile whose groups are words of four codes: 4 x 4 words are transposed at a
-// time, so that four rows are one store.
+// Groups of four bytes, which most kernels read, are transposed as words: 4 x 4 of them at a time.
+typedef uint32_t Words __attribute__((vector_size(16)));
+
+// The next four groups of a row, of four codes each,
 template <class Code>
-void interleave_four(const Code* const codes[4], int count, int groups, size_t group_bytes,
-                     uint8_t* to) {
-  typedef uint32_t Words __attribute__((vector_size(16)));
-  const uint32_t flip = 0x01010101u * static_cast<uint8_t>(Plain::encode(Code(0)));
+Words load_words(Plain, const Code* codes) {
+  Words words;
+  std::memcpy(&words, codes, sizeof(words));
+  return words ^ 0x01010101u * static_cast<uint8_t>(Plain::encode(Code(0)));
+}
+
+// or of two.
+template <class Code>
+Words load_words(Wide, const Code* codes) {
+  typedef int8_t Bytes __attribute__((vector_size(8)));
+  typedef int16_t Pairs __attribute__((vector_size(16)));
+  Bytes bytes;
+  std::memcpy(&bytes, codes, sizeof(bytes));
+  return (Words) __builtin_convertvector(bytes ^ Plain::encode(Code(0)), Pairs);
+}
+
+// Writes N rows of a tile, up to four, side by side; `codes` has four in any case.
+template <class Form, int N, class Code>
+void interleave_words(const Code* const codes[4], int count, int groups, size_t group_bytes,
+                      uint8_t* to) {
+  constexpr int kCodes = 4 / sizeof(typename Form::Element);  // of a group
   int at = 0;
-  for (; at + 16 <= count; at += 16) {
+  for (; at + 4 * kCodes <= count; at += 4 * kCodes) {
     Words row[4];
-    for (int i = 0; i < 4; ++i) {
-      std::memcpy(&row[i], codes[i] + at, sizeof(Words));
-      row[i] ^= flip;
-    }
+    for (int i = 0; i < 4; ++i) row[i] = load_words(Form(), codes[i] + at);
     const Words low0 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
     const Words high0 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
     const Words low1 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
@@ -668,12 +684,26 @@ void interleave_four(const Code* const codes[4], int count, int groups, size_t g
                             __builtin_shufflevector(high0, high1, 0, 1, 4, 5),
                             __builtin_shufflevector(high0, high1, 2, 3, 6, 7)};
     for (const Words& words : group) {
-      std::memcpy(to, &words, sizeof(words));
+      std::memcpy(to, &words, 4 * N);
       to += group_bytes;
     }
   }
-  for (int i = 0; i < 4; ++i) {
-    interleave_row<Plain, 4>(codes[i] + at, count - at, groups - at / 4, group_bytes, to + 4 * i);
+  for (int i = 0; i < N; ++i) {
+    interleave_row<Form, kCodes>(codes[i] + at, count - at, groups - at / kCodes, group_bytes,
+                                 to + 4 * i);
+  }
+}
+
+template <class Form, class Code>
+void interleave_tile(const Code* const* codes, int rows, int count, int groups, uint8_t* to) {
+  const size_t group_bytes = 4 * static_cast<size_t>(rows);
+  for (int row = 0; row < rows; row += 4, to += 16) {
+    const auto of = [&](int i) { return codes[std::min(row + i, rows - 1)]; };
+    const Code* const four[4] = {of(0), of(1), of(2), of(3)};
+    constexpr decltype(&interleave_words<Form, 1, Code>) kInterleave[] = {
+        interleave_words<Form, 1, Code>, interleave_words<Form, 2, Code>,
+        interleave_words<Form, 3, Code>, interleave_words<Form, 4, Code>};
+    kInterleave[std::min(rows - row, 4) - 1](four, count, groups, group_bytes, to);
   }
 }
 
@@ -719,25 +749,22 @@ void pack_tiles(const Source<Code>& source, const Prepared::Group& group, uint8_
   const size_t bytes = row_bytes(kernel, source.inner);
   const int block = kernel.k * element_bytes(kernel);
   const int groups = static_cast<int>(bytes / block);
-  const bool words = block == 4 && kernel.form == ActivationForm::kPlain;
   for (int tile = tile_begin; tile < tile_end; ++tile) {
     const int first = group.begin + tile * kernel.m;
     const int rows = std::min(kernel.m, group.end - first);
     uint8_t* to = data + size_t(first - group.begin) * bytes;
-    const size_t group_bytes = size_t(rows) * block;
-    const auto codes_of = [&](int row) {
-      return source.codes + order[first + row] * source.stride;
-    };
-    int row = 0;
-    for (; words && row + 4 <= rows; row += 4) {
-      const Code* codes[4] = {codes_of(row), codes_of(row + 1), codes_of(row + 2),
-                              codes_of(row + 3)};
-      interleave_four(codes, source.inner, groups, group_bytes, to + row * block);
+    const Code* codes[kMaxTileRows];
+    for (int i = 0; i < rows; ++i) codes[i] = source.codes + order[first + i] * source.stride;
+    if (block == 4 && kernel.form == ActivationForm::kPlain) {
+      interleave_tile<Plain>(codes, rows, source.inner, groups, to);
+    } else if (block == 4 && kernel.form == ActivationForm::kWide) {
+      interleave_tile<Wide>(codes, rows, source.inner, groups, to);
+    } else {
+      for (int i = 0; i < rows; ++i) {
+        interleave(codes[i], source.inner, groups, size_t(rows) * block, to + i * block);
+      }
     }
-    for (; row < rows; ++row) {
-      interleave(codes_of(row), source.inner, groups, group_bytes, to + row * block);
-    }
-    for (int i = 0; i < rows; ++i) sums[first + i] = sum_of(codes_of(i), source.inner);
+    for (int i = 0; i < rows; ++i) sums[first + i] = sum_of(codes[i], source.inner);
   }
 }
 

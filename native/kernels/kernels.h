@@ -74,6 +74,8 @@ constexpr WeightForm plain_weights(int bits) { return bits == 8 ? WeightForm::w8
 constexpr int bits_of(WeightForm weights) { return weights == WeightForm::w8 ? 8 : 4; }
 const char* name_of(WeightForm weights);
 
+inline constexpr int kMaxTileRows = 16;  // of any kernel
+
 // One row of the table: a micro-kernel that multiplies tiles of m tokens with panels of n weight
 // rows, k codes of the inner dimension at a time.
 struct Kernel {

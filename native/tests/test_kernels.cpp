@@ -507,6 +507,7 @@ void test_table() {
         const Kernel& layout = choice.matmul(8, form);
         CHECK(kernel.weights == form && kernel.activation_bits >= activation_bits);
         CHECK(std::string(kernel.isa) == isa.name);
+        CHECK(kernel.m <= squat::kernels::kMaxTileRows);
         CHECK(kernel.n == layout.n && kernel.k == layout.k && kernel.zero == layout.zero);
         CHECK(explain(choice, activation_bits, form).find(kernel.name) == 0);
       }
