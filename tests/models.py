@@ -75,6 +75,7 @@ ARCHITECTURES = {
 PUBLISHED = {
     "weight_steps": "tensor",
     "token_steps": "static",
+    "softmax": "natural",
     "weight_levels": "uniform",
     "activation_levels": "uniform",
     "hadamard": (),

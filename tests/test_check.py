@@ -24,8 +24,11 @@ def test_a_model_that_goes_the_whole_way(shell, model):
     assert "tokens a second" in text
 
 
-@pytest.mark.parametrize(("steps", "most"), [("peak", 65536), ("exponent", 131072)])
-def test_a_context_that_is_longer_than_the_engines(shell, model, tmp_path, steps, most):
+@pytest.mark.parametrize(
+    ("steps", "softmax", "most"),
+    [("peak", "natural", 65536), ("exponent", "base2", 65536), ("exponent", "natural", 131072)],
+)
+def test_a_context_that_is_longer_than_the_engines(shell, model, tmp_path, steps, softmax, most):
     longer = load_model(str(model))
     longer.config.max_position_embeddings = 200_000
     tokenizer = load_tokenizer(str(model))
@@ -33,7 +36,8 @@ def test_a_context_that_is_longer_than_the_engines(shell, model, tmp_path, steps
     says = f"max_position_embeddings is 200000, but the engine holds {most} tokens"
     if steps == "peak":  # the usual
         assert f"beware {says}" in said(shell, tmp_path / "longer")
-    quantize(longer, SquatConfig(token_steps=steps), calibration=[some_ids(4, 16)])
+    config = SquatConfig(token_steps=steps, softmax=softmax)
+    quantize(longer, config, calibration=[some_ids(4, 16)])
     save_model(longer, tokenizer, tmp_path / "quantized")
     status, _, warnings = shell.run("export", tmp_path / "quantized", tmp_path / "m.gguf")
     assert status == 0

@@ -27,6 +27,7 @@ from squat.exact import (
     gelu_tanh,
     inverse_root,
     layer_norm,
+    powers_of_two,
     rms_norm,
     silu,
     softmax,
@@ -69,6 +70,23 @@ def test_a_masked_key_gets_no_probability():
     assert softmax(scores)[0, 1] < 1e-27
 
 
+def test_powers_of_two_are_a_softmax_not_yet_divided():
+    scores = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)) * 4
+    terms, total = powers_of_two(scores * 1.44269504)
+    torch.testing.assert_close(terms / total, scores.softmax(-1), rtol=3e-4, atol=1e-6)
+    assert torch.equal(terms.amax(-1), torch.ones(50))
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(powers_of_two(scores[:, order] * 1.44269504)[1], total)
+
+
+def test_a_masked_key_is_no_power_of_two():
+    scores = torch.tensor([[1.0, torch.finfo(torch.float32).min, -61.5, -61.0, 2.0]])
+    terms, total = powers_of_two(scores)
+    assert (terms == 0).tolist() == [[False, True, False, False, False]]
+    assert torch.equal(total, powers_of_two(scores[:, [0, 2, 3, 4]])[1])
+    assert powers_of_two(torch.tensor([[2.0, -62.0]]))[0][0, 1] == 0
+
+
 def test_results_do_not_depend_on_the_batch():
     model = quantize(tiny_model(), calibration=[some_ids(8, 32)]).eval()
     ids = some_ids(16, 24)
@@ -90,6 +108,8 @@ CONFIGS = {
     "w4a4 8-bit weights": SquatConfig(activation_bits=4, weight_bits=8, embedding_bits=4),
     "the paper's": SquatConfig(**PUBLISHED),
     "steps by row": SquatConfig(**{**PUBLISHED, "weight_steps": "row"}),
+    "softmax of powers of two": SquatConfig(**{**PUBLISHED, "softmax": "base2"}),
+    "natural softmax": SquatConfig(softmax="natural"),
     "peaks": SquatConfig(**{**PUBLISHED, "token_steps": "peak"}),
     "token exponents": SquatConfig(**{**PUBLISHED, "token_steps": "exponent"}),
     "levels": SquatConfig(**{**PUBLISHED, "activation_levels": "table"}),
@@ -273,8 +293,13 @@ def test_more_than_65536_tokens(bits, tokenizer, tmp_path):
     )
     with torch.no_grad():  # so sharp that single tokens get a probability
         model.model.layers[0].self_attn.q_proj.weight.mul_(15)
-    # With peaks there are no such contexts.
-    older = {"token_steps": "exponent", "channel_scales": False, "reflections": False}
+    # With peaks there are no such contexts, nor with powers of two.
+    older = {
+        "token_steps": "exponent",
+        "softmax": "natural",
+        "channel_scales": False,
+        "reflections": False,
+    }
     older |= {"key_centers": False, "wide_first_token": False}
     config = SquatConfig(activation_bits=bits, **older)
     quantize(model, config, calibration=[some_ids(8, 32)]).eval()

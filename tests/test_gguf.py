@@ -321,6 +321,19 @@ def site(model: GgufModel, name: str, value: GgufSite) -> GgufModel:
     return replace(model, sites={**model.sites, name: value})
 
 
+def test_a_softmax_of_powers_of_two(tmp_path: Path) -> None:
+    plain = byte_level_bpe().to_str()
+    model = replace(random_model(tokenizer_json=plain), base2_softmax=True)
+    write_gguf(tmp_path / "m.gguf", site(model, "probs", GgufSite("8")))
+    assert features(tmp_path / "m.gguf") == ["softmax"]
+    fields = {k: f.contents() for k, f in GGUFReader(tmp_path / "m.gguf").fields.items()}
+    assert fields["squat.softmax"] == "base2"
+    assert fields["squat.probs.bits"] == "8"
+    assert "squat.probs.step8" not in fields
+    with pytest.raises(CheckpointError, match="site probs: step8 is given"):
+        write_gguf(tmp_path / "m.gguf", model)
+
+
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     model = random_model()
     up = "blk.0.ffn_up"

@@ -20,6 +20,7 @@ from squat.quantization.numerics import (
     mse_step,
     quantize_codes,
     representable_step,
+    row_codes,
     step_from_log,
 )
 from squat.quantization.quantizers import (
@@ -51,6 +52,21 @@ def test_a_value_is_its_code_times_the_step(x, step, width):
 def test_quantizing_twice_changes_nothing(x, step, width):
     once = fake_quantize(x, step, *code_range(*width))
     assert torch.equal(fake_quantize(once, step, *code_range(*width)), once)
+
+
+@given(
+    st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=40).filter(any),
+    st.sampled_from([255, 15]),
+)
+def test_the_largest_of_a_row_has_the_largest_code(row, largest):
+    x = torch.tensor([row, row[::-1]], requires_grad=True)
+    codes, per_one = row_codes(x, largest)
+    assert torch.equal(codes, codes.round())
+    assert (codes.amax(-1) == largest).all()
+    assert codes.min() >= 0
+    assert ((codes / per_one - x).abs() <= x.amax(-1, keepdim=True) * (0.5001 / largest)).all()
+    (codes / per_one).sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones_like(x))
 
 
 @given(values, steps)

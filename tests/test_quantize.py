@@ -344,6 +344,7 @@ def test_a_deep_copy_has_quantizers_of_its_own():
         ({"hadamard": ["v"]}, "hadamard: 'v' does not exist"),
         ({"weight_steps": "column"}, "weight_steps: 'column' does not exist"),
         ({"token_steps": "dynamic"}, "token_steps: 'dynamic' does not exist"),
+        ({"softmax": "base10"}, "softmax: 'base10' does not exist; choose one of base2, natural"),
         ({"weight_levels": "iq3"}, "weight_levels: 'iq3' does not exist; choose .*iq4_nl"),
         ({"activation_levels": 16}, "activation_levels: 16 does not exist"),
         ({"method": "gptq"}, "method: 'gptq'.*lsq"),

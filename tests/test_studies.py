@@ -56,6 +56,8 @@ def test_only_what_is_named_is_quantized():
         groups = {group.name: group.members for group in groups_of(model)}
         with only(model, groups["everything"]):
             assert torch.equal(model(ids).logits, before)
+        with only(model, groups["probs"]):
+            assert not torch.allclose(model(ids).logits, full(ids).logits, atol=1e-4)
         with only(model, groups["mlp_mid"]):
             alone = model(ids).logits
         assert torch.equal(model(ids).logits, before)

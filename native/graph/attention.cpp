@@ -14,6 +14,8 @@
 
 namespace squat {
 
+constexpr float kOctaves = 1.44269504f;  // log2(e): of scores, for a softmax in base 2
+
 template <class Body>
 void Session::for_heads(int64_t macs, Body&& body) {
   const int heads = model_.n_head_kv, all = static_cast<int>(chunks_.size()) * heads;
@@ -187,6 +189,12 @@ void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scrat
     keep(pools.value_multipliers, value_multipliers_);
     const int from = std::max(begin, first_query(chunk));
     if (from >= end) continue;
+    // Once for all queries of the block.
+    const auto decode = [&](const int8_t* kept, float* multipliers) {
+      if (kept != nullptr) ops_.decode_multipliers(kept, chunk.past() + end, multipliers);
+    };
+    decode(pools.key_multipliers, scratch.key_multipliers);
+    decode(pools.value_multipliers, scratch.value_multipliers);
 
     const int rows = (end - from) * group;
     for (int row = 0; row < rows; row++) {
@@ -219,7 +227,10 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   const Model& m = model_;
   const Site &q = m.sites.q, &k = m.sites.k;
   const int visible = chunk.past() + token + 1;
-  const float scaling = m.graph.attention_scale;
+  const bool makes_codes = m.sites.probs_are_codes();
+  const float scaling = m.graph.attention_scale * (makes_codes ? kOctaves : 1);
+  const float* of_keys = pools.key_multipliers == nullptr ? nullptr : scratch.key_multipliers;
+  const float* of_values = pools.value_multipliers == nullptr ? nullptr : scratch.value_multipliers;
   const int window = m.graph.window[static_cast<size_t>(layer)];
   const int first = window == 0 ? 0 : std::max(0, visible - window);
   const int group = m.group();
@@ -233,28 +244,36 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   const int32_t *wide = scratch.sums[0] + offset, *narrow = scratch.sums[1] + offset;
   float* scores = scratch.scores;
   if (pools.key4.count() == 0) {
-    ops_.scale_scores(wide, step8, pools.key_multipliers, scaling, visible, scores);
+    ops_.scale_scores(wide, step8, of_keys, scaling, visible, scores);
   } else if (pools.key8.count() == 0) {
-    ops_.scale_scores(narrow, step4, pools.key_multipliers, scaling, visible, scores);
+    ops_.scale_scores(narrow, step4, of_keys, scaling, visible, scores);
   } else {
     ops_.merge_scores(chunk.sequence->cached_widths(k, layer - 1) + chunk.first, wide, step8,
-                      narrow, step4, pools.key_multipliers, scaling, visible, scores);
+                      narrow, step4, of_keys, scaling, visible, scores);
   }
   // What lies before the window is masked up to a whole vector, and not computed with before that.
   const int begin = first / kVector * kVector;
   for (int i = begin; i < first; i++) scores[i] = -std::numeric_limits<float>::infinity();
   uint8_t* probs = probs_row(chunk, token, query_head);
   std::memset(probs, 0, static_cast<size_t>(begin));
-  first_probs_[(chunk.row + token) * m.n_head + query_head] =
-      ops_.softmax(scores + begin, visible - begin, first - begin);
+  float* first_p = first_probs_ + (chunk.row + token) * m.n_head + query_head;
+  scores += begin;
+  probs += begin;
+  if (of_values != nullptr) of_values += begin;
+  const int count = visible - begin, at_first = first - begin;
+  if (makes_codes) {
+    const CodedRow coded = ops_.softmax_codes(scores, count, at_first, of_values, probs);
+    *first_p = coded.first;
+    probs_steps_[vector] = coded.step;
+    return;
+  }
+  *first_p = ops_.softmax(scores, count, at_first);
   float step = m.sites.probs_step[static_cast<size_t>(layer)];
-  if (pools.value_multipliers != nullptr) {
-    const float largest =
-        ops_.weigh(pools.value_multipliers + begin, visible - begin, scores + begin);
-    step *= multiplier(peak_quarters(largest));
+  if (of_values != nullptr) {
+    step *= multiplier(peak_quarters(ops_.weigh(of_values, count, scores)));
   }
   probs_steps_[vector] = step;
-  ops_.unsigned_codes(scores + begin, visible - begin, 1.0f / step, probs + begin);
+  ops_.unsigned_codes(scores, count, 1.0f / step, probs);
 }
 
 float Session::importance(int layer, int row, int position) const {

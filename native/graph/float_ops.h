@@ -21,6 +21,12 @@ struct Levels {
 // `values` ascend, from -128 to 127. Halfway between two is still the lower one.
 Levels make_levels(const int32_t values[16]);
 
+// A row of probabilities as codes: what these are multiplied by, and the probability of key
+// `first`.
+struct CodedRow {
+  float step, first;
+};
+
 struct FloatOps {
   // out = weight * (x / sqrt(mean(x^2) + epsilon)); out may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int n, float* out);
@@ -30,11 +36,16 @@ struct FloatOps {
   // p = exp(x - max) / sum(exp(x - max)) in place of x; returns p[first]. The row is padded, and
   // up to a whole vector zero afterwards.
   float (*softmax)(float* x, int n, int first);
-  // x *= multipliers (token_steps.h), both of them padded; returns the largest. A NaN counts as
-  // zero.
-  float (*weigh)(const int8_t* multipliers, int n, float* x);
+  // What bytes stand for (token_steps.h), of padded rows.
+  void (*decode_multipliers)(const int8_t* quarters, int n, float* multipliers);
+  // x *= multipliers, both of them padded; returns the largest. A NaN counts as zero.
+  float (*weigh)(const float* multipliers, int n, float* x);
   // codes = rint(x * inverse_step), 0 .. 255, of padded rows. NaN becomes 0.
   void (*unsigned_codes)(const float* x, int n, float inverse_step, uint8_t* codes);
+  // Softmax in base 2, with codes instead of quotients (docs/format.md, "Numbers"): those of
+  // 2^(x - max) * multipliers, or of 2^(x - max) where that is null. All rows are padded; x is
+  // overwritten.
+  CodedRow (*softmax_codes)(float* x, int n, int first, const float* multipliers, uint8_t* codes);
   // log(sum(exp(x))).
   double (*log_sum_exp)(const float* x, int n);
   // Activation functions: out = f(x) * up, or f(x) where up is null; out may be x or up.
@@ -61,12 +72,12 @@ struct FloatOps {
   // sine[j]. Both of a pair have the cosine, the first minus the sine, the second the sine.
   void (*rotate)(const float* cosine, const float* sine, int n, float* x);
   // out = float(x) * (step * multipliers) * scaling; all rows are padded. Null: multipliers are 1.
-  void (*scale_scores)(const int32_t* x, float step, const int8_t* multipliers, float scaling,
-                       int n, float* out);
+  void (*scale_scores)(const int32_t* x, float step, const float* multipliers, float scaling, int n,
+                       float* out);
   // The same for sums that stand in two rows: out[i] is the next of `wide` where widths[i] is 8,
   // the next of `narrow` elsewhere, with the step of its width. All rows are padded.
   void (*merge_scores)(const uint8_t* widths, const int32_t* wide, float step8,
-                       const int32_t* narrow, float step4, const int8_t* multipliers, float scaling,
+                       const int32_t* narrow, float step4, const float* multipliers, float scaling,
                        int n, float* out);
   // The other way: codes whose width is 8 one after the other in `wide`, the others in `narrow`.
   // All rows are padded.

@@ -69,8 +69,8 @@ class Loader {
     }
     if (version_ == 1 || !file_.has(kFeatureList)) return;
     for (const std::string_view name : file_.string_array(kFeatureList)) {
-      const auto known = {kExponents,  kTokenSteps, kHadamard, kKeyCenters,
-                          kFirstToken, kLevels,     kGraph,    kTokenizer};
+      const auto known = {kExponents, kTokenSteps, kHadamard, kKeyCenters, kFirstToken,
+                          kSoftmax,   kLevels,     kGraph,    kTokenizer};
       if (std::find(known.begin(), known.end(), name) == known.end()) {
         fail("key '" + std::string(kFeatureList) + "' names '" + std::string(name.substr(0, 64)) +
              "', which this engine does not know; use the engine that belongs to the exporter");
@@ -197,6 +197,16 @@ class Loader {
     return true;
   }
 
+  // Whether the key of a feature is there, which then has this one value.
+  bool says(const std::string& key, const char* feature, const std::string& value) const {
+    if (!has_feature(key, feature, true)) return false;
+    if (const std::string_view found = file_.string(key); found != value) {
+      fail("key '" + key + "' is '" + std::string(found.substr(0, 64)) + "', expected '" + value +
+           "'");
+    }
+    return true;
+  }
+
   // Of each width that the site has, or of none.
   void read_margins(const std::string& prefix, bool possible, Site* site) const {
     const std::string of8 = prefix + "margin8", of4 = prefix + "margin4";
@@ -316,18 +326,8 @@ class Loader {
     const int n_embd = model_.n_embd, n_ff = model_.n_ff, head_dim = model_.head_dim;
     // Version 1 has one feature, which it does not name.
     if (version_ == 1 && file_.has("squat.mlp_mid.hadamard")) features_.emplace_back(kHadamard);
-    const std::string token_steps = "squat.token_steps";
-    peaks_ = has_feature(token_steps, kTokenSteps, true);
-    if (peaks_ && file_.string(token_steps) != "peak") {
-      fail("key '" + token_steps + "' is '" + std::string(file_.string(token_steps).substr(0, 64)) +
-           "', expected 'peak'");
-    }
-    const std::string first_token = "squat.first_token";
-    model_.wide_first_token = has_feature(first_token, kFirstToken, true);
-    if (model_.wide_first_token && file_.string(first_token) != "wide") {
-      fail("key '" + first_token + "' is '" + std::string(file_.string(first_token).substr(0, 64)) +
-           "', expected 'wide'");
-    }
+    peaks_ = says("squat.token_steps", kTokenSteps, "peak");
+    model_.wide_first_token = says("squat.first_token", kFirstToken, "wide");
     s.attn_in = read_site("attn_in", {true, false, true, n_embd, true});
     s.q = read_site("q", {true, true, true, 0, true});
     s.k = read_site("k", {true, true, true, head_dim, true});
@@ -353,9 +353,14 @@ class Loader {
     if (const std::string_view bits = file_.string("squat.probs.bits"); bits != "8") {
       fail("key 'squat.probs.bits' is '" + std::string(bits.substr(0, 64)) + "', expected '8'");
     }
-    Used used(static_cast<size_t>(model_.n_layer));
-    for (int l = 0; l < model_.n_layer; l++) used[static_cast<size_t>(l)] = model_.graph.attends(l);
-    model_.sites.probs_step = steps("squat.probs.step8", used);
+    const std::string step8 = "squat.probs.step8";
+    if (!says("squat.softmax", kSoftmax, "base2")) {
+      Used used(static_cast<size_t>(model_.n_layer));
+      for (size_t l = 0; l < used.size(); l++) used[l] = model_.graph.attends(static_cast<int>(l));
+      model_.sites.probs_step = steps(step8, used);
+    } else if (file_.has(step8)) {
+      fail("key '" + step8 + "' is there, but 'squat.softmax' makes codes without steps");
+    }
     has_feature("squat.probs.margin8", kExponents, false);
     has_feature("squat.probs.margin4", kExponents, false);
     has_feature("squat.probs.hadamard", kHadamard, false);
@@ -641,6 +646,7 @@ class Loader {
   static constexpr const char* kHadamard = "hadamard";
   static constexpr const char* kKeyCenters = "key_centers";
   static constexpr const char* kFirstToken = "first_token";
+  static constexpr const char* kSoftmax = "softmax";
   static constexpr const char* kLevels = "levels";
   static constexpr const char* kGraph = "graph";
   static constexpr const char* kTokenizer = "tokenizer";  // its keys, which text/ reads

@@ -55,7 +55,9 @@ struct Site {
 
 struct Sites {
   Site attn_in, q, k, v, attn_out, mlp_in, mlp_mid, head_in;
-  std::vector<float> probs_step;  // by layer; multiplied where values' are
+  // By layer, multiplied where values' are; empty: softmax is in base 2 and makes codes itself.
+  std::vector<float> probs_step;
+  bool probs_are_codes() const { return probs_step.empty(); }
 };
 
 // A quantized matrix with its bias.

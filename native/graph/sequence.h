@@ -33,7 +33,8 @@ class Sequence {
   // The longest context that a sequence of a model can have, whatever the model says: rows of
   // probabilities whose largest code is always 255 or near it may add up to that many times 255.
   static int most_tokens(const Model& model) {
-    return model.sites.v.peaks ? kernels::kMaxInner : kernels::kMaxTokens;
+    const bool largest = model.sites.v.peaks || model.sites.probs_are_codes();
+    return largest ? kernels::kMaxInner : kernels::kMaxTokens;
   }
 
   // The references must outlive the sequence; 1 <= context <= most_tokens(model).

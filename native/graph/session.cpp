@@ -83,6 +83,8 @@ size_t Session::lay_out(Arena arena) {
     s.query_widths = arena.take<uint8_t>(queries);
     for (int32_t*& sums : s.sums) sums = arena.take<int32_t>(queries * std::max(keys, head_dim));
     s.scores = arena.take<float>(keys);
+    s.key_multipliers = arena.take<float>(keys);
+    s.value_multipliers = arena.take<float>(keys);
     for (uint8_t*& probs : s.probs) probs = arena.take<uint8_t>(queries * keys);
     s.prepared = arena.take<uint8_t>(
         kernels::prepared_bytes(choice_, query_rows, std::max(m.head_dim, longest_)));

@@ -63,7 +63,8 @@ class Session : public Sequence {
     uint8_t* query_widths;  // [query rows of a block]
     int32_t* sums[2];       // [query rows of a block][keys or head_dim], of the wide, narrow pool
     float* scores;          // [keys]
-    uint8_t* probs[2];      // [query rows of a block][keys of the wide, narrow pool]
+    float *key_multipliers, *value_multipliers;  // [keys]
+    uint8_t* probs[2];  // [query rows of a block][keys of the wide, narrow pool]
     uint8_t* prepared;
   };
 

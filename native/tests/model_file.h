@@ -144,6 +144,7 @@ struct ModelOptions {
   bool peaks = false;  // in place of exponents
   bool key_centers = false;
   bool wide_first_token = false;
+  bool base2 = false;   // softmax
   bool rarity = false;  // decides the widths of 4:8
   // Whether there is a description of the graph, and as much as possible in it is unusual.
   bool described = false;
@@ -358,6 +359,7 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     if (o.peaks) features.push_back("token_steps");
     if (o.key_centers) features.push_back("key_centers");
     if (o.wide_first_token) features.push_back("first_token");
+    if (o.base2) features.push_back("softmax");
     file.string_array("squat.features", features);
   }
   if (o.described) describe(o, &file);
@@ -399,8 +401,12 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     if (hadamard && site == "attn_out") file.u32_array(prefix + ".hadamard", output_blocks(o));
   }
   file.string("squat.probs.bits", "8");
-  file.f32_array("squat.probs.step8",
-                 std::vector<float>(layers, o.peaks ? 0.50390625f : 0.00390625f));
+  if (o.base2) {
+    file.string("squat.softmax", "base2");
+  } else {
+    file.f32_array("squat.probs.step8",
+                   std::vector<float>(layers, o.peaks ? 0.50390625f : 0.00390625f));
+  }
   file.string("squat.head_in.bits", "8");
   file.f32_array("squat.head_in.step8", {o.peaks ? 1.00390625f : 0.03125f});
   if (exponents) file.u32("squat.head_in.margin8", 0);
@@ -506,7 +512,7 @@ inline std::vector<ModelOptions> variants() {
       all.push_back(o);
       o.weight_levels = o.peaks = o.key_centers = o.wide_first_token = true;
       all.push_back(o);
-      o.described = true;
+      o.described = o.base2 = true;
       all.push_back(o);
       if (gpt2) continue;
       o.convolutions = true;

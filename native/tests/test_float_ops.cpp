@@ -33,6 +33,12 @@ std::vector<const FloatOps*> implementations() {
   return all;
 }
 
+std::vector<float> random_multipliers(int n, std::mt19937* random) {
+  std::vector<float> multipliers(padded(n));
+  for (float& m : multipliers) m = squat::multiplier(static_cast<int8_t>((*random)() % 40));
+  return multipliers;
+}
+
 void test_equal_scores(const FloatOps& ops) {
   for (int n = 1; n <= 70; ++n) {
     std::vector<float> x(padded(n), 99.0f);  // what lies behind the end does not count
@@ -70,8 +76,7 @@ void test_same_bits(const std::vector<const FloatOps*>& all) {
   for (int n = 1; n <= 200; ++n) {
     std::vector<float> x(padded(n));
     for (float& v : x) v = normal(random);
-    std::vector<int8_t> multipliers(padded(n));
-    for (int8_t& m : multipliers) m = static_cast<int8_t>(random() % 40);
+    const std::vector<float> multipliers = random_multipliers(n, &random);
     std::vector<uint8_t> first;
     std::vector<float> first_x;
     float first_p = 0, first_peak = 0;
@@ -86,7 +91,73 @@ void test_same_bits(const std::vector<const FloatOps*>& all) {
       CHECK(codes == first && p == first_p && peak == first_peak);
       CHECK(std::memcmp(copy.data(), first_x.data(), static_cast<size_t>(n) * sizeof(float)) == 0);
     }
+    first.clear();
+    squat::CodedRow of_first = {};
+    for (const FloatOps* ops : all) {
+      std::vector<float> copy = x;
+      std::vector<uint8_t> codes(padded(n));
+      const squat::CodedRow row =
+          ops->softmax_codes(copy.data(), n, n / 2, multipliers.data(), codes.data());
+      if (first.empty()) first = codes, of_first = row;
+      CHECK(codes == first && row.step == of_first.step && row.first == of_first.first);
+    }
   }
+}
+
+// Beside exact powers of two, for rows longer than what is summed at once, too.
+void test_softmax_codes(const FloatOps& ops) {
+  std::mt19937 random(8);
+  std::normal_distribution<float> normal(0, 3);
+  std::vector<int> lengths = {2047, 2048, 2049, 4096, 5000, 9000};
+  for (int n = 1; n <= 70; ++n) lengths.push_back(n);
+  for (const int n : lengths) {
+    std::vector<float> x(padded(n), 99.0f);  // what lies behind the end does not count
+    std::generate_n(x.begin(), n, [&] { return normal(random); });
+    const int first = n / 3;
+    std::fill_n(x.begin(), first, -std::numeric_limits<float>::infinity());
+    const std::vector<float> multipliers = random_multipliers(n, &random);
+    for (const float* given : {static_cast<const float*>(nullptr), multipliers.data()}) {
+      const size_t size = static_cast<size_t>(n);
+      const double largest = *std::max_element(x.begin(), x.begin() + n);
+      std::vector<double> weighted(size);
+      double total = 0, peak = 0;
+      for (size_t i = 0; i < size; ++i) {
+        const double power = std::exp2(x[i] - largest);
+        total += power;
+        weighted[i] = given == nullptr ? power : power * given[i];
+        peak = std::max(peak, weighted[i]);
+      }
+      std::vector<float> copy = x;
+      std::vector<uint8_t> codes(padded(n), 7);
+      const squat::CodedRow row = ops.softmax_codes(copy.data(), n, first, given, codes.data());
+      CHECK(std::abs(row.first - std::exp2(x[static_cast<size_t>(first)] - largest) / total) <
+            2e-4 * row.first);
+      CHECK(std::abs(row.step * 255 * total / peak - 1) < 3e-4);
+      for (size_t i = 0; i < codes.size(); ++i) {
+        if (i < size) {
+          CHECK(std::abs(codes[i] - 255 * weighted[i] / peak) < 0.55);
+        } else {
+          CHECK(codes[i] == 0 || codes[i] == 7);
+        }
+      }
+      CHECK(*std::max_element(codes.begin(), codes.begin() + n) == 255);
+      CHECK(std::all_of(codes.begin(), codes.begin() + first, [](uint8_t c) { return c == 0; }));
+    }
+  }
+}
+
+void test_far_scores(const FloatOps& ops) {
+  // 2^-64 counts as nothing, whatever it is multiplied by; what is above it does not.
+  std::vector<float> x = {0, -64, -63};
+  x.resize(16);
+  const std::vector<float> multipliers(16, 0x1p31f);
+  std::vector<float> weak = multipliers;
+  weak[0] = 0x1p-32f;
+  std::vector<uint8_t> codes(16);
+  ops.softmax_codes(x.data(), 3, 0, weak.data(), codes.data());
+  CHECK(codes[0] == 255 && codes[1] == 0 && codes[2] == 255);
+  x.assign(16, std::numeric_limits<float>::infinity());  // which no model has: anything, no crash
+  ops.softmax_codes(x.data(), 3, 0, multipliers.data(), codes.data());
 }
 
 void test_rotation(const FloatOps& ops) {
@@ -221,14 +292,16 @@ void test_multipliers(const FloatOps& ops) {
   for (int n = 1; n <= 70; ++n) {
     std::vector<float> x(padded(n)), scores(padded(n));
     std::vector<int32_t> sums(padded(n));
-    std::vector<int8_t> multipliers(padded(n));
+    std::vector<int8_t> quarters(padded(n));
     for (size_t i = 0; i < x.size(); ++i) {
-      multipliers[i] = static_cast<int8_t>(random());
+      quarters[i] = static_cast<int8_t>(random());
       sums[i] = static_cast<int32_t>(random() % 1000000) - 500000;
     }
+    std::vector<float> multipliers(padded(n));
+    ops.decode_multipliers(quarters.data(), n, multipliers.data());
     ops.scale_scores(sums.data(), 0.3f, multipliers.data(), 0.11f, n, scores.data());
     for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
-      const float step = 0.3f * squat::multiplier(multipliers[i]);
+      const float step = 0.3f * squat::multiplier(quarters[i]);
       CHECK(scores[i] == static_cast<float>(sums[i]) * step * 0.11f);
     }
     ops.scale_scores(sums.data(), 0.3f, nullptr, 0.11f, n, scores.data());
@@ -308,15 +381,13 @@ void test_widths(const FloatOps& ops) {
     const std::vector<int32_t> wide_sums(wide.begin(), wide.end());
     const std::vector<int32_t> narrow_sums(narrow.begin(), narrow.end());
     std::vector<float> scores(size);
-    std::vector<int8_t> multipliers(size);
-    for (int8_t& m : multipliers) m = static_cast<int8_t>(random());
-    for (const bool multiplied : {false, true}) {
-      const int8_t* given = multiplied ? multipliers.data() : nullptr;
+    const std::vector<float> multipliers = random_multipliers(n, &random);
+    for (const float* given : {static_cast<const float*>(nullptr), multipliers.data()}) {
       ops.merge_scores(widths.data(), wide_sums.data(), 0.3f, narrow_sums.data(), 0.7f, given,
                        0.11f, n, scores.data());
       for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
         float step = widths[i] == 8 ? 0.3f : 0.7f;
-        if (given != nullptr) step *= squat::multiplier(given[i]);
+        if (given != nullptr) step *= given[i];
         CHECK(scores[i] == static_cast<float>(codes[i]) * step * 0.11f);
       }
     }
@@ -330,6 +401,8 @@ int main() {
   for (const FloatOps* ops : all) {
     test_equal_scores(*ops);
     test_ends(*ops);
+    test_softmax_codes(*ops);
+    test_far_scores(*ops);
     test_rotation(*ops);
     test_hadamard(*ops);
     test_largest(*ops);

@@ -384,6 +384,22 @@ void test_features() {
                  }),
                  {"'squat.probs.step8' element 2", "more than 8 bits behind the point"});
 
+  const auto with_base2 = [](auto&& change) {
+    ModelOptions options;
+    options.base2 = true;
+    GgufBuilder file = tiny_model(options);
+    change(file);
+    return file;
+  };
+  CHECK(refusal(with_base2([](G&) {}).bytes()).empty());
+  expect_refusal("other softmax", with_base2([](G& f) { f.string("squat.softmax", "base10"); }),
+                 {"'squat.softmax' is 'base10', expected 'base2'"});
+  expect_refusal("unnamed softmax", with([](G& f) { f.string("squat.softmax", "base2"); }),
+                 {"'squat.softmax' is there", "does not name 'softmax'"});
+  expect_refusal("steps of codes",
+                 with_base2([](G& f) { f.f32_array("squat.probs.step8", {0.5f, 0.5f, 0.5f}); }),
+                 {"'squat.probs.step8' is there", "without steps"});
+
   const std::string center = "blk.1.attn_k_center";
   const auto with_center = [&](size_t size) {
     return with([&](G& f) { f.floats(center, std::vector<float>(size, 1.0f)); });

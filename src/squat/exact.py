@@ -42,8 +42,8 @@ def is_exact(module: nn.Module) -> bool:
     return _exact and not module.training
 
 
-def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b without rounding until the end: what an integer product, scaled once, gives.
+def exact_product(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
+    """a @ b, times `scale`, without rounding until the end: what an integer product, scaled once, gives.
 
     A code times a step has at most 19 significant bits, so that products and sums of thousands of them
     are exact in float64; the result is rounded once, to the dtype of a. Evaluation computes this way: it
@@ -51,8 +51,9 @@ def exact_product(a: Tensor, b: Tensor) -> Tensor:
     (Apple's GPUs have no float64: there it is an ordinary product.)
     """
     if a.device.type == "mps":
-        return a @ b
-    return (a.double() @ b.double()).to(a.dtype)
+        return a @ b if scale is None else (a @ b) * scale
+    product = a.double() @ b.double()
+    return (product if scale is None else product * scale).to(a.dtype)
 
 
 _MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves no bits for a fraction
@@ -86,6 +87,31 @@ def softmax(x: Tensor) -> Tensor:
     """Softmax over the last dimension: float32 terms, summed in float64."""
     terms = exponential(x - x.amax(dim=-1, keepdim=True))
     return terms / terms.double().sum(dim=-1, keepdim=True).float()
+
+
+_POWERS = (0.05500905960798264, 0.2422109693288803, 0.6932829022407532, 1.0)
+
+
+def powers_of_two(x: Tensor) -> tuple[Tensor, Tensor]:
+    """2^(x - max) over the last dimension, to 1e-4, and their sum, [..., 1]: a softmax not yet divided.
+
+    What is 64 or more below the largest counts as nothing. The sum is one of multiples of 2^-23, which no
+    order changes.
+    """
+    x = x - x.amax(dim=-1, keepdim=True)
+    shifted = x + _MAGIC
+    r = x - (shifted - _MAGIC)
+    p = torch.full_like(r, _POWERS[0])
+    for coefficient in _POWERS[1:]:
+        p = p * r + coefficient
+    power = (p.view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
+    terms = torch.where(x > -64.0, power, 0.0)
+    return terms, ((terms + 1.0) - 1.0).double().sum(dim=-1, keepdim=True).float()
+
+
+def octaves(scaling: float) -> float:
+    """What scores are multiplied by in place of `scaling` for a softmax of powers of two, in float32."""
+    return float(torch.tensor(scaling) * torch.tensor(1.44269504))
 
 
 def silu(x: Tensor) -> Tensor:

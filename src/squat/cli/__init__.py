@@ -234,6 +234,12 @@ def quantize(
             "of two; static: the same for all."
         ),
     ] = "peak",
+    softmax: Annotated[
+        str,
+        typer.Option(
+            help="base2: probabilities become codes at once; natural: by a step, as in the paper."
+        ),
+    ] = "base2",
     weight_levels: Annotated[
         str, typer.Option(help="What 4-bit weights stand for: iq4_nl or uniform.")
     ] = "iq4_nl",
@@ -306,6 +312,7 @@ def quantize(
         site_bits={} if cache_bits is None else {"k": cache_bits, "v": cache_bits},
         weight_steps=weight_steps,
         token_steps=token_steps,
+        softmax=softmax,
         weight_levels=weight_levels,
         activation_levels=activation_levels,
         hadamard=sites.get(hadamard, hadamard.split(",")),

@@ -21,7 +21,7 @@ from squat.deploy.chat_pieces import chat_pieces
 from squat.deploy.gguf import (
     KEY_CENTER,
     MAX_CONTEXT,
-    MAX_CONTEXT_PEAKS,
+    MAX_CONTEXT_OF_ROWS,
     TOKEN_SITES,
     CodeMatrix,
     GgufModel,
@@ -82,7 +82,8 @@ def remarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[
     context = model.config.get_text_config().max_position_embeddings
     found = disagreements(model, tokenizer)
     config = getattr(model.config, "quantization_config", None) or SquatConfig()
-    most = MAX_CONTEXT_PEAKS if config.token_steps == "peak" else MAX_CONTEXT
+    of_rows = config.token_steps == "peak" or config.softmax == "base2"
+    most = MAX_CONTEXT_OF_ROWS if of_rows else MAX_CONTEXT
     if context > most:
         found.append(
             f"max_position_embeddings is {context}, but the engine holds {most} tokens; it refuses "
@@ -135,6 +136,7 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         sites=sites,
         tokenizer_json=tokenizer_json(tokenizer),
         peak_steps=config.token_steps == "peak",
+        base2_softmax=config.softmax == "base2",
         thresholds=_thresholds(layers) if config.token_adaptive else None,
         importance=config.importance if config.token_adaptive else None,
         token_ranks=model.base_model.get_buffer("token_ranks").tolist()

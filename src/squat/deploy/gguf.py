@@ -31,7 +31,7 @@ MIN_STEP = 2.0**-14
 """The smallest step: the smallest normal fp16 number."""
 BLOCK = 32
 """Codes in a block."""
-MAX_CONTEXT, MAX_CONTEXT_PEAKS = 131072, 65536
+MAX_CONTEXT, MAX_CONTEXT_OF_ROWS = 131072, 65536
 """The most tokens that the engine's session holds, whatever a file's context length is; where tokens multiply
 the steps by their peaks, half of that."""
 GRAPH = "squat.graph"
@@ -219,6 +219,7 @@ class GgufModel:
         keys: more of llama.cpp's keys, without the architecture's name in front.
         sites: all nine sites.
         peak_steps: whether tokens multiply the steps of all sites by their largest magnitudes.
+        base2_softmax: whether attention's probabilities become codes without a step.
         thresholds, importance: given if any site is "4:8".
         token_ranks: of importance "rarity", each token's place in the vocabulary; the most frequent has 0.
         wide_first_token: whether a text's first token has 8 bits at the sites of its layers that are "4" or
@@ -246,6 +247,7 @@ class GgufModel:
     sites: dict[str, GgufSite]
     tokenizer_json: str
     peak_steps: bool = False
+    base2_softmax: bool = False
     thresholds: Sequence[float] | None = None
     importance: str | None = None
     token_ranks: Sequence[int] | None = None
@@ -265,8 +267,10 @@ class GgufModel:
         return len(self.matrices["token_embd"].codes)
 
     def widths(self, name: str) -> tuple[str, ...]:
-        """The widths that tokens ever have at a site."""
+        """The widths that tokens ever have a step for at a site."""
         bits = self.sites[name].bits
+        if name == "probs" and self.base2_softmax:
+            return ()
         if bits == "4:8" or (bits == "4" and self.wide_first_token and name in TOKEN_SITES):
             return ("4", "8")
         return (bits,)
@@ -661,6 +665,7 @@ def _features(model: GgufModel, tokenizer: GgmlTokenizer) -> list[str]:
         "graph": model.architecture not in KNOWN_ALONE or _graph_keys(model),
         "token_exponents": any(site.has_exponents for site in sites),
         "token_steps": model.peak_steps,
+        "softmax": model.base2_softmax,
         "hadamard": any(site.hadamard is not None for site in sites),
         "key_centers": any(name.endswith(KEY_CENTER) for name in model.floats),
         "first_token": model.wide_first_token,
@@ -689,6 +694,8 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
             writer.add_array(f"squat.{name}.levels4", levels)
     if model.peak_steps:
         writer.add_string("squat.token_steps", "peak")
+    if model.base2_softmax:
+        writer.add_string("squat.softmax", "base2")
     if model.wide_first_token:
         writer.add_string("squat.first_token", "wide")
     if model.thresholds is not None and model.importance is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from squat.architectures import architecture_of
 from squat.modes import evaluating
 from squat.quantization.config import SITES
 from squat.quantization.modules import QuantizedWeight, SiteQuantizer
+from squat.quantization.quantizers import LearnedStepQuantizer
 from squat.terminal import track
 
 
@@ -53,21 +53,21 @@ class Effect:
 @contextmanager
 def only(model: nn.Module, members: Collection[str]) -> Iterator[None]:
     """Inside, only these quantizers of the model are on."""
-    saved: list[tuple[nn.Module, str, Any]] = []
+    off: list[LearnedStepQuantizer | SiteQuantizer] = []
     for name, module in list(model.named_modules()):
         if name in members:
             continue
         if isinstance(module, QuantizedWeight):
-            saved.append((module.weight_quantizer, "bypassed", False))
-            module.weight_quantizer.bypassed = True
+            off.append(module.weight_quantizer)
         elif isinstance(module, SiteQuantizer):
-            saved.append((module, "by_width", module.by_width))
-            module.by_width = nn.ModuleDict()
+            off.append(module)
+    for quantizer in off:
+        quantizer.bypassed = True
     try:
         yield
     finally:
-        for module, part, quantizer in saved:
-            setattr(module, part, quantizer)
+        for quantizer in off:
+            quantizer.bypassed = False
 
 
 def groups_of(model: PreTrainedModel) -> list[Group]:

@@ -14,7 +14,9 @@ does to a cache (reorder it for beams, crop it) happens to the widths as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from transformers.masking_utils import eager_mask
 
 from squat.errors import ConfigError
-from squat.exact import exact_product, is_exact
+from squat.exact import exact_product, is_exact, octaves, powers_of_two
 from squat.exact import softmax as exact_softmax
 from squat.quantization.modules import SiteQuantizer
 from squat.quantization.products import full_precision
@@ -173,8 +175,27 @@ def _joined(past: Tensor | None, new: Tensor) -> Tensor:
     return new if past is None else torch.cat([past, new], dim=1)
 
 
-def _softmax(scores: Tensor) -> Tensor:
-    return torch.softmax(scores, dim=-1)
+def _weighted_values(
+    site: SiteQuantizer,
+    weights: Tensor,
+    total: Tensor | None,
+    value: Tensor,
+    dropout: Callable[[Tensor], Tensor],
+    exact: bool,
+) -> Tensor:
+    """The product of quantized probabilities, which are weights / total, with values.
+
+    weights: [batch, heads, tokens, keys]; total: [batch, heads, tokens, 1], or None where they are divided
+    already.
+    """
+    if not site.makes_codes:
+        product = exact_product if exact else torch.matmul
+        return product(dropout(site(weights)).to(value.dtype), value)
+    codes, per_one = site.row_codes(weights)
+    step = 1.0 / (per_one if total is None else per_one * total)
+    if exact:
+        return exact_product(dropout(codes), value, step)
+    return torch.matmul(dropout(codes * step).to(value.dtype), value)
 
 
 def squat_attention(
@@ -210,12 +231,19 @@ def squat_attention(
 
     query = sites["q"](squat.arranged(query), widths("q"))
     key = sites["k"](squat.arranged(key), widths("k", past_k))
-    product, softmax = (
-        (exact_product, exact_softmax) if is_exact(module) else (torch.matmul, _softmax)
-    )
+    exact = is_exact(module)
+    of_probs: SiteQuantizer = sites["probs"]  # type: ignore[assignment]
+    product = exact_product if exact else torch.matmul
     with full_precision(query):
-        scores = product(query, _repeat_heads(key, groups).transpose(2, 3)).float() * scaling
-    probs = softmax(scores + attention_mask)
+        products = product(query, _repeat_heads(key, groups).transpose(2, 3)).float()
+    scores, total = products * scaling, None
+    if not exact:
+        probs = weights = torch.softmax(scores + attention_mask, dim=-1)
+    elif not of_probs.makes_codes:
+        probs = weights = exact_softmax(scores + attention_mask)
+    else:
+        weights, total = powers_of_two(products * octaves(scaling) + attention_mask)
+        probs = weights / total
 
     if squat.policy is not None:
         visible = (attention_mask == 0)[:, 0].expand(batch, -1, -1)  # [batch, tokens, keys]
@@ -239,14 +267,15 @@ def squat_attention(
     if state.record:
         state.taps[squat.layer] = AttentionTap(query, key, probs)
     multiplier = values.multiplier(value)
-    value, weights = values(value, widths("v", past_v)), probs
+    value = values(value, widths("v", past_v))
     if multiplier is not None:
         # A sum over tokens has no room for their steps: probabilities take them in.
         value = value / multiplier.to(value.dtype)
         weights = weights * _repeat_heads(multiplier, groups).transpose(2, 3)
-    weights = nn.functional.dropout(sites["probs"](weights), p=dropout, training=module.training)
+    drop = partial(nn.functional.dropout, p=dropout, training=module.training)
     with full_precision(value):
-        output = product(weights.to(value.dtype), _repeat_heads(value, groups))
+        value = _repeat_heads(value, groups)
+        output = _weighted_values(of_probs, weights, total, value, drop, exact)
     return output.transpose(1, 2).contiguous(), probs
 
 

@@ -61,6 +61,7 @@ SITES: dict[str, Site] = {
 HADAMARD_SITES = tuple(name for name, site in SITES.items() if site.hadamard)
 WEIGHT_STEPS = ("row", "tensor")
 TOKEN_STEPS = ("peak", "exponent", "static")
+SOFTMAX = ("base2", "natural")
 ACTIVATION_LEVELS = ("uniform", "table")
 
 
@@ -96,6 +97,9 @@ class SquatConfig(QuantizationConfigMixin):
         token_steps: "peak": every token's steps follow its largest magnitude, in quarters of an octave;
             "exponent": it may raise them by powers of two; "static": the same for every token, as in the
             paper.
+        softmax: "base2": probabilities become codes as powers of two, and are divided by their sum behind the
+            product with values; "natural": they are divided first and then quantized with the step of their
+            site, as in the paper.
         activation_levels: what 4-bit activation codes stand for: "uniform" steps, or a "table" of 16 levels
             that calibration fits to each site.
         hadamard: sites that are transformed by Hadamard matrices, and their weights by the inverse: outliers
@@ -125,6 +129,7 @@ class SquatConfig(QuantizationConfigMixin):
     weight_steps: str = "row"
     weight_levels: str = "iq4_nl"
     token_steps: str = "peak"
+    softmax: str = "base2"
     activation_levels: str = "table"
     hadamard: Sequence[str] = HADAMARD_SITES
     reflections: bool = True
@@ -148,6 +153,7 @@ class SquatConfig(QuantizationConfigMixin):
         _check_row("weight_steps", self.weight_steps, WEIGHT_STEPS)
         _check_row("weight_levels", self.weight_levels, WEIGHT_LEVELS)
         _check_row("token_steps", self.token_steps, TOKEN_STEPS)
+        _check_row("softmax", self.softmax, SOFTMAX)
         _check_row("activation_levels", self.activation_levels, ACTIVATION_LEVELS)
         if not isinstance(self.hadamard, (list, tuple)):
             raise ConfigError(
@@ -176,6 +182,7 @@ class SquatConfig(QuantizationConfigMixin):
         before = {
             "weight_levels": "uniform",
             "token_steps": "exponent",
+            "softmax": "natural",
             "reflections": False,
             "channel_scales": False,
             "key_centers": False,
@@ -219,6 +226,13 @@ class SquatConfig(QuantizationConfigMixin):
         """
         narrow = self.bits_of("k", layer, first) in (ADAPTIVE, *range(8))
         return self.key_centers and narrow and "k" in self.hadamard
+
+    def row_codes_of(self, site: str) -> int | None:
+        """The code of the largest element of every row of a site; None where steps are learned."""
+        bits = self.bits_of(site)
+        if site != "probs" or self.softmax != "base2" or bits == FLOAT:
+            return None
+        return (1 << int(bits)) - 1
 
     def token_steps_of(self, site: str) -> str:
         """Where a token's step at a site comes from, a row of `TOKEN_STEPS`."""

@@ -25,6 +25,7 @@ from squat.quantization.numerics import (
     Snap,
     peak_multiplier,
     power_of_two,
+    row_codes,
     subsample,
     token_exponent,
 )
@@ -159,8 +160,9 @@ class SiteQuantizer(nn.Module):
     `token_steps` "peak" every vector multiplies the step by its largest magnitude, or nearly; with
     "exponent" it raises the step by a power of two until not much of it is clipped. With `levels`, 4-bit
     codes stand for 16 of the 8-bit codes. With a `center`, [key heads, 1, head size], what is quantized is
-    the difference from it. For calibration a site can collect a sample of what comes instead of quantizing
-    it. `first` is the model's first layer with attention.
+    the difference from it. Rows of probabilities may have the same `largest_code` in place of steps. For
+    calibration a site can collect a sample of what comes instead of quantizing it; `bypassed` leaves it in
+    float. `first` is the model's first layer with attention.
     """
 
     levels: Tensor | None
@@ -177,7 +179,8 @@ class SiteQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.site, self.layer, self.block, self.inner = site, layer, block, inner
-        widths = config.widths_of(site, layer, first)
+        self.largest_code = config.row_codes_of(site)
+        widths = () if self.largest_code else config.widths_of(site, layer, first)
         self.adaptive = len(widths) > 1
         self.first_alone = config.widens_first(site)
         self.follows = SITES[site].follows
@@ -201,7 +204,7 @@ class SiteQuantizer(nn.Module):
         # By width; reach: how many steps the largest magnitude may have before a token raises the step.
         self.margin = {b: margin_of(b, has_levels and b == NARROW) for b in widths}
         self.reach = {b: float(code << self.margin[b]) for b, code in largest.items()}
-        self.collecting = False
+        self.collecting = self.bypassed = False
         self.sample: dict[str, list[Tensor]] = {}
 
     def quantizer(self, bits: int) -> LearnedStepQuantizer:
@@ -221,7 +224,7 @@ class SiteQuantizer(nn.Module):
         if self.collecting:
             self._collect(x.detach(), wide)
             return x.to(dtype)
-        if not self.by_width:
+        if self.bypassed or not self.by_width:
             return x
         multiplier, seen = self.multiplier(x), x
         if multiplier is not None and not self.learned:
@@ -254,9 +257,19 @@ class SiteQuantizer(nn.Module):
 
     def multiplier(self, x: Tensor) -> Tensor | None:
         """What each vector of the transformed x multiplies the step by, [..., 1]; None where none does."""
-        if self.token_steps != "peak" or self.collecting or not self.by_width:
+        if self.token_steps != "peak" or self.collecting or self.bypassed or not self.by_width:
             return None
         return peak_multiplier(x)
+
+    @property
+    def makes_codes(self) -> bool:
+        """Whether rows become codes by `row_codes`, and not by steps."""
+        return self.largest_code is not None and not (self.collecting or self.bypassed)
+
+    def row_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `numerics.row_codes`."""
+        assert self.largest_code is not None
+        return row_codes(x, self.largest_code)
 
     def transformed(self, x: Tensor) -> Tensor:
         """What is quantized in place of x."""

@@ -73,6 +73,22 @@ def quantize_codes(
     return codes if snap is None else snap(codes)
 
 
+def row_codes(x: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """Codes of rows of which each one's largest element has the same code, straight through to x.
+
+    Args:
+        x: [..., n], not negative, and not all of a row zero.
+        largest: that code.
+
+    Returns:
+        The codes as float32, [..., n], and how many of them are 1, [..., 1].
+    """
+    peak = x.detach().float().amax(dim=-1, keepdim=True)
+    inverse = torch.full_like(peak, largest) / peak  # a number over a tensor would be rounded twice
+    scaled = x.float() * inverse
+    return scaled.detach().round() + (scaled - scaled.detach()), inverse
+
+
 class _StepFromLog(torch.autograd.Function):
     """exp(log_step), snapped to fp16; the snap is straight-through and the LSQ scale is applied."""
 
