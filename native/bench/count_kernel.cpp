@@ -1,7 +1,9 @@
-// One product, a given number of times: what a program that counts instructions is pointed at.
+// One product, or a row of floats, a given number of times: what a program that counts instructions
+// is pointed at.
 //
-//   count_kernel KERNEL CALLS       a kernel's name, or plain_smlal or plain_sdot
-//   count_kernel list               the names
+//   count_kernel NAME CALLS         of a kernel or a row, or plain_smlal or plain_sdot
+//   count_kernel list               the names of the kernels
+//   count_kernel rows               those of the rows
 //
 // The difference between two numbers of calls is the work of the product alone, its write-back
 // included. The plain loops are what one writes first: one sum for each token and weight row,
@@ -11,6 +13,8 @@
 #include <cstring>
 #include <vector>
 
+#include "base/cpu.h"
+#include "graph/float_ops.h"
 #include "kernels/kernels.h"
 
 #if defined(__aarch64__)
@@ -80,6 +84,40 @@ void run_kernel(const Kernel& kernel, int calls) {
   for (int i = 0; i < calls; ++i) matmul(prepared, matrix, output);
 }
 
+// Rows of as many elements as attention has keys at that length.
+constexpr int kRow = 2048;
+float x[kRow], y[kRow];
+int32_t sums[kRow];
+uint8_t codes[kRow];
+
+struct Row {
+  const char* name;
+  void (*run)(const squat::FloatOps& ops);
+};
+
+const Row kFloatRows[] = {
+    {"rms_norm", [](const squat::FloatOps& ops) { ops.rms_norm(x, y, 1e-5f, kRow, x); }},
+    {"silu", [](const squat::FloatOps& ops) { ops.silu(x, y, kRow, x); }},
+    {"rotate", [](const squat::FloatOps& ops) { ops.rotate(y, y, kRow, x); }},
+    {"hadamard", [](const squat::FloatOps& ops) { ops.hadamard(x, kRow, kRow, 1, 0.03125f); }},
+    {"largest", [](const squat::FloatOps& ops) { x[0] = ops.largest(x, kRow); }},
+    {"to_levels",
+     [](const squat::FloatOps& ops) {
+       const int32_t levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
+       ops.to_levels(squat::make_levels(levels), kRow, reinterpret_cast<int8_t*>(codes));
+     }},
+    {"scale_scores",
+     [](const squat::FloatOps& ops) { ops.scale_scores(sums, 0.5f, y, 0.125f, kRow, x); }},
+    {"softmax_codes", [](const squat::FloatOps& ops) { ops.softmax_codes(x, kRow, 0, y, codes); }},
+    {"softmax",
+     [](const squat::FloatOps& ops) {
+       ops.softmax(x, kRow, 0);
+       ops.weigh(y, kRow, x);
+       ops.unsigned_codes(x, kRow, 255.0f, codes);
+     }},
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -95,11 +133,18 @@ int main(int argc, char** argv) {
     return 0;
   }
 #endif
+  for (int i = 0; i < kRow; ++i) x[i] = static_cast<float>(i * 7 % 64 - 32), y[i] = 1;
+  for (const Row& row : kFloatRows) {
+    if (std::strcmp(name, "rows") == 0) std::printf("%s\n", row.name);
+    if (std::strcmp(name, row.name) != 0) continue;
+    for (int i = 0; i < calls; ++i) row.run(squat::float_ops(squat::cpu_features()));
+    return 0;
+  }
   for (const Kernel& kernel : table()) {
     if (std::strcmp(name, "list") == 0) std::printf("%s\n", kernel.name);
     if (std::strcmp(name, kernel.name) != 0) continue;
     run_kernel(kernel, calls);
     return 0;
   }
-  return std::strcmp(name, "list") == 0 ? 0 : 2;
+  return std::strcmp(name, "list") == 0 || std::strcmp(name, "rows") == 0 ? 0 : 2;
 }

@@ -1,5 +1,5 @@
 // float_ops.h for the instruction set that the compiler assumes anyway (x86: SSE2, ARM: NEON).
-#define SQUAT_FLOAT_LANES 8
+#define SQUAT_FLOAT_LANES 4
 #include "float_ops.inc"
 
 #include "base/cpu.h"
