@@ -4,9 +4,10 @@
 
 Needs g++-aarch64-linux-gnu, qemu-user-static and llvm-19. Instructions are counted exactly: qemu-user
 executes one product (16 tokens x 32 rows, K = 512) instruction by instruction and logs each; what two calls
-need more than one is the product's, its write-back included. Cycles are an estimate: llvm-mca's model of a
-CPU runs the hottest loop as if every load hit the first cache. LLVM describes the A72 by its model of the
-A57, and the X2 by that of the Neoverse N2; the Neoverse N1 stands for the A76, whose server version it is.
+need more than one is the product's, its write-back included. So it is with rows of 2048 floats or codes.
+Cycles are an estimate: llvm-mca's model of a CPU runs the hottest loop as if every load hit the first cache.
+LLVM describes the A72 by its model of the A57, and the X2 by that of the Neoverse N2; the Neoverse N1 stands
+for the A76, whose server version it is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from peer_report import markdown
 
 ROOT = Path(__file__).parent.parent
-MACS = 16 * 32 * 512
+MACS, ELEMENTS = 16 * 32 * 512, 2048
 PLAIN = ("plain_smlal", "plain_sdot")
 CPUS = {"A53": "cortex-a53", "A72": "cortex-a72", "N1": "neoverse-n1", "X2": "cortex-x2"}
 MCA = "llvm-mca-19"
@@ -49,6 +50,18 @@ def executed(program: Path, kernel: str, calls: int) -> Counter[int]:
         subprocess.run([*step, "-D", log.name, program, kernel, str(calls)], check=True)
         with Path(log.name).open() as lines:
             return Counter(int(line.split("/")[1], 16) for line in lines if line[:5] == "Trace")
+
+
+def instructions(program: Path, name: str) -> Counter[int]:
+    """How often one call of a kernel or a row executes each address."""
+    counts = executed(program, name, 2)
+    counts.subtract(executed(program, name, 1))
+    return counts
+
+
+def names(program: Path, kind: str) -> list[str]:
+    """The names of the program's kernels ("list") or of its rows ("rows")."""
+    return subprocess.check_output(["qemu-aarch64-static", program, kind], text=True).split()
 
 
 def disassembly(program: Path) -> dict[int, str]:
@@ -110,12 +123,10 @@ def main() -> None:
     arguments = parser.parse_args()
     program = build(arguments.build.resolve())
     code = disassembly(program)
-    listed = subprocess.check_output(["qemu-aarch64-static", program, "list"], text=True)
-    kernels = [name for name in listed.split() if "reference" not in name]
+    kernels = [name for name in names(program, "list") if "reference" not in name]
     rows = []
     for kernel in (*PLAIN, *kernels):
-        counts = executed(program, kernel, 2)
-        counts.subtract(executed(program, kernel, 1))
+        counts = instructions(program, kernel)
         count = counts.total()
         loop = hot_loop(counts, code)
         turn = sum(map(macs_of, loop))
@@ -126,15 +137,21 @@ def main() -> None:
                 row[label] = turn / cycles(loop, cpu)
         rows.append(row)
         print(row, flush=True)
+    floats = {
+        name: instructions(program, name).total() / ELEMENTS for name in names(program, "rows")
+    }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "arm.json").write_text(json.dumps(rows, indent=1) + "\n")
+    found = {"kernels": rows, "rows": floats}
+    (arguments.output / "arm.json").write_text(json.dumps(found, indent=1) + "\n")
     headings = ["kernel", "instructions / MAC", *(f"{c}, MAC/cycle" for c in CPUS)]
     cells = [
         [row["kernel"], f"{row['instructions_per_mac']:.4f}"]
         + [f"{row[c]:.1f}" if c in row else "-" for c in CPUS]
         for row in rows
     ]
-    (arguments.output / "arm.md").write_text(markdown(headings, cells) + "\n")
+    of_rows = [[name, f"{count:.2f}"] for name, count in floats.items()]
+    tables = (markdown(headings, cells), markdown(["row", "instructions / element"], of_rows))
+    (arguments.output / "arm.md").write_text("\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":
