@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "session.h"
 #include "token_steps.h"
@@ -16,19 +17,51 @@ namespace squat {
 
 constexpr float kOctaves = 1.44269504f;  // log2(e): of scores, for a softmax in base 2
 
-template <class Body>
-void Session::for_heads(int64_t macs, Body&& body) {
+template <class Append, class Attend>
+void Session::for_blocks(int64_t macs, Append&& append, Attend&& attend) {
   const int heads = model_.n_head_kv, all = static_cast<int>(chunks_.size()) * heads;
-  const auto run = [&](int begin, int end, int thread) {
-    for (int i = begin; i < end; i++) {
-      const Chunk& chunk = chunks_[static_cast<size_t>(i / heads)];
-      body(chunk, i % heads, scratch_[static_cast<size_t>(thread)]);
-    }
+  const auto chunk_of = [&](int i) -> const Chunk& { return chunks_[static_cast<size_t>(i)]; };
+  const auto block_of = [](const Chunk& chunk, int begin) {
+    return Tokens{begin, std::min(begin + kQueryBlock, chunk.count)};
   };
-  if (macs < kParallelWork) {
-    run(0, all, 0);
-  } else {
-    threads_.parallel_for(all, run);
+  const bool alone = macs < kParallelWork;
+  const auto share = [&](int count, auto&& body) {
+    const auto run = [&](int begin, int end, int thread) {
+      for (int i = begin; i < end; i++) body(i, scratch_[static_cast<size_t>(thread)]);
+    };
+    alone ? run(0, count, 0) : threads_.parallel_for(count, run);
+  };
+  int longest = 0;
+  for (const Chunk& chunk : chunks_) longest = std::max(longest, chunk.count);
+  // Few heads are not many threads' work: then queries are shared as well, in so many parts that
+  // threads have as much to do, and each block waits for its keys or values.
+  const int threads = alone ? 1 : threads_.size();
+  const int parts = std::min({threads / std::gcd(threads, all), longest, kQueryBlock});
+  if (parts == 1) {
+    share(all, [&](int i, Scratch& scratch) {
+      const Chunk& chunk = chunk_of(i / heads);
+      for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
+        const Tokens block = block_of(chunk, begin);
+        append(chunk, i % heads, block);
+        attend(chunk, i % heads, block, block, scratch);
+      }
+    });
+    return;
+  }
+  for (int begin = 0; begin < longest; begin += kQueryBlock) {
+    share(all, [&](int i, Scratch&) {
+      const Chunk& chunk = chunk_of(i / heads);
+      if (begin < chunk.count) append(chunk, i % heads, block_of(chunk, begin));
+    });
+    share(all * parts, [&](int i, Scratch& scratch) {
+      const int head = i / parts % heads, part = i % parts;
+      const Chunk& chunk = chunk_of(i / parts / heads);
+      if (begin >= chunk.count) return;
+      const Tokens block = block_of(chunk, begin);
+      const int size = block.end - begin;
+      const Tokens queries = {begin + size * part / parts, begin + size * (part + 1) / parts};
+      attend(chunk, head, block, queries, scratch);
+    });
   }
 }
 
@@ -72,17 +105,23 @@ void Session::attend(int layer) {
     quantize_vectors(layer, {m.sites.q, previous_, 0, m.group(), &l.q_norm, rest, nullptr,
                              query_codes_, query_multipliers_});
     if (m.sites.v.multiplied()) measure_values(layer, values_at);
-    for_heads(macs, [&](const Chunk& chunk, int h, Scratch& scratch) {
-      score_head(chunk, layer, h, scratch);
-    });
+    for_blocks(
+        macs,
+        [&](const Chunk& chunk, int head, Tokens block) { append_keys(chunk, layer, head, block); },
+        [&](const Chunk& chunk, int head, Tokens block, Tokens queries, Scratch& scratch) {
+          score(chunk, layer, head, block, queries, scratch);
+        });
     for (const Chunk& chunk : chunks_) decide_widths(chunk, layer);
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
   quantize_vectors(layer, {m.sites.v, current_, values_at, 1, nullptr, 1, nullptr, value_codes_,
                            value_multipliers_});
-  for_heads(macs, [&](const Chunk& chunk, int h, Scratch& scratch) {
-    weigh_head(chunk, layer, h, scratch);
-  });
+  for_blocks(
+      macs,
+      [&](const Chunk& chunk, int head, Tokens block) { append_values(chunk, layer, head, block); },
+      [&](const Chunk& chunk, int head, Tokens block, Tokens queries, Scratch& scratch) {
+        weigh(chunk, layer, head, block, queries, scratch);
+      });
 }
 
 bool Session::reads_ahead(int layer) const {
@@ -163,60 +202,62 @@ uint8_t* Session::probs_row(const Chunk& chunk, int token, int query_head) const
          static_cast<size_t>(row) * static_cast<size_t>(keys_padded(chunk.keys()));
 }
 
-// Appends a head's keys, and turns its queries into quantized probabilities.
-void Session::score_head(const Chunk& chunk, int layer, int head, Scratch& scratch) {
+void Session::append_keys(const Chunk& chunk, int layer, int head, Tokens block) {
+  HeadPools& pools = chunk.sequence->pools(layer, head);
+  const auto append = [&](bool wide, int row, int count) {
+    (wide ? pools.key8 : pools.key4).append(key_codes_ + codes_at(1, head, row), count);
+  };
+  for_runs(site_widths(model_.sites.k, previous_), chunk.row + block.begin, chunk.row + block.end,
+           append);
+  const auto keep = [&](int8_t* kept, const int8_t* made) {
+    if (kept == nullptr) return;
+    std::memcpy(kept + chunk.past() + block.begin,
+                made + vector_of(1, head, chunk.row + block.begin),
+                static_cast<size_t>(block.end - block.begin));
+  };
+  keep(pools.key_multipliers, key_multipliers_);
+  keep(pools.value_multipliers, value_multipliers_);
+}
+
+// Turns queries into quantized probabilities; the pools hold the keys of their block.
+void Session::score(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
+                    Scratch& scratch) {
   const Model& m = model_;
   const int group = m.group();
-  HeadPools& pools = chunk.sequence->pools(layer, head);
-  const uint8_t* key_widths = site_widths(m.sites.k, previous_);
-  const uint8_t* query_widths = site_widths(m.sites.q, previous_);
-  kernels::ActivationRows queries;
-  queries.stride = static_cast<size_t>(m.head_dim);
-  queries.inner = m.head_dim;
-  queries.bits = code_widths(m.sites.q, query_widths) == nullptr ? nullptr : scratch.query_widths;
+  const int from = std::max(queries.begin, first_query(chunk));
+  if (from >= queries.end) return;
+  const HeadPools& pools = chunk.sequence->pools(layer, head);
+  const int keys = chunk.past() + block.end, stride = keys_padded(keys);
+  // Once for all of them.
+  const auto decode = [&](const int8_t* kept, float* multipliers) {
+    if (kept != nullptr) ops_.decode_multipliers(kept, keys, multipliers);
+  };
+  decode(pools.key_multipliers, scratch.key_multipliers);
+  decode(pools.value_multipliers, scratch.value_multipliers);
 
-  for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
-    const int end = std::min(begin + kQueryBlock, chunk.count);
-    for_runs(key_widths, chunk.row + begin, chunk.row + end, [&](bool wide, int row, int count) {
-      (wide ? pools.key8 : pools.key4).append(key_codes_ + codes_at(1, head, row), count);
-    });
-    const auto keep = [&](int8_t* kept, const int8_t* made) {
-      if (kept == nullptr) return;
-      std::memcpy(kept + chunk.past() + begin, made + vector_of(1, head, chunk.row + begin),
-                  static_cast<size_t>(end - begin));
-    };
-    keep(pools.key_multipliers, key_multipliers_);
-    keep(pools.value_multipliers, value_multipliers_);
-    const int from = std::max(begin, first_query(chunk));
-    if (from >= end) continue;
-    // Once for all queries of the block.
-    const auto decode = [&](const int8_t* kept, float* multipliers) {
-      if (kept != nullptr) ops_.decode_multipliers(kept, chunk.past() + end, multipliers);
-    };
-    decode(pools.key_multipliers, scratch.key_multipliers);
-    decode(pools.value_multipliers, scratch.value_multipliers);
-
-    const int rows = (end - from) * group;
-    for (int row = 0; row < rows; row++) {
-      scratch.query_widths[row] = is_wide(query_widths, chunk.row + from + row / group) ? 8 : 4;
-    }
-    queries.codes = query_codes_ + codes_at(group, head, chunk.row + from);
-    queries.rows = rows;
-    const int keys = chunk.past() + end, stride = keys_padded(keys);
-    for (const int bits : {8, 4}) {
-      const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
-      if (pool.count() == 0) continue;
-      kernels::scores(kernels::prepare(choice_, pool.form(), queries, scratch.prepared), pool,
-                      scratch.sums[bits == 4], static_cast<size_t>(stride));
-    }
-    for (int row = 0; row < rows; row++) {
-      const int token = from + row / group;
-      attention_row(chunk, layer, token, head * group + row % group, row, stride, pools, scratch);
-      // What later tokens of the block have put into the pools is not seen.
-      uint8_t* probs = probs_row(chunk, token, head * group + row % group);
-      const int visible = chunk.past() + token + 1;
-      std::memset(probs + visible, 0, static_cast<size_t>(keys - visible));
-    }
+  const uint8_t* widths = site_widths(m.sites.q, previous_);
+  kernels::ActivationRows input;
+  input.codes = query_codes_ + codes_at(group, head, chunk.row + from);
+  input.stride = static_cast<size_t>(m.head_dim);
+  input.rows = (queries.end - from) * group;
+  input.inner = m.head_dim;
+  input.bits = code_widths(m.sites.q, widths) == nullptr ? nullptr : scratch.query_widths;
+  for (int row = 0; row < input.rows; row++) {
+    scratch.query_widths[row] = is_wide(widths, chunk.row + from + row / group) ? 8 : 4;
+  }
+  for (const int bits : {8, 4}) {
+    const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
+    if (pool.count() == 0) continue;
+    kernels::scores(kernels::prepare(choice_, pool.form(), input, scratch.prepared), pool,
+                    scratch.sums[bits == 4], static_cast<size_t>(stride));
+  }
+  for (int row = 0; row < input.rows; row++) {
+    const int token = from + row / group, query_head = head * group + row % group;
+    attention_row(chunk, layer, token, query_head, row, stride, pools, scratch);
+    // What later tokens of the block have put into the pools is not seen.
+    const int visible = chunk.past() + token + 1;
+    std::memset(probs_row(chunk, token, query_head) + visible, 0,
+                static_cast<size_t>(keys - visible));
   }
 }
 
@@ -305,61 +346,63 @@ void Session::decide_widths(const Chunk& chunk, int layer) {
   }
 }
 
-// Appends a head's values, and multiplies them with its probabilities.
-void Session::weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch) {
+void Session::append_values(const Chunk& chunk, int layer, int head, Tokens block) {
+  HeadPools& pools = chunk.sequence->pools(layer, head);
+  const auto append = [&](bool wide, int row, int count) {
+    (wide ? pools.value8 : pools.value4).append(value_codes_ + codes_at(1, head, row), count);
+  };
+  for_runs(site_widths(model_.sites.v, current_), chunk.row + block.begin, chunk.row + block.end,
+           append);
+}
+
+// Multiplies values with probabilities; the pools hold the values of their block.
+void Session::weigh(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
+                    Scratch& scratch) {
   const Model& m = model_;
   const Site& v = m.sites.v;
   const int group = m.group();
+  const int from = std::max(queries.begin, chunk.needed);
+  if (from >= queries.end) return;
+  const HeadPools& pools = chunk.sequence->pools(layer, head);
   const size_t head_dim = static_cast<size_t>(m.head_dim);
-  HeadPools& pools = chunk.sequence->pools(layer, head);
-  const uint8_t* value_widths = site_widths(v, current_);
   const size_t stride = static_cast<size_t>(keys_padded(chunk.keys()));
   const float step8 = v.step(layer, true), step4 = v.step(layer, false);
   const float* steps_p = probs_steps_ + vector_of(group, head, chunk.row);
 
-  for (int begin = 0; begin < chunk.count; begin += kQueryBlock) {
-    const int end = std::min(begin + kQueryBlock, chunk.count);
-    for_runs(value_widths, chunk.row + begin, chunk.row + end, [&](bool wide, int row, int count) {
-      (wide ? pools.value8 : pools.value4).append(value_codes_ + codes_at(1, head, row), count);
-    });
-    const int from = std::max(begin, chunk.needed);
-    if (from >= end) continue;
-
-    const int rows = (end - from) * group;
-    const uint8_t* probs = probs_row(chunk, from, head * group);
-    const bool both = pools.value8.count() > 0 && pools.value4.count() > 0;
-    if (both) {
-      const uint8_t* widths = chunk.sequence->cached_widths(v, layer) + chunk.first;
-      for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
-        const size_t offset = row * stride;
-        ops_.split_codes(widths, probs + offset, chunk.past() + end, scratch.probs[0] + offset,
-                         scratch.probs[1] + offset);
-      }
+  const int rows = (queries.end - from) * group;
+  const uint8_t* probs = probs_row(chunk, from, head * group);
+  const bool both = pools.value8.count() > 0 && pools.value4.count() > 0;
+  if (both) {
+    const uint8_t* widths = chunk.sequence->cached_widths(v, layer) + chunk.first;
+    for (size_t row = 0; row < static_cast<size_t>(rows); row++) {
+      const size_t offset = row * stride;
+      ops_.split_codes(widths, probs + offset, chunk.past() + block.end, scratch.probs[0] + offset,
+                       scratch.probs[1] + offset);
     }
-    for (const int bits : {8, 4}) {
-      const kernels::ValuePool& pool = bits == 8 ? pools.value8 : pools.value4;
-      if (pool.count() == 0) continue;
-      kernels::ProbabilityRows input;
-      input.codes = probs;
-      input.stride = stride;
-      input.rows = rows;
-      input.inner = pool.count();
-      if (both) input.codes = scratch.probs[bits == 4];
-      kernels::weighted_values(choice_, input, pool, scratch.prepared, scratch.sums[bits == 4],
-                               head_dim);
-    }
-    for (int row = 0; row < rows; row++) {
-      const size_t offset = static_cast<size_t>(row) * head_dim;
-      const int32_t* wide = pools.value8.count() > 0 ? scratch.sums[0] + offset : nullptr;
-      const int32_t* narrow = pools.value4.count() > 0 ? scratch.sums[1] + offset : nullptr;
-      const size_t token = static_cast<size_t>(from + row / group);
-      float* out = attention_ +
-                   (static_cast<size_t>(chunk.row) + token) * static_cast<size_t>(m.n_embd_q()) +
-                   static_cast<size_t>(head * group + row % group) * head_dim;
-      const float step_p =
-          steps_p[token * static_cast<size_t>(group) + static_cast<size_t>(row % group)];
-      ops_.combine_values(wide, step8, narrow, step4, step_p, m.head_dim, out);
-    }
+  }
+  for (const int bits : {8, 4}) {
+    const kernels::ValuePool& pool = bits == 8 ? pools.value8 : pools.value4;
+    if (pool.count() == 0) continue;
+    kernels::ProbabilityRows input;
+    input.codes = probs;
+    input.stride = stride;
+    input.rows = rows;
+    input.inner = pool.count();
+    if (both) input.codes = scratch.probs[bits == 4];
+    kernels::weighted_values(choice_, input, pool, scratch.prepared, scratch.sums[bits == 4],
+                             head_dim);
+  }
+  for (int row = 0; row < rows; row++) {
+    const size_t offset = static_cast<size_t>(row) * head_dim;
+    const int32_t* wide = pools.value8.count() > 0 ? scratch.sums[0] + offset : nullptr;
+    const int32_t* narrow = pools.value4.count() > 0 ? scratch.sums[1] + offset : nullptr;
+    const size_t token = static_cast<size_t>(from + row / group);
+    float* out = attention_ +
+                 (static_cast<size_t>(chunk.row) + token) * static_cast<size_t>(m.n_embd_q()) +
+                 static_cast<size_t>(head * group + row % group) * head_dim;
+    const float step_p =
+        steps_p[token * static_cast<size_t>(group) + static_cast<size_t>(row % group)];
+    ops_.combine_values(wide, step8, narrow, step4, step_p, m.head_dim, out);
   }
 }
 

@@ -94,6 +94,11 @@ class Session : public Sequence {
     int keys() const { return past() + count; }
   };
 
+  // Tokens of a chunk.
+  struct Tokens {
+    int begin, end;
+  };
+
   // A row for each token in flight, as the input of a product.
   struct Input {
     const int8_t* codes;
@@ -143,7 +148,9 @@ class Session : public Sequence {
   // second-level cache.
   bool reads_ahead(int layer) const;
   void read_ahead(int layer, int part, int parts) const;
-  void score_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
+  void append_keys(const Chunk& chunk, int layer, int head, Tokens block);
+  void score(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
+             Scratch& scratch);
   void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
                      const HeadPools& pools, Scratch& scratch);
   float importance(int layer, int row, int position) const;
@@ -154,7 +161,9 @@ class Session : public Sequence {
     current_[chunk.row + token] = chunk.sequence->widths_[l][chunk.position + token] = bits;
     chunk.sequence->wide_counts_[l] += wide;
   }
-  void weigh_head(const Chunk& chunk, int layer, int head, Scratch& scratch);
+  void append_values(const Chunk& chunk, int layer, int head, Tokens block);
+  void weigh(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
+             Scratch& scratch);
   void head(int first, int count, float* logits);
   // Appends tokens to this sequence, as many at a time as there is room for; each time, body(count)
   // gets that many rows, those of the last `wanted` tokens that were among them.
@@ -187,10 +196,11 @@ class Session : public Sequence {
 
   template <class Body>
   static void for_runs(const uint8_t* widths, int begin, int end, Body&& body);
-  // Calls body(chunk, head, scratch) for every key head of all that is in flight; `macs` says
-  // whether that is worth other threads.
-  template <class Body>
-  void for_heads(int64_t macs, Body&& body);
+  // For every key head and block of tokens of all that is in flight calls append(chunk, head,
+  // block), and then attend(chunk, head, block, queries, scratch) for some of its tokens after the
+  // other. `macs` says whether that is worth other threads.
+  template <class Append, class Attend>
+  void for_blocks(int64_t macs, Append&& append, Attend&& attend);
 
   // 1 / sqrt(n), or the power of two next to it from above, n the power of two in block / inner.
   static float hadamard_scale(int block, int inner = 1);
