@@ -42,9 +42,8 @@ struct FloatOps {
   float (*weigh)(const float* multipliers, int n, float* x);
   // codes = rint(x * inverse_step), 0 .. 255, of padded rows. NaN becomes 0.
   void (*unsigned_codes)(const float* x, int n, float inverse_step, uint8_t* codes);
-  // Softmax in base 2, with codes instead of quotients (docs/format.md, "Numbers"): those of
-  // 2^(x - max) * multipliers, or of 2^(x - max) where that is null. All rows are padded; x is
-  // overwritten.
+  // Softmax in base 2 (docs/format.md), which makes codes: of 2^(x - max) * multipliers, or of
+  // 2^(x - max) where that is null. All rows are padded; x is overwritten.
   CodedRow (*softmax_codes)(float* x, int n, int first, const float* multipliers, uint8_t* codes);
   // log(sum(exp(x))).
   double (*log_sum_exp)(const float* x, int n);

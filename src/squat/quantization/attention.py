@@ -194,7 +194,7 @@ def _weighted_values(
     codes, per_one = site.row_codes(weights)
     step = 1.0 / (per_one if total is None else per_one * total)
     if exact:
-        return exact_product(dropout(codes), value, step)
+        return exact_product(dropout(codes), value, step).to(value.dtype)
     return torch.matmul(dropout(codes * step).to(value.dtype), value)
 
 
