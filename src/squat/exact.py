@@ -95,10 +95,10 @@ _POWERS = (0.05500905960798264, 0.2422109693288803, 0.6932829022407532, 1.0)
 def powers_of_two(x: Tensor) -> tuple[Tensor, Tensor]:
     """2^(x - max) over the last dimension, to 1e-4, and their sum, [..., 1]: a softmax not yet divided.
 
-    What is 64 or more below the largest counts as nothing. The sum is one of multiples of 2^-23, which no
-    order changes.
+    In float32, whatever x is. What is 64 or more below the largest counts as nothing. The sum is one of
+    multiples of 2^-23, which no order changes.
     """
-    x = x - x.amax(dim=-1, keepdim=True)
+    x = (x - x.amax(dim=-1, keepdim=True)).float()
     shifted = x + _MAGIC
     r = x - (shifted - _MAGIC)
     p = torch.full_like(r, _POWERS[0])
