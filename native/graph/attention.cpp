@@ -65,15 +65,14 @@ void Session::for_blocks(int64_t macs, Append&& append, Attend&& attend) {
   }
 }
 
-// Calls body(wide, first, count) for each run of tokens of one width.
-template <class Body>
-void Session::for_runs(const uint8_t* widths, int begin, int end, Body&& body) {
-  for (int from = begin; from < end;) {
-    const bool wide = is_wide(widths, from);
-    int to = from + 1;
-    while (to < end && is_wide(widths, to) == wide) to++;
-    body(wide, from, to - from);
-    from = to;
+template <class Pool>
+void Session::append(const Chunk& chunk, int head, Tokens block, const uint8_t* widths,
+                     const int8_t* codes, Pool* wide, Pool* narrow) const {
+  const int end = chunk.row + block.end;
+  for (int row = chunk.row + block.begin, next = row; row < end; row = next) {
+    const bool is = is_wide(widths, row);
+    while (next < end && is_wide(widths, next) == is) next++;
+    (is ? wide : narrow)->append(codes + codes_at(1, head, row), next - row);
   }
 }
 
@@ -204,11 +203,8 @@ uint8_t* Session::probs_row(const Chunk& chunk, int token, int query_head) const
 
 void Session::append_keys(const Chunk& chunk, int layer, int head, Tokens block) {
   HeadPools& pools = chunk.sequence->pools(layer, head);
-  const auto append = [&](bool wide, int row, int count) {
-    (wide ? pools.key8 : pools.key4).append(key_codes_ + codes_at(1, head, row), count);
-  };
-  for_runs(site_widths(model_.sites.k, previous_), chunk.row + block.begin, chunk.row + block.end,
-           append);
+  append(chunk, head, block, site_widths(model_.sites.k, previous_), key_codes_, &pools.key8,
+         &pools.key4);
   const auto keep = [&](int8_t* kept, const int8_t* made) {
     if (kept == nullptr) return;
     std::memcpy(kept + chunk.past() + block.begin,
@@ -348,11 +344,8 @@ void Session::decide_widths(const Chunk& chunk, int layer) {
 
 void Session::append_values(const Chunk& chunk, int layer, int head, Tokens block) {
   HeadPools& pools = chunk.sequence->pools(layer, head);
-  const auto append = [&](bool wide, int row, int count) {
-    (wide ? pools.value8 : pools.value4).append(value_codes_ + codes_at(1, head, row), count);
-  };
-  for_runs(site_widths(model_.sites.v, current_), chunk.row + block.begin, chunk.row + block.end,
-           append);
+  append(chunk, head, block, site_widths(model_.sites.v, current_), value_codes_, &pools.value8,
+         &pools.value4);
 }
 
 // Multiplies values with probabilities; the pools hold the values of their block.

@@ -194,8 +194,10 @@ class Session : public Sequence {
     return widths == nullptr || widths[token] == 8;
   }
 
-  template <class Body>
-  static void for_runs(const uint8_t* widths, int begin, int end, Body&& body);
+  // Appends the codes of a block's keys or values, each to the pool of its width.
+  template <class Pool>
+  void append(const Chunk& chunk, int head, Tokens block, const uint8_t* widths,
+              const int8_t* codes, Pool* wide, Pool* narrow) const;
   // For every key head and block of tokens of all that is in flight calls append(chunk, head,
   // block), and then attend(chunk, head, block, queries, scratch) for some of its tokens after the
   // other. `macs` says whether that is worth other threads.

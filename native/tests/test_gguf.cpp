@@ -362,13 +362,16 @@ void test_features() {
                  }),
                  {"'squat.head_in.margin8' is missing"});
 
-  const auto with_peaks = [](auto&& change) {
-    ModelOptions options;
-    options.peaks = true;
-    GgufBuilder file = tiny_model(options);
-    change(file);
-    return file;
+  const auto with_option = [](bool ModelOptions::* option) {
+    return [=](auto&& change) {
+      ModelOptions options;
+      options.*option = true;
+      GgufBuilder file = tiny_model(options);
+      change(file);
+      return file;
+    };
   };
+  const auto with_peaks = with_option(&ModelOptions::peaks);
   const std::string token_steps = "squat.token_steps";
   CHECK(refusal(with_peaks([](G&) {}).bytes()).empty());
   expect_refusal("other token steps", with_peaks([&](G& f) { f.string(token_steps, "median"); }),
@@ -384,13 +387,7 @@ void test_features() {
                  }),
                  {"'squat.probs.step8' element 2", "more than 8 bits behind the point"});
 
-  const auto with_base2 = [](auto&& change) {
-    ModelOptions options;
-    options.base2 = true;
-    GgufBuilder file = tiny_model(options);
-    change(file);
-    return file;
-  };
+  const auto with_base2 = with_option(&ModelOptions::base2);
   CHECK(refusal(with_base2([](G&) {}).bytes()).empty());
   expect_refusal("other softmax", with_base2([](G& f) { f.string("squat.softmax", "base10"); }),
                  {"'squat.softmax' is 'base10', expected 'base2'"});

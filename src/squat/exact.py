@@ -66,6 +66,14 @@ _POLYNOMIAL = (
 )
 
 
+def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    """By Horner's rule, the highest power's coefficient first."""
+    p = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        p = p * x + coefficient
+    return p
+
+
 def exponential(x: Tensor) -> Tensor:
     """exp(x) in float32, relative error below 1e-7 for x in [-64, 64], where x is clamped.
 
@@ -76,10 +84,7 @@ def exponential(x: Tensor) -> Tensor:
     n = (x * 1.44269504 + _MAGIC) - _MAGIC
     r = x - n * 0.693359375  # ln 2 in two parts; the first product is exact
     r = r - n * -2.12194440e-4
-    p = torch.full_like(r, _POLYNOMIAL[0])
-    for coefficient in _POLYNOMIAL[1:]:
-        p = p * r + coefficient
-    p = p * r * r + r + 1.0
+    p = _polynomial(_POLYNOMIAL, r) * r * r + r + 1.0
     return p * ((n.int() + 127) << 23).view(torch.float32)
 
 
@@ -101,9 +106,7 @@ def powers_of_two(x: Tensor) -> tuple[Tensor, Tensor]:
     x = (x - x.amax(dim=-1, keepdim=True)).float()
     shifted = x + _MAGIC
     r = x - (shifted - _MAGIC)
-    p = torch.full_like(r, _POWERS[0])
-    for coefficient in _POWERS[1:]:
-        p = p * r + coefficient
+    p = _polynomial(_POWERS, r)
     power = (p.view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
     terms = torch.where(x > -64.0, power, 0.0)
     return terms, ((terms + 1.0) - 1.0).double().sum(dim=-1, keepdim=True).float()
@@ -195,10 +198,7 @@ def gelu(x: Tensor) -> Tensor:
     """GELU by the error function: x * (1 - erfc(x / sqrt(2)) / 2), below zero x * erfc(-x / sqrt(2)) / 2."""
     z = x.abs() * 0.70710677
     t = 1.0 / (1.0 + 0.3275911 * z)
-    p = torch.full_like(t, _ERFC[0])
-    for coefficient in _ERFC[1:]:
-        p = p * t + coefficient
-    half = 0.5 * x * (p * t * exponential(-(z * z)))
+    half = 0.5 * x * (_polynomial(_ERFC, t) * t * exponential(-(z * z)))
     return torch.where(x < 0, half, x - half)
 
 

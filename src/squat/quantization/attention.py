@@ -14,9 +14,7 @@ does to a cache (reorder it for beams, crop it) happens to the widths as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -175,29 +173,6 @@ def _joined(past: Tensor | None, new: Tensor) -> Tensor:
     return new if past is None else torch.cat([past, new], dim=1)
 
 
-def _weighted_values(
-    site: SiteQuantizer,
-    weights: Tensor,
-    total: Tensor | None,
-    value: Tensor,
-    dropout: Callable[[Tensor], Tensor],
-    exact: bool,
-) -> Tensor:
-    """The product of quantized probabilities, which are weights / total, with values.
-
-    weights: [batch, heads, tokens, keys]; total: [batch, heads, tokens, 1], or None where they are divided
-    already.
-    """
-    if not site.makes_codes:
-        product = exact_product if exact else torch.matmul
-        return product(dropout(site(weights)).to(value.dtype), value)
-    codes, per_one = site.row_codes(weights)
-    step = 1.0 / (per_one if total is None else per_one * total)
-    if exact:
-        return exact_product(dropout(codes), value, step).to(value.dtype)
-    return torch.matmul(dropout(codes * step).to(value.dtype), value)
-
-
 def squat_attention(
     module: nn.Module,
     query: Tensor,
@@ -272,10 +247,18 @@ def squat_attention(
         # A sum over tokens has no room for their steps: probabilities take them in.
         value = value / multiplier.to(value.dtype)
         weights = weights * _repeat_heads(multiplier, groups).transpose(2, 3)
-    drop = partial(nn.functional.dropout, p=dropout, training=module.training)
+    step = None
+    if of_probs.makes_codes:
+        weights, per_one = of_probs.row_codes(weights)
+        step = 1.0 / (per_one if total is None else per_one * total)
+        if not exact:
+            weights, step = weights * step, None
+    else:
+        weights = of_probs(weights)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    weights, value = weights.to(value.dtype), _repeat_heads(value, groups)
     with full_precision(value):
-        value = _repeat_heads(value, groups)
-        output = _weighted_values(of_probs, weights, total, value, drop, exact)
+        output = exact_product(weights, value, step) if exact else torch.matmul(weights, value)
     return output.transpose(1, 2).contiguous(), probs
 
 

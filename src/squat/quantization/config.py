@@ -201,7 +201,9 @@ class SquatConfig(QuantizationConfigMixin):
         return 8 if bits == ADAPTIVE and layer < first + (row.follows == "previous") else bits
 
     def widths_of(self, site: str, layer: int = 1, first: int = 0) -> tuple[int, ...]:
-        """The bits that tokens have at a site of a layer, see `bits_of`: none, one, or 8 and 4."""
+        """The bits that tokens have a step for at a site of a layer, see `bits_of`: none, one, or 8 and 4."""
+        if self.row_codes_of(site) is not None:
+            return ()
         bits = self.bits_of(site, layer, first)
         if bits == ADAPTIVE or self.widens_first(site):
             return (8, 4)

@@ -180,7 +180,7 @@ class SiteQuantizer(nn.Module):
         super().__init__()
         self.site, self.layer, self.block, self.inner = site, layer, block, inner
         self.largest_code = config.row_codes_of(site)
-        widths = () if self.largest_code else config.widths_of(site, layer, first)
+        widths = config.widths_of(site, layer, first)
         self.adaptive = len(widths) > 1
         self.first_alone = config.widens_first(site)
         self.follows = SITES[site].follows
