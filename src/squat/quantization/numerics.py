@@ -77,7 +77,8 @@ def row_codes(x: Tensor, largest: int) -> tuple[Tensor, Tensor]:
     """Codes of rows of which each one's largest element has the same code, straight through to x.
 
     Args:
-        x: [..., n], not negative, and not all of a row zero.
+        x: [..., n], not negative, a row's largest element at least 1e-30: below it `inverse` overflows.
+            Rows of a softmax have one of 1 / n at least.
         largest: that code.
 
     Returns:
