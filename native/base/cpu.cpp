@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -30,6 +34,16 @@ uint64_t saved_state() {
   return static_cast<uint64_t>(high) << 32 | low;
 }
 
+// Linux saves the registers of AMX for a process that has asked for it.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return true;
+#endif
+}
+
 uint32_t detect() {
   constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
   uint32_t a, b, c, d;
@@ -47,8 +61,10 @@ uint32_t detect() {
   if ((saved & kZmm) == kZmm && (b7 & kAll) == kAll) {
     features |= kCpuAvx512;
     if (c7 & (1u << 11)) features |= kCpuAvx512Vnni;
-    // Linux also wants permission to use tiles (arch_prctl), asked for by whoever uses them.
-    if ((saved & kTiles) == kTiles && (d7 & (1u << 25))) features |= kCpuAmxInt8;
+    constexpr uint32_t kTile = 1u << 24, kTileInt8 = 1u << 25, kMatrix = kTile | kTileInt8;
+    if ((saved & kTiles) == kTiles && (d7 & kMatrix) == kMatrix && may_use_tiles()) {
+      features |= kCpuAmxInt8;
+    }
   }
   return features;
 }

@@ -29,10 +29,16 @@ int stored_groups(const Kernel& kernel, int inner) {
 // Bytes of a (4 bits: pair of) group of a panel.
 size_t group_bytes(const Kernel& kernel) { return size_t(kernel.n) * kernel.k; }
 
-// Bytes of one row of activations in a kernel's form, padded to whole stored groups.
+// Codes of a row of activations that stand side by side.
+int side_by_side(const Kernel& kernel) {
+  return kernel.form == ActivationForm::kBlocks ? kBlock : kernel.k;
+}
+
+// Bytes of one row of activations in a kernel's form, padded to whole stored groups and blocks.
 size_t row_bytes(const Kernel& kernel, int inner) {
-  return size_t(stored_groups(kernel, inner)) * groups_per_byte(kernel) * kernel.k *
-         element_bytes(kernel);
+  const int codes = stored_groups(kernel, inner) * groups_per_byte(kernel) * kernel.k;
+  const int block = side_by_side(kernel);
+  return size_t(divide_up(codes, block)) * block * element_bytes(kernel);
 }
 
 bool same_weight_layout(const Kernel& a, const Kernel& b) {
@@ -628,6 +634,8 @@ Interleave<Code> interleave_of(int k) {
       return interleave_row<Form, 8, Code>;
     case 16:
       return interleave_row<Form, 16, Code>;
+    case kBlock:
+      return interleave_row<Form, kBlock, Code>;
     default:
       return nullptr;  // no row of the table; a test makes every row pass here
   }
@@ -641,7 +649,7 @@ Interleave<Code> interleave_for(const Kernel& kernel) {
     case ActivationForm::kWide:
       return interleave_of<Wide, Code>(kernel.k);
     default:
-      return interleave_of<Plain, Code>(kernel.k);
+      return interleave_of<Plain, Code>(side_by_side(kernel));
   }
 }
 
@@ -747,7 +755,7 @@ void pack_tiles(const Source<Code>& source, const Prepared::Group& group, uint8_
   const Kernel& kernel = *group.kernel;
   const Interleave<Code> interleave = interleave_for<Code>(kernel);
   const size_t bytes = row_bytes(kernel, source.inner);
-  const int block = kernel.k * element_bytes(kernel);
+  const int block = side_by_side(kernel) * element_bytes(kernel);
   const int groups = static_cast<int>(bytes / block);
   for (int tile = tile_begin; tile < tile_end; ++tile) {
     const int first = group.begin + tile * kernel.m;
@@ -831,7 +839,8 @@ size_t prepared_bytes(const Choice& choice, int rows, int inner) {
   for (const auto& by_weights : choice.kernel) {
     for (const Kernel* kernel : by_weights) widest = std::max(widest, row_bytes(*kernel, inner));
   }
-  return 3 * align_up(size_t(rows) * 4) + rows * widest + 2 * kAlignment;
+  // Behind the last tile are the rows that it lacks (amx.cpp).
+  return 3 * align_up(size_t(rows) * 4) + rows * widest + 2 * kAlignment + kMaxTileRows * kBlock;
 }
 
 Prepared prepare(const Choice& choice, WeightForm weights, const ActivationRows& rows, void* buffer,

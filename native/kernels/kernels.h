@@ -63,7 +63,9 @@ enum class ActivationForm : uint8_t {
   kPlain,    // int8, the code
   kNegated,  // int8, minus the code (4-bit codes only: -128 has no negative)
   kWide,     // int16, the code
+  kBlocks,   // int8, the code, kBlock of them side by side instead of k
 };
+inline constexpr int kBlock = 64;
 
 // What the codes of the right-hand side are: 8 bits, 4 bits, or 4 bits of which code i stands for
 // level i + 8 of a table.
@@ -74,7 +76,7 @@ constexpr WeightForm plain_weights(int bits) { return bits == 8 ? WeightForm::w8
 constexpr int bits_of(WeightForm weights) { return weights == WeightForm::w8 ? 8 : 4; }
 const char* name_of(WeightForm weights);
 
-inline constexpr int kMaxTileRows = 16;  // of any kernel
+inline constexpr int kMaxTileRows = 32;  // of any kernel
 
 // One row of the table: a micro-kernel that multiplies tiles of m tokens with panels of n weight
 // rows, k codes of the inner dimension at a time.
