@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "kernels/matrix_registers.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -118,6 +119,7 @@ volatile uint64_t sink;       // what keeps a result alive
 #define SQUAT_AVX512 __attribute__((target("avx512f,avx512vnni")))
 #define SQUAT_AVXVNNI __attribute__((target("avx2,avxvnni")))
 #define SQUAT_AVX2 __attribute__((target("avx2,fma")))
+#define SQUAT_AMX __attribute__((target("amx-tile,amx-int8")))
 SQUAT_LOOP(dot_avx512vnni, SQUAT_AVX512, "+v", __m512i, __m512i, _mm512_set1_epi8,
            sum[i] = _mm512_dpbusd_epi32(sum[i], a, b))
 SQUAT_LOOP(dot_avxvnni, SQUAT_AVXVNNI, "+x", __m256i, __m256i, _mm256_set1_epi8,
@@ -129,6 +131,20 @@ SQUAT_LOOP(fma_avx512, SQUAT_AVX512, "+v", __m512, __m512, _mm512_set1_ps,
            sum[i] = _mm512_fmadd_ps(a, b, sum[i]))
 SQUAT_LOOP(fma_avx2, SQUAT_AVX2, "+x", __m256, __m256, _mm256_set1_ps,
            sum[i] = _mm256_fmadd_ps(a, b, sum[i]))
+
+// AMX multiplies two matrix registers; as many sums in turn as there are others.
+SQUAT_AMX void dot_amx(int repeats) {
+  _tile_loadconfig(&squat::kernels::kMatrixRegisters);
+  for (int r = 0; r < repeats * kSteps * kSums / 6; ++r) {
+    _tile_dpbsud(0, 6, 7);
+    _tile_dpbsud(1, 6, 7);
+    _tile_dpbsud(2, 6, 7);
+    _tile_dpbsud(3, 6, 7);
+    _tile_dpbsud(4, 6, 7);
+    _tile_dpbsud(5, 6, 7);
+  }
+  _tile_release();
+}
 #elif defined(__aarch64__)
 #define SQUAT_I8MM __attribute__((target("arch=armv8.2-a+dotprod+i8mm")))
 #define SQUAT_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
@@ -150,6 +166,7 @@ struct Loop {
 
 const std::vector<Loop> kDots = {
 #if defined(__x86_64__)
+    {"amx", 16 * 16 * 64, dot_amx},
     {"avx512vnni", 64, dot_avx512vnni},
     {"avxvnni", 32, dot_avxvnni},
     {"avx2", 32, dot_avx2},

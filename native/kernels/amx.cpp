@@ -4,28 +4,17 @@
 // are the groups of four codes in which AVX-512 with VNNI holds its weights: this ISA holds them
 // alike, and leaves a single token to those kernels. Rows are 64 codes side by side
 // (ActivationForm::kBlocks). Nibbles are made into bytes once for a block of tokens.
+#include "matrix_registers.h"
 #include "zmm.h"
 
 namespace squat::kernels {
 namespace {
 
-// What a matrix register holds.
-constexpr int kRows = 16, kBytes = 64;
 constexpr int kTileRows = 2 * kRows, kColumns = 2 * Zmm::kLanes, kGroup = 4 * kColumns;
 
 // So many groups of a panel, as bytes, stay in the first-level cache while rows of a block pass by.
 constexpr int kStretch = 192;
 constexpr int kBlockRows = 8 * kTileRows;
-
-// Every register in its whole size. Rows that a tile lacks are read from what lies behind it, and
-// their sums are not looked at.
-struct Configuration {
-  uint8_t palette = 1;
-  uint8_t unused[15] = {};
-  uint16_t bytes[16] = {kBytes, kBytes, kBytes, kBytes, kBytes, kBytes, kBytes, kBytes};
-  uint8_t rows[16] = {kRows, kRows, kRows, kRows, kRows, kRows, kRows, kRows};
-};
-constexpr Configuration kConfiguration;
 
 // Makes bytes of `groups` groups of a panel, in `buffer` or where they are. What is missing up to a
 // whole block of 64 codes may be anything, since rows are zero there.
@@ -63,7 +52,8 @@ struct FromNibbles {
 };
 
 // Products of a tile of `rows` rows, in two registers or four, with `blocks` times 64 codes of the
-// weights; with `add` what is in `sums` is added to.
+// weights; with `add` what is in `sums` is added to. Rows that a register has and the tile has not are
+// read from what lies behind, and nobody looks at their sums.
 template <bool kBoth>
 SQUAT_INLINE void multiply(const uint8_t* a, int rows, const uint8_t* w, int blocks, bool add,
                            int32_t* sums) {
@@ -134,7 +124,7 @@ inline void run(const MatmulCall& call) {
   alignas(64) int32_t sums[kBlockRows * kColumns];
   const Weights as_bytes(call);
   const int groups = call.group_count * Weights::kStored;
-  _tile_loadconfig(&kConfiguration);
+  _tile_loadconfig(&kMatrixRegisters);
   for (int begin = 0; begin < call.row_count; begin += kBlockRows) {
     const int end = smaller(begin + kBlockRows, call.row_count);
     for (int panel = call.panel_begin; panel < call.panel_end; ++panel) {
