@@ -1,7 +1,9 @@
 """One peer in a process of its own, inside the peers' environment: prepares a model, or measures it.
 
-    peer_worker.py prepare KIND CONFIG.json FOLDER      from a shape as a transformers config, random weights
+    peer_worker.py prepare KIND SOURCE FOLDER
     peer_worker.py measure KIND FOLDER THREADS PROMPT GENERATE REPEATS
+
+SOURCE is the folder of a model, or a transformers config as JSON, for a model of random weights.
 
 `measure` prints one line of JSON: tokens per second of prefill and of decoding, the median of the repeats.
 Every peer computes logits for the last prompt token only. Prompts differ from repeat to repeat, so that no
@@ -17,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,26 +26,30 @@ Times = tuple[float, float]
 """Seconds of prefill, seconds of decoding."""
 
 
-def transformers_model(config: dict[str, Any]) -> Any:
-    """A model of random weights in float32."""
+def folder_of(source: str, folder: Path) -> Path:
+    """The folder of a model in float32; of a config one beside `folder`, with random weights."""
+    if not source.startswith("{"):
+        return Path(source)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval()
+    beside = folder.with_name(f"{folder.name}.transformers")
+    config = AutoConfig.for_model(**json.loads(source))
+    AutoModelForCausalLM.from_config(config).save_pretrained(beside)
+    return beside
 
 
-def prepare_pytorch(config: dict[str, Any], folder: Path, bits: str) -> None:
+def prepare_pytorch(source: Path, folder: Path, bits: str) -> None:
     import torch
+    from transformers import AutoModelForCausalLM
 
-    transformers_model(config).to(getattr(torch, bits)).save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, bits)).save_pretrained(folder)
 
 
-def prepare_openvino(config: dict[str, Any], folder: Path, bits: str) -> None:
+def prepare_openvino(source: Path, folder: Path, bits: str) -> None:
     from optimum.intel.openvino import OVModelForCausalLM, OVWeightQuantizationConfig
 
-    source = folder.with_name(f"{folder.name}.transformers")
-    transformers_model(config).save_pretrained(source)
     four = {"sym": True, "group_size": 128, "ratio": 1.0}
     how = OVWeightQuantizationConfig(bits=int(bits), **(four if bits == "4" else {"sym": False}))
     OVModelForCausalLM.from_pretrained(
@@ -52,9 +57,7 @@ def prepare_openvino(config: dict[str, Any], folder: Path, bits: str) -> None:
     ).save_pretrained(folder)
 
 
-def prepare_onnxruntime(config: dict[str, Any], folder: Path, bits: str) -> None:
-    source = folder.with_name(f"{folder.name}.transformers")
-    transformers_model(config).save_pretrained(source)
+def prepare_onnxruntime(source: Path, folder: Path, bits: str) -> None:
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-e", "cpu"]
     builder += ["-i", str(source), "-o", str(folder), "-p", "int4" if bits == "4" else "fp32"]
     if bits == "4":
@@ -150,8 +153,8 @@ def main() -> None:
     what, kind, *rest = sys.argv[1:]
     name, _, bits = kind.partition("-")
     if what == "prepare":
-        config, folder = json.loads(rest[0]), Path(rest[1])
-        globals()[f"prepare_{name}"](config, folder, bits)
+        folder = Path(rest[1])
+        globals()[f"prepare_{name}"](folder_of(rest[0], folder), folder, bits)
         return
     folder = Path(rest[0])
     threads, prompt, generate, repeats = (int(value) for value in rest[1:])

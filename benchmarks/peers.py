@@ -36,7 +36,6 @@ from squat.bench import SHAPES, write_random_file
 HERE = Path(__file__).parent
 SHAPE_NAMES = ("llama-58m", "gpt2-97m")
 THREADS = (1, 2)
-PROMPT, GENERATE, REPEATS = 128, 128, 3
 MARK = ".complete"
 PACKAGES = ("transformers<5.6", "nncf", "requests", "openvino-genai==2026.4.1.0")
 PACKAGES += ("onnxruntime-genai==0.18.0", "onnx-ir", "onnx")
@@ -45,16 +44,26 @@ ALONE = ("optimum-intel==2.2.0", "optimum==2.3.0")
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What is measured in one turn: tokens of a prompt, and behind it; how often."""
+
+    threads: int
+    prompt: int = 128
+    generate: int = 128
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
 class Peer:
     """Who is measured.
 
     name: in the tables. prepare(folder, shape, file): makes `file`, a file or a folder. measure(folder, file,
-    threads): tokens per second of prefill and decoding. shapes: those that it can run.
+    turn): tokens per second of prefill and decoding. shapes: those that it can run.
     """
 
     name: str
     prepare: Callable[[Path, str, Path], None]
-    measure: Callable[[Path, Path, int], dict[str, float]]
+    measure: Callable[[Path, Path, Turn], dict[str, float]]
     shapes: tuple[str, ...] = SHAPE_NAMES
 
 
@@ -80,12 +89,13 @@ def squat(name: str, activations: str, weight_bits: int = 4, head_bits: int = 8)
     """A row for this engine."""
 
     def prepare(folder: Path, shape: str, file: Path) -> None:
-        write_random_file(file, shape, activations, weight_bits, head_bits, PROMPT + GENERATE)
+        context = Turn(1).prompt + Turn(1).generate
+        write_random_file(file, shape, activations, weight_bits, head_bits, context)
 
-    def measure(folder: Path, file: Path, threads: int) -> dict[str, float]:
+    def measure(folder: Path, file: Path, turn: Turn) -> dict[str, float]:
         program = [sys.executable, "-c", "from squat.cli import main; main()", "bench", file]
-        options = ["--threads", threads, "--prompt", PROMPT, "--generate", GENERATE]
-        (row,) = json.loads(output([*program, *options, "--rounds", REPEATS, "--json", "-"]))
+        options = ["--threads", turn.threads, "--prompt", turn.prompt, "--generate", turn.generate]
+        (row,) = json.loads(output([*program, *options, "--rounds", turn.repeats, "--json", "-"]))
         return {"prefill": row["prefill_tokens_per_s"], "decode": row["decode_tokens_per_s"]}
 
     return Peer(f"Squat {name}", prepare, measure)
@@ -94,8 +104,11 @@ def squat(name: str, activations: str, weight_bits: int = 4, head_bits: int = 8)
 # ---- llama.cpp --------------------------------------------------------------------------------------
 
 
-def llama(kind: str) -> Peer:
-    """A row for llama.cpp: an 8-bit file of ours, quantized by its own program to one of its types."""
+def llama(kind: str, cache: str = "f16") -> Peer:
+    """A row for llama.cpp: an 8-bit file of ours, quantized by its own program to one of its types.
+
+    cache: the type of its keys and values.
+    """
 
     def prepare(folder: Path, shape: str, file: Path) -> None:
         programs = build_llama_cpp.build(folder, "llama-bench", "llama-quantize")
@@ -104,16 +117,16 @@ def llama(kind: str) -> Peer:
             write_random_file(source, shape, "a8", 8, 8)
         output([programs / "llama-quantize", "--allow-requantize", "--pure", source, file, kind])
 
-    def measure(folder: Path, file: Path, threads: int) -> dict[str, float]:
+    def measure(folder: Path, file: Path, turn: Turn) -> dict[str, float]:
         active = {"OMP_WAIT_POLICY": "active", "OMP_PROC_BIND": "true"}
-        active["OMP_NUM_THREADS"] = str(threads)
-        program = [folder / "build" / "bin" / "llama-bench", "-m", file, "-t", threads]
-        program += ["-fa", "on", "-r", REPEATS, "-o", "json"]
+        active["OMP_NUM_THREADS"] = str(turn.threads)
+        program = [folder / "build" / "bin" / "llama-bench", "-m", file, "-t", turn.threads]
+        program += ["-fa", "on", "-ctk", cache, "-ctv", cache, "-r", turn.repeats, "-o", "json"]
         found = {}
         # Decoding begins behind a prompt, as everybody's does.
         for phase, test in (
-            ("prefill", ["-p", PROMPT, "-n", 0]),
-            ("decode", ["-p", 0, "-n", GENERATE, "-d", PROMPT]),
+            ("prefill", ["-p", turn.prompt, "-n", 0]),
+            ("decode", ["-p", 0, "-n", turn.generate, "-d", turn.prompt]),
         ):
             (row,) = json.loads(output([*program, *test], active))
             found[phase] = statistics.median(row["samples_ts"])
@@ -132,10 +145,10 @@ def python(name: str, kind: str, shapes: tuple[str, ...] = SHAPE_NAMES) -> Peer:
         config = json.dumps(transformers_config(shape))
         output([interpreter(folder), HERE / "peer_worker.py", "prepare", kind, config, file])
 
-    def measure(folder: Path, file: Path, threads: int) -> dict[str, float]:
+    def measure(folder: Path, file: Path, turn: Turn) -> dict[str, float]:
         worker = [interpreter(folder), HERE / "peer_worker.py", "measure", kind, file]
-        numbers = [threads, PROMPT, GENERATE, REPEATS]
-        text = output([*worker, *numbers], {"OMP_NUM_THREADS": str(threads)})
+        numbers = [turn.threads, turn.prompt, turn.generate, turn.repeats]
+        text = output([*worker, *numbers], {"OMP_NUM_THREADS": str(turn.threads)})
         return dict(json.loads(text.splitlines()[-1]))
 
     return Peer(name, prepare, measure, shapes)
@@ -263,7 +276,7 @@ def run(folder: Path, rounds: int) -> None:
             if file is None or (peer.name, shape, threads, round_) in done:
                 continue
             try:
-                speed = peer.measure(folder, file, threads)
+                speed = peer.measure(folder, file, Turn(threads))
             except RuntimeError as error:
                 print(f"failed: {peer.name}, {shape}: {error}", flush=True)
                 continue

@@ -2,7 +2,8 @@
 
     python benchmarks/real_model.py compare ORIGINAL MODEL ... --data FILE [--out FILE.json]
     python benchmarks/real_model.py llama-cpp ORIGINAL.gguf OUT.gguf Q4_0|Q4_K_M|...
-    python benchmarks/real_model.py speed FILE.gguf ... llama.cpp:FILE.gguf [--threads 1] [--rounds 7]
+    python benchmarks/real_model.py prepare openvino-4|onnxruntime-4|... ORIGINAL OUT
+    python benchmarks/real_model.py speed FILE.gguf ... llama.cpp:FILE.gguf [--threads 1] [--prompt 128]
 
 `compare` tokenizes a text as it stands, cuts it into windows of 256 tokens, puts the model's first token
 before each, and measures on every predicted token: loss, KL(original || model), and how often the most
@@ -13,9 +14,13 @@ another program (whose weights are read, and computed with in float), or llama.c
 `llama-cpp` lets llama.cpp quantize a .gguf file, with every tensor of one kind, as --pure does, where it has
 one.
 
-`speed` measures a prefill of 128 tokens and decoding of 128 more. Every file has its turn in every round, in
-a process of its own, bound to as many CPUs as it has threads; ratios are medians of those within a round, to
-the last file. llama.cpp is built with all optimisations into build/peers when it is first needed.
+`prepare` makes OpenVINO's or ONNX Runtime's model of a folder.
+
+`speed` measures a prefill and decoding behind it. Every model has its turn in every round, in a process of
+its own, bound to as many CPUs as it has threads; ratios are medians of those within a round, to the last one.
+Beside Squat's files there are llama.cpp:FILE.gguf, llama.cpp-q8_0:FILE.gguf (the type of keys and values),
+openvino-4:FOLDER and onnxruntime-4:FOLDER. What they need is installed into build/peers when it is first
+needed.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ from squat.exact import approximately
 from squat.model_names import runs_in_engine
 
 WINDOW = 256
+PEERS = Path("build/peers").resolve()
 THERE = "llama.cpp:"
 """In front of a file that runs in llama.cpp."""
 Logits = Callable[[list[int]], NDArray[np.float32] | torch.Tensor]
@@ -159,19 +165,36 @@ def llama_cpp(arguments: argparse.Namespace) -> None:
         sys.exit(f"{arguments.out}: llama.cpp could not write it")
 
 
+def prepare(arguments: argparse.Namespace) -> None:
+    worker = [peers.interpreter(PEERS), peers.HERE / "peer_worker.py"]
+    paths = [path.resolve() for path in (arguments.original, arguments.out)]
+    peers.output([*worker, "prepare", arguments.kind, *paths])
+
+
+def peer_of(name: str) -> tuple[peers.Peer, Path]:
+    """Who runs a model, and its file."""
+    kind, colon, file = name.partition(":")
+    if not colon:
+        return peers.squat("", "8"), Path(name)
+    program, _, of_it = kind.partition("-")
+    if program == "llama.cpp":
+        build_llama_cpp.build(PEERS, "llama-bench")
+        return peers.llama("", of_it or "f16"), Path(file)
+    return peers.python(name, kind), Path(file)
+
+
 def speed(arguments: argparse.Namespace) -> None:
-    folder = Path("build/peers").resolve()
-    if any(name.startswith(THERE) for name in arguments.models):
-        build_llama_cpp.build(folder, "llama-bench")
-    here, there = peers.squat("", "8").measure, peers.llama("").measure
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.models}
+    turn = peers.Turn(arguments.threads, arguments.prompt, arguments.generate, arguments.repeats)
+    runners = {name: peer_of(name) for name in arguments.models}
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: turn.threads])
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in track(range(arguments.rounds), "rounds", console=Console(stderr=True)):
-        for name, turns in found.items():
-            measure = there if name.startswith(THERE) else here
-            turns.append(measure(folder, Path(name.removeprefix(THERE)), arguments.threads))
+        for name, (peer, file) in runners.items():
+            found[name].append(peer.measure(PEERS, file, turn))
     last = found[arguments.models[-1]]
-    table = Table(title=f"{arguments.threads} threads, {peers.cpu_name()}")
+    table = Table(
+        title=f"{turn.prompt} + {turn.generate}, {turn.threads} threads, {peers.cpu_name()}"
+    )
     for heading in ("model", "prefill, tokens/s", "ratio", "decode, tokens/s", "ratio"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, turns in found.items():
@@ -199,10 +222,18 @@ def main() -> None:
     other.add_argument("out", type=Path)
     other.add_argument("kind")
     other.set_defaults(run=llama_cpp)
+    made = commands.add_parser("prepare", help="make another engine's model of a folder")
+    made.add_argument("kind", help="openvino-4, onnxruntime-4, ...")
+    made.add_argument("original", type=Path)
+    made.add_argument("out", type=Path)
+    made.set_defaults(run=prepare)
     third = commands.add_parser("speed", help="files beside each other, and beside llama.cpp")
     third.add_argument("models", nargs="+", metavar="model")
     third.add_argument("--threads", type=int, default=1)
     third.add_argument("--rounds", type=int, default=7)
+    third.add_argument("--prompt", type=int, default=128)
+    third.add_argument("--generate", type=int, default=128)
+    third.add_argument("--repeats", type=int, default=3, help="of a turn, whose median counts")
     third.set_defaults(run=speed)
     arguments = parser.parse_args()
     arguments.run(arguments)
