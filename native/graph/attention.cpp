@@ -65,6 +65,34 @@ void Session::for_blocks(int64_t macs, Append&& append, Attend&& attend) {
   }
 }
 
+int Session::parts_of_heads(int64_t macs) const {
+  // The products of all heads stand in the buffer of one block.
+  const bool alone =
+      chunks_.size() == 1 && chunks_[0].count == 1 && model_.n_head_kv <= kQueryBlock;
+  if (!alone || macs < kParallelWork) return 1;
+  return threads_.size() / std::gcd(threads_.size(), model_.n_head_kv);
+}
+
+size_t Session::sums_of_head() const {
+  return static_cast<size_t>(model_.group()) *
+         static_cast<size_t>(std::max(keys_padded(longest_), model_.head_dim));
+}
+
+template <class Body>
+void Session::for_parts(int parts, Body&& body) {
+  threads_.parallel_for(model_.n_head_kv * parts, [&](int begin, int end, int thread) {
+    for (int i = begin; i < end; i++) {
+      // Every head has its place in the sums of the first thread.
+      const int head = i / parts;
+      Scratch scratch = scratch_[static_cast<size_t>(thread)];
+      for (size_t width = 0; width < 2; width++) {
+        scratch.sums[width] = scratch_[0].sums[width] + static_cast<size_t>(head) * sums_of_head();
+      }
+      body(head, kernels::Part{i % parts, parts}, scratch);
+    }
+  });
+}
+
 template <class Pool>
 void Session::append(const Chunk& chunk, int head, Tokens block, const uint8_t* widths,
                      const int8_t* codes, Pool* wide, Pool* narrow) const {
@@ -90,6 +118,10 @@ void Session::attend(int layer) {
   }
   const int64_t macs = pairs * m.n_embd_q(), bytes = keys_read * m.n_embd_kv();
   const int keys_at = m.n_embd_q(), values_at = keys_at + m.n_embd_kv();
+  const int parts = parts_of_heads(macs);
+  const Chunk& alone = chunks_[0];
+  const Tokens token = {0, 1};
+  const kernels::Part whole;
   {
     const Profile::Timer timer(profile_, Step::kScores, macs, bytes);
     const int block = m.sites.k.block(layer);
@@ -104,22 +136,42 @@ void Session::attend(int layer) {
     quantize_vectors(layer, {m.sites.q, previous_, 0, m.group(), &l.q_norm, rest, nullptr,
                              query_codes_, query_multipliers_});
     if (m.sites.v.multiplied()) measure_values(layer, values_at);
-    for_blocks(
-        macs,
-        [&](const Chunk& chunk, int head, Tokens block) { append_keys(chunk, layer, head, block); },
-        [&](const Chunk& chunk, int head, Tokens block, Tokens queries, Scratch& scratch) {
-          score(chunk, layer, head, block, queries, scratch);
-        });
+    if (parts > 1) {
+      for (int h = 0; h < m.n_head_kv; h++) append_keys(alone, layer, h, token);
+      for_parts(parts, [&](int head, kernels::Part part, Scratch& scratch) {
+        multiply_keys(alone, layer, head, token, token, part, scratch);
+      });
+      for_parts(parts, [&](int head, kernels::Part part, Scratch& scratch) {
+        make_probs(alone, layer, head, token, token, part, scratch);
+      });
+    } else {
+      for_blocks(
+          macs,
+          [&](const Chunk& chunk, int head, Tokens block) {
+            append_keys(chunk, layer, head, block);
+          },
+          [&](const Chunk& chunk, int head, Tokens block, Tokens queries, Scratch& scratch) {
+            multiply_keys(chunk, layer, head, block, queries, whole, scratch);
+            make_probs(chunk, layer, head, block, queries, whole, scratch);
+          });
+    }
     for (const Chunk& chunk : chunks_) decide_widths(chunk, layer);
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
   quantize_vectors(layer, {m.sites.v, current_, values_at, 1, nullptr, 1, nullptr, value_codes_,
                            value_multipliers_});
+  if (parts > 1) {
+    for (int h = 0; h < m.n_head_kv; h++) append_values(alone, layer, h, token);
+    for_parts(parts, [&](int head, kernels::Part part, Scratch& scratch) {
+      weigh(alone, layer, head, token, token, part, scratch);
+    });
+    return;
+  }
   for_blocks(
       macs,
       [&](const Chunk& chunk, int head, Tokens block) { append_values(chunk, layer, head, block); },
       [&](const Chunk& chunk, int head, Tokens block, Tokens queries, Scratch& scratch) {
-        weigh(chunk, layer, head, block, queries, scratch);
+        weigh(chunk, layer, head, block, queries, whole, scratch);
       });
 }
 
@@ -215,41 +267,58 @@ void Session::append_keys(const Chunk& chunk, int layer, int head, Tokens block)
   keep(pools.value_multipliers, value_multipliers_);
 }
 
-// Turns queries into quantized probabilities; the pools hold the keys of their block.
-void Session::score(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
-                    Scratch& scratch) {
+void Session::set_query_widths(const Chunk& chunk, Tokens queries, Scratch& scratch) const {
+  const uint8_t* widths = site_widths(model_.sites.q, previous_);
+  const int group = model_.group(), rows = (queries.end - queries.begin) * group;
+  for (int row = 0; row < rows; row++) {
+    const int token = queries.begin + row / group;
+    scratch.query_widths[row] = is_wide(widths, chunk.row + token) ? 8 : 4;
+  }
+}
+
+void Session::multiply_keys(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
+                            kernels::Part part, Scratch& scratch) const {
   const Model& m = model_;
   const int group = m.group();
-  const int from = std::max(queries.begin, first_query(chunk));
-  if (from >= queries.end) return;
+  queries.begin = std::max(queries.begin, first_query(chunk));
+  if (queries.begin >= queries.end) return;
+  set_query_widths(chunk, queries, scratch);
   const HeadPools& pools = chunk.sequence->pools(layer, head);
-  const int keys = chunk.past() + block.end, stride = keys_padded(keys);
+  const uint8_t* widths = site_widths(m.sites.q, previous_);
+  kernels::ActivationRows input;
+  input.codes = query_codes_ + codes_at(group, head, chunk.row + queries.begin);
+  input.stride = static_cast<size_t>(m.head_dim);
+  input.rows = (queries.end - queries.begin) * group;
+  input.inner = m.head_dim;
+  input.bits = code_widths(m.sites.q, widths) == nullptr ? nullptr : scratch.query_widths;
+  const size_t stride = static_cast<size_t>(keys_padded(chunk.past() + block.end));
+  for (const int bits : {8, 4}) {
+    const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
+    if (pool.count() == 0) continue;
+    kernels::scores(kernels::prepare(choice_, pool.form(), input, scratch.prepared), pool,
+                    scratch.sums[bits == 4], stride, part);
+  }
+}
+
+void Session::make_probs(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
+                         kernels::Part part, Scratch& scratch) {
+  const int group = model_.group();
+  queries.begin = std::max(queries.begin, first_query(chunk));
+  const int rows = (queries.end - queries.begin) * group;
+  const int begin = rows * part.index / part.of, end = rows * (part.index + 1) / part.of;
+  if (begin >= end) return;
+  set_query_widths(chunk, queries, scratch);
+  const HeadPools& pools = chunk.sequence->pools(layer, head);
+  const int keys = chunk.past() + block.end;
   // Once for all of them.
   const auto decode = [&](const int8_t* kept, float* multipliers) {
     if (kept != nullptr) ops_.decode_multipliers(kept, keys, multipliers);
   };
   decode(pools.key_multipliers, scratch.key_multipliers);
   decode(pools.value_multipliers, scratch.value_multipliers);
-
-  const uint8_t* widths = site_widths(m.sites.q, previous_);
-  kernels::ActivationRows input;
-  input.codes = query_codes_ + codes_at(group, head, chunk.row + from);
-  input.stride = static_cast<size_t>(m.head_dim);
-  input.rows = (queries.end - from) * group;
-  input.inner = m.head_dim;
-  input.bits = code_widths(m.sites.q, widths) == nullptr ? nullptr : scratch.query_widths;
-  for (int row = 0; row < input.rows; row++) {
-    scratch.query_widths[row] = is_wide(widths, chunk.row + from + row / group) ? 8 : 4;
-  }
-  for (const int bits : {8, 4}) {
-    const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
-    if (pool.count() == 0) continue;
-    kernels::scores(kernels::prepare(choice_, pool.form(), input, scratch.prepared), pool,
-                    scratch.sums[bits == 4], static_cast<size_t>(stride));
-  }
-  for (int row = 0; row < input.rows; row++) {
-    const int token = from + row / group, query_head = head * group + row % group;
-    attention_row(chunk, layer, token, query_head, row, stride, pools, scratch);
+  for (int row = begin; row < end; row++) {
+    const int token = queries.begin + row / group, query_head = head * group + row % group;
+    attention_row(chunk, layer, token, query_head, row, keys_padded(keys), pools, scratch);
     // What later tokens of the block have put into the pools is not seen.
     const int visible = chunk.past() + token + 1;
     std::memset(probs_row(chunk, token, query_head) + visible, 0,
@@ -348,9 +417,9 @@ void Session::append_values(const Chunk& chunk, int layer, int head, Tokens bloc
          &pools.value4);
 }
 
-// Multiplies values with probabilities; the pools hold the values of their block.
+// The pools hold the values of their block.
 void Session::weigh(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
-                    Scratch& scratch) {
+                    kernels::Part part, Scratch& scratch) {
   const Model& m = model_;
   const Site& v = m.sites.v;
   const int group = m.group();
@@ -373,6 +442,7 @@ void Session::weigh(const Chunk& chunk, int layer, int head, Tokens block, Token
                        scratch.probs[1] + offset);
     }
   }
+  kernels::Columns made = {0, 0};
   for (const int bits : {8, 4}) {
     const kernels::ValuePool& pool = bits == 8 ? pools.value8 : pools.value4;
     if (pool.count() == 0) continue;
@@ -382,20 +452,21 @@ void Session::weigh(const Chunk& chunk, int layer, int head, Tokens block, Token
     input.rows = rows;
     input.inner = pool.count();
     if (both) input.codes = scratch.probs[bits == 4];
-    kernels::weighted_values(choice_, input, pool, scratch.prepared, scratch.sums[bits == 4],
-                             head_dim);
+    made = kernels::weighted_values(choice_, input, pool, scratch.prepared, scratch.sums[bits == 4],
+                                    head_dim, part);
   }
   for (int row = 0; row < rows; row++) {
-    const size_t offset = static_cast<size_t>(row) * head_dim;
+    const size_t offset = static_cast<size_t>(row) * head_dim + static_cast<size_t>(made.begin);
     const int32_t* wide = pools.value8.count() > 0 ? scratch.sums[0] + offset : nullptr;
     const int32_t* narrow = pools.value4.count() > 0 ? scratch.sums[1] + offset : nullptr;
     const size_t token = static_cast<size_t>(from + row / group);
     float* out = attention_ +
                  (static_cast<size_t>(chunk.row) + token) * static_cast<size_t>(m.n_embd_q()) +
-                 static_cast<size_t>(head * group + row % group) * head_dim;
+                 static_cast<size_t>(head * group + row % group) * head_dim +
+                 static_cast<size_t>(made.begin);
     const float step_p =
         steps_p[token * static_cast<size_t>(group) + static_cast<size_t>(row % group)];
-    ops_.combine_values(wide, step8, narrow, step4, step_p, m.head_dim, out);
+    ops_.combine_values(wide, step8, narrow, step4, step_p, made.end - made.begin, out);
   }
 }
 

@@ -149,8 +149,13 @@ class Session : public Sequence {
   bool reads_ahead(int layer) const;
   void read_ahead(int layer, int part, int parts) const;
   void append_keys(const Chunk& chunk, int layer, int head, Tokens block);
-  void score(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
-             Scratch& scratch);
+  // Products of queries with keys, with those of a part of the cache.
+  void multiply_keys(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
+                     kernels::Part part, Scratch& scratch) const;
+  // Makes quantized probabilities of these products, for a part of the query heads.
+  void make_probs(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
+                  kernels::Part part, Scratch& scratch);
+  void set_query_widths(const Chunk& chunk, Tokens queries, Scratch& scratch) const;
   void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
                      const HeadPools& pools, Scratch& scratch);
   float importance(int layer, int row, int position) const;
@@ -162,8 +167,9 @@ class Session : public Sequence {
     chunk.sequence->wide_counts_[l] += wide;
   }
   void append_values(const Chunk& chunk, int layer, int head, Tokens block);
+  // Multiplies values with probabilities, for a part of the elements of a head.
   void weigh(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
-             Scratch& scratch);
+             kernels::Part part, Scratch& scratch);
   void head(int first, int count, float* logits);
   // Appends tokens to this sequence, as many at a time as there is room for; each time, body(count)
   // gets that many rows, those of the last `wanted` tokens that were among them.
@@ -203,6 +209,14 @@ class Session : public Sequence {
   // other. `macs` says whether that is worth other threads.
   template <class Append, class Attend>
   void for_blocks(int64_t macs, Append&& append, Attend&& attend);
+  // A single new token's heads may be too few, or an odd number, for the threads: into so many
+  // parts each of them is cut, 1 for not at all.
+  int parts_of_heads(int64_t macs) const;
+  // Elements of a head's products with keys or values in a Scratch.
+  size_t sums_of_head() const;
+  // Calls body(head, part, scratch) for every part of every key head.
+  template <class Body>
+  void for_parts(int parts, Body&& body);
 
   // 1 / sqrt(n), or the power of two next to it from above, n the power of two in block / inner.
   static float hadamard_scale(int block, int inner = 1);

@@ -1,8 +1,8 @@
 // AMX: tiles of 32 tokens x 32 weight rows, as four matrix registers of 16 x 16 sums.
 //
-// The instruction multiplies 16 rows of 64 signed bytes with 16 columns of 64 unsigned ones. Columns
-// are the groups of four codes in which AVX-512 with VNNI holds its weights: this ISA holds them
-// alike, and leaves a single token to those kernels. Rows are 64 codes side by side
+// The instruction multiplies 16 rows of 64 signed bytes with 16 columns of 64 unsigned ones.
+// Columns are the groups of four codes in which AVX-512 with VNNI holds its weights: this ISA holds
+// them alike, and leaves a single token to those kernels. Rows are 64 codes side by side
 // (ActivationForm::kBlocks). Nibbles are made into bytes once for a block of tokens.
 #include "matrix_registers.h"
 #include "zmm.h"
@@ -52,8 +52,8 @@ struct FromNibbles {
 };
 
 // Products of a tile of `rows` rows, in two registers or four, with `blocks` times 64 codes of the
-// weights; with `add` what is in `sums` is added to. Rows that a register has and the tile has not are
-// read from what lies behind, and nobody looks at their sums.
+// weights; with `add` what is in `sums` is added to. Rows that a register has and the tile has not
+// are read from what lies behind, and nobody looks at their sums.
 template <bool kBoth>
 SQUAT_INLINE void multiply(const uint8_t* a, int rows, const uint8_t* w, int blocks, bool add,
                            int32_t* sums) {
@@ -90,7 +90,7 @@ SQUAT_INLINE void multiply(const uint8_t* a, int rows, const uint8_t* w, int blo
 
 // Writes the sums of `rows` rows where they go.
 SQUAT_INLINE void finish_rows(const MatmulCall& call, const int32_t* sums, int rows, Place at,
-                               int zero) {
+                              int zero) {
   if (at.count < kColumns) return write_tile<kColumns>(call, sums, rows, at, zero);
   const auto each = [&](auto write) SQUAT_LAMBDA {
     for (int i = 0; i < rows; ++i, sums += kColumns) {
@@ -98,9 +98,8 @@ SQUAT_INLINE void finish_rows(const MatmulCall& call, const int32_t* sums, int r
     }
   };
   if (call.out.accumulators != nullptr) {
-    each([&](__m512i left, __m512i right, int row) SQUAT_LAMBDA {
-      write_exact_row<Zmm>(call, left, right, row, at.column, zero);
-    });
+    each([&](__m512i left, __m512i right, int row)
+             SQUAT_LAMBDA { write_exact_row<Zmm>(call, left, right, row, at.column, zero); });
   } else {
     const float* from = call.out.steps + at.column;
     const __m512 steps[2] = {Zmm::load(from), Zmm::load(from + Zmm::kLanes)};

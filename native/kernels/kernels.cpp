@@ -884,6 +884,17 @@ void run_groups(const Prepared& rows, const PackedMatrix& weights, const int32_t
 
 int panel_count(const PackedMatrix& weights) { return divide_up(weights.rows, weights.layout->n); }
 
+// The first panel of a part, which is the end of the one before it.
+int first_panel(const PackedMatrix& weights, Part part) {
+  return static_cast<int>(int64_t{panel_count(weights)} * part.index / part.of);
+}
+
+void run_part(const Prepared& rows, const PackedMatrix& weights, const int32_t* column_sums,
+              const Output& out, Part part) {
+  run_groups(rows, weights, column_sums, out, first_panel(weights, part),
+             first_panel(weights, {part.index + 1, part.of}));
+}
+
 }  // namespace
 
 void matmul(const Prepared& rows, const Product* products, int count, ThreadPool* threads,
@@ -915,13 +926,12 @@ void matmul(const Prepared& rows, const Product* products, int count, ThreadPool
   }
 }
 
-void scores(const Prepared& queries, const KeyPool& keys, int32_t* out, size_t stride) {
-  run_groups(queries, keys.matrix, nullptr, Output::exact(out, stride), 0,
-             panel_count(keys.matrix));
+void scores(const Prepared& queries, const KeyPool& keys, int32_t* out, size_t stride, Part part) {
+  run_part(queries, keys.matrix, nullptr, Output::exact(out, stride), part);
 }
 
-void weighted_values(const Choice& choice, const ProbabilityRows& rows, const ValuePool& values,
-                     void* buffer, int32_t* out, size_t stride) {
+Columns weighted_values(const Choice& choice, const ProbabilityRows& rows, const ValuePool& values,
+                        void* buffer, int32_t* out, size_t stride, Part part) {
   const Kernel& layout = *values.matrix.layout;
   Output output = Output::exact(out, stride);
   const int32_t* column_sums = values.sums();  // of all pieces
@@ -931,11 +941,15 @@ void weighted_values(const Choice& choice, const ProbabilityRows& rows, const Va
     piece.data += size_t(stored_groups(layout, begin)) * group_bytes(layout);
     const Source<uint8_t> source{rows.codes + begin, rows.stride, rows.rows,
                                  piece.inner,        nullptr,     nullptr};
-    run_groups(prepare_rows(choice, values.form(), source, buffer, nullptr), piece, column_sums,
-               output, 0, panel_count(piece));
+    run_part(prepare_rows(choice, values.form(), source, buffer, nullptr), piece, column_sums,
+             output, part);
     column_sums = nullptr;
     output.add = true;
   }
+  const auto begin_of = [&](Part p) {
+    return std::min(first_panel(values.matrix, p) * layout.n, values.matrix.rows);
+  };
+  return {begin_of(part), begin_of({part.index + 1, part.of})};
 }
 
 // ---------------------------------------------------------------------------------------------

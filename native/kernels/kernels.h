@@ -308,13 +308,24 @@ inline void matmul(const Prepared& rows, const PackedMatrix& weights, const Outp
   matmul(rows, &product, 1, threads);
 }
 
-// scores[i][t] = query row i . key t, int32, for all tokens of the pool.
-void scores(const Prepared& queries, const KeyPool& keys, int32_t* out, size_t stride);
+// A share of a product's columns: whole panels, as near as can be to index / of .. (index + 1) / of
+// of them. All shares together are the product.
+struct Part {
+  int index = 0, of = 1;
+};
+struct Columns {
+  int begin, end;
+};
 
-// out[i][c] = sum over the pool's tokens of probability[i][t] * value[t][c], int32. `buffer` is one
-// for prepare(), of prepared_bytes(choice, rows.rows, rows.inner).
-void weighted_values(const Choice& choice, const ProbabilityRows& rows, const ValuePool& values,
-                     void* buffer, int32_t* out, size_t stride);
+// scores[i][t] = query row i . key t, int32, for the tokens of a part of the pool.
+void scores(const Prepared& queries, const KeyPool& keys, int32_t* out, size_t stride,
+            Part part = {});
+
+// out[i][c] = sum over the pool's tokens of probability[i][t] * value[t][c], int32, for the columns
+// of a part of the head, which it returns. `buffer` is one for prepare(), of prepared_bytes(choice,
+// rows.rows, rows.inner).
+Columns weighted_values(const Choice& choice, const ProbabilityRows& rows, const ValuePool& values,
+                        void* buffer, int32_t* out, size_t stride, Part part = {});
 
 // ---------------------------------------------------------------------------------------------
 // Quantization (docs/format.md, "Numbers")

@@ -14,8 +14,8 @@ struct MatrixRegisters {
   uint16_t bytes[16] = {kBytes, kBytes, kBytes, kBytes, kBytes, kBytes, kBytes, kBytes};
   uint8_t rows[16] = {kRows, kRows, kRows, kRows, kRows, kRows, kRows, kRows};
 };
-// A constant: GCC's _tile_loadconfig does not tell that it reads more than the first bytes, and what
-// is written to a variable may come too late.
+// A constant: GCC's _tile_loadconfig does not tell that it reads more than the first bytes, and
+// what is written to a variable may come too late.
 constexpr MatrixRegisters kMatrixRegisters;
 
 }  // namespace
