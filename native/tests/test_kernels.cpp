@@ -222,8 +222,9 @@ void test_shapes(const Kernel& kernel) {
   run(131, 77, 515, Fill::kRandom, Fill::kExtremes);
   run(2, 1027, 387, Fill::kExtremes, Fill::kRandom);
   run(1, 33, 4099, Fill::kRandom, Fill::kRandom);
-  // More activations than one pass over the weights takes.
+  // More activations than one pass over the weights takes, of long rows and of many.
   run(2 * kernel.m + 3, kernel.n + 1, 20011, Fill::kRandom, Fill::kRandom);
+  run(301, 40, 900, Fill::kRandom, Fill::kRandom);
   // Head room: the longest sums that extreme codes give, also where a kernel accumulates in 16 bits
   // for a while.
   for (Fill a : {Fill::kLow, Fill::kHigh}) {
