@@ -69,7 +69,15 @@ uint32_t detect() {
   return features;
 }
 
+int detect_distance() {
+  uint32_t a, b, c, d;
+  const bool intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
+  return intel ? 8192 : 0;
+}
+
 #elif defined(__aarch64__)
+
+int detect_distance() { return 0; }
 
 uint32_t detect() {
   uint32_t features = kCpuNeon;  // part of the base architecture
@@ -88,6 +96,8 @@ uint32_t detect() {
 
 uint32_t detect() { return 0; }
 
+int detect_distance() { return 0; }
+
 #endif
 
 }  // namespace
@@ -95,6 +105,11 @@ uint32_t detect() { return 0; }
 uint32_t cpu_features() {
   static const uint32_t features = detect();
   return features;
+}
+
+int prefetch_distance() {
+  static const int distance = detect_distance();
+  return distance;
 }
 
 std::vector<std::string> cpu_feature_names(uint32_t features) {

@@ -22,6 +22,11 @@ enum CpuFeature : uint32_t {
 // Mask of the features that can be used here.
 uint32_t cpu_features();
 
+// How many bytes ahead of where a stream is read it should be asked for, 0 for not at all: on
+// Intel's CPUs the second-level cache's own prefetcher ends with a page, and begins the next one
+// late.
+int prefetch_distance();
+
 // Their names, for people: {"avx2", "avx512vnni"}.
 std::vector<std::string> cpu_feature_names(uint32_t features);
 

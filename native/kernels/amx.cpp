@@ -16,6 +16,9 @@ constexpr int kTileRows = 2 * kRows, kColumns = 2 * Zmm::kLanes, kGroup = 4 * kC
 constexpr int kStretch = 192;
 constexpr int kBlockRows = 8 * kTileRows;
 
+// Before a panel's groups are multiplied, those that come so many bytes behind them are asked for.
+constexpr int kAhead = 8 << 10;
+
 // Makes bytes of `groups` groups of a panel, in `buffer` or where they are. What is missing up to a
 // whole block of 64 codes may be anything, since rows are zero there.
 struct FromBytes {
@@ -23,6 +26,7 @@ struct FromBytes {
   static constexpr int kStored = 1;  // groups that are stored in the place of one
   SQUAT_INLINE explicit FromBytes(const MatmulCall&) {}
   SQUAT_INLINE const uint8_t* operator()(const uint8_t* from, int groups, uint8_t* buffer) const {
+    for (int i = 0; i < groups; ++i) ask_for<kGroup, 2>(from + kAhead + i * kGroup);
     if (groups % kRows == 0) return from;
     for (int i = 0; i < groups * kGroup; i += kBytes) Zmm::write(buffer + i, Zmm::load(from + i));
     return buffer;
@@ -34,14 +38,12 @@ struct FromNibbles {
   using Token = VnniNibbles<Zmm, 12, Nibbles>;
   static constexpr int kStored = 2;
   const Nibbles operand;
-  const size_t panel_stride;
-  SQUAT_INLINE explicit FromNibbles(const MatmulCall& call)
-      : operand(call), panel_stride(call.panel_stride) {}
+  SQUAT_INLINE explicit FromNibbles(const MatmulCall& call) : operand(call) {}
   SQUAT_INLINE const uint8_t* operator()(const uint8_t* from, int groups, uint8_t* buffer) const {
     uint8_t* to = buffer;
     for (int pair = 0; pair < groups / 2; ++pair, from += kGroup, to += 2 * kGroup) {
+      ask_for<kGroup, 2>(from + kAhead);
       for (int i = 0; i < kGroup; i += kBytes) {
-        _mm_prefetch(from + panel_stride + i, _MM_HINT_T1);
         const __m512i nibbles = Zmm::load(from + i);
         Zmm::write(to + i, operand(Zmm::low(nibbles)));
         Zmm::write(to + kGroup + i, operand(Zmm::high(nibbles)));

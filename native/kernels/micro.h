@@ -33,6 +33,7 @@ struct MatmulCall {
   int group_count;
   int columns;  // N
   int panel_begin, panel_end;
+  int ahead;  // prefetch_distance() if each panel is read once, else 0
   // N sums of the codes (of `levels` the levels) of a column if the rows hold a probability minus
   // 128, else nullptr.
   const int32_t* column_sums;
@@ -68,6 +69,12 @@ SQUAT_INLINE void unroll(Body body) {
 
 inline int smaller(int a, int b) { return a < b ? a : b; }
 inline int larger(int a, int b) { return a < b ? b : a; }
+
+// Asks for the cache lines of so many bytes, to be in the first or the second level.
+template <int Bytes, int Level = 1>
+SQUAT_INLINE void ask_for(const uint8_t* from) {
+  for (int line = 0; line < Bytes; line += 64) __builtin_prefetch(from + line, 0, 4 - Level);
+}
 
 // Where the sums of a tile go: rows `row` .. of the call, `count` columns from `column` on.
 struct Place {

@@ -119,6 +119,7 @@ struct VnniW8 {
     if constexpr (two_sets(M, MaxM)) {
       Sums<Vector, M> odd;
       for (; group + 2 <= call.group_count; group += 2) {
+        ask_for<4 * kVector>(w + call.ahead);
         even.add_group(a, Vector::load(w), Vector::load(w + kVector));
         w += 2 * kVector;
         odd.add_group(a + 4 * M, Vector::load(w), Vector::load(w + kVector));
@@ -128,6 +129,7 @@ struct VnniW8 {
       add_sums(even, odd);
     }
     for (; group < call.group_count; ++group) {
+      ask_for<2 * kVector>(w + call.ahead);
       even.add_group(a, Vector::load(w), Vector::load(w + kVector));
       w += 2 * kVector;
       a += 4 * M;
@@ -166,6 +168,7 @@ struct VnniNibbles {
     Sums<Vector, M> even;
     Sums<Vector, two_sets(M, MaxM) ? M : 0> odd;
     for (int pair = 0; pair < call.group_count; ++pair) {
+      ask_for<2 * kVector>(w + call.ahead);
       const auto w0 = Vector::load(w), w1 = Vector::load(w + kVector);
       even.add_group(a, operand(Vector::low(w0)), operand(Vector::low(w1)));
       const auto w2 = operand(Vector::high(w0)), w3 = operand(Vector::high(w1));
