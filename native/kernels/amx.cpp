@@ -2,14 +2,15 @@
 //
 // The instruction multiplies 16 rows of 64 signed bytes with 16 columns of 64 unsigned ones.
 // Columns are the groups of four codes in which AVX-512 with VNNI holds its weights: this ISA holds
-// them alike, and leaves a single token to those kernels. Rows are 64 codes side by side
-// (ActivationForm::kBlocks). Nibbles are made into bytes once for a block of tokens.
+// them alike, and leaves few tokens, which wait for memory, to those kernels. Rows are 64 codes
+// side by side (ActivationForm::kBlocks). Nibbles are made into bytes once for a block of tokens.
 #include "matrix_registers.h"
 #include "zmm.h"
 
 namespace squat::kernels {
 namespace {
 
+constexpr int kFew = 12;  // no more rows than that are not worth it
 constexpr int kTileRows = 2 * kRows, kColumns = 2 * Zmm::kLanes, kGroup = 4 * kColumns;
 
 // So many groups of a panel, as bytes, stay in the first-level cache while rows of a block pass by.
@@ -22,7 +23,7 @@ constexpr int kAhead = 8 << 10;
 // Makes bytes of `groups` groups of a panel, in `buffer` or where they are. What is missing up to a
 // whole block of 64 codes may be anything, since rows are zero there.
 struct FromBytes {
-  using Token = VnniW8<Zmm, 12>;
+  using Few = VnniW8<Zmm, kFew, InBlocks>;
   static constexpr int kStored = 1;  // groups that are stored in the place of one
   SQUAT_INLINE explicit FromBytes(const MatmulCall&) {}
   SQUAT_INLINE const uint8_t* operator()(const uint8_t* from, int groups, uint8_t* buffer) const {
@@ -35,7 +36,7 @@ struct FromBytes {
 
 template <class Nibbles>
 struct FromNibbles {
-  using Token = VnniNibbles<Zmm, 12, Nibbles>;
+  using Few = VnniNibbles<Zmm, kFew, Nibbles, InBlocks>;
   static constexpr int kStored = 2;
   const Nibbles operand;
   SQUAT_INLINE explicit FromNibbles(const MatmulCall& call) : operand(call) {}
@@ -111,15 +112,9 @@ SQUAT_INLINE void finish_rows(const MatmulCall& call, const int32_t* sums, int r
   }
 }
 
-// A micro-kernel for a single token, whose codes are side by side in any form.
-template <class Micro>
-struct Alone : Micro {
-  static constexpr int kM = 1;
-};
-
 template <class Weights>
 inline void run(const MatmulCall& call) {
-  if (call.row_count == 1) return for_each_tile<Alone<typename Weights::Token>>(call);
+  if (call.row_count <= kFew) return for_each_tile<typename Weights::Few>(call);
 
   alignas(64) uint8_t bytes[kStretch * kGroup];
   alignas(64) int32_t sums[kBlockRows * kColumns];
@@ -146,7 +141,7 @@ inline void run(const MatmulCall& call) {
             multiply<false>(a, rows, w, blocks, group > 0, to);
           }
           if (group + count == groups) {
-            finish_rows(call, to, rows, {first, column, columns}, Weights::Token::kZero);
+            finish_rows(call, to, rows, {first, column, columns}, Weights::Few::kZero);
           }
         }
       }

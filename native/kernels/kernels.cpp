@@ -876,7 +876,7 @@ void run_groups(const Prepared& rows, const PackedMatrix& weights, const int32_t
     call.columns = weights.rows;
     call.panel_begin = panel_begin;
     call.panel_end = panel_end;
-    call.ahead = call.row_count <= kernel.m ? prefetch_distance() : 0;
+    call.ahead = prefetch_distance();
     call.column_sums = column_sums;
     call.out = out;
     kernel.run(call);

@@ -33,7 +33,7 @@ struct MatmulCall {
   int group_count;
   int columns;  // N
   int panel_begin, panel_end;
-  int ahead;  // prefetch_distance() if each panel is read once, else 0
+  int ahead;  // prefetch_distance()
   // N sums of the codes (of `levels` the levels) of a column if the rows hold a probability minus
   // 128, else nullptr.
   const int32_t* column_sums;

@@ -17,10 +17,12 @@ struct Sums {
   Sums<Vector, M - 1> above;
   Type left = Vector::zero(), right = Vector::zero();
 
-  // Multiplies one group of four codes of each row with two vectors of weights.
+  // Multiplies one group of four codes of each row with two vectors of weights; `Row` bytes are
+  // from a row's codes to the next one's.
+  template <int Row = 4>
   SQUAT_INLINE void add_group(const uint8_t* a, Type w0, Type w1) {
-    above.add_group(a, w0, w1);
-    const Type codes = Vector::broadcast(a + 4 * (M - 1));
+    above.template add_group<Row>(a, w0, w1);
+    const Type codes = Vector::broadcast(a + Row * (M - 1));
     left = Vector::dot(left, w0, codes);
     right = Vector::dot(right, w1, codes);
   }
@@ -34,6 +36,7 @@ struct Sums {
 template <class Vector>
 struct Sums<Vector, 0> {
   using Type = typename Vector::Type;
+  template <int Row>
   SQUAT_INLINE void add_group(const uint8_t*, Type, Type) {}
   SQUAT_INLINE void write(int32_t*) const {}
 };

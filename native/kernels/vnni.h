@@ -108,31 +108,49 @@ SQUAT_INLINE void finish(const MatmulCall& call, const Sums<Vector, M>& sums, Pl
   }
 }
 
-template <class Vector, int MaxM>
+// Where the codes of a group lie: four of each row side by side, or a block of each row.
+struct Interleaved {
+  static constexpr int kRow = 4;
+  template <int M>
+  SQUAT_INLINE static const uint8_t* group(const uint8_t* a, int group) {
+    return a + 4 * M * group;
+  }
+};
+struct InBlocks {
+  static constexpr int kRow = kBlock;
+  template <int M>
+  SQUAT_INLINE static const uint8_t* group(const uint8_t* a, int group) {
+    return a + group / (kBlock / 4) * (kBlock * M) + group % (kBlock / 4) * 4;
+  }
+};
+
+template <class Vector, int MaxM, class Rows = Interleaved>
 struct VnniW8 {
   static constexpr int kM = MaxM, kN = 2 * Vector::kLanes, kZero = 128;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, Place at) {
     constexpr int kVector = 4 * Vector::kLanes;
+    const int ahead = at.row == 0 ? call.ahead : 0;  // the first rows bring a panel for all others
     Sums<Vector, M> even;
+    const auto codes = [=](int group) { return Rows::template group<M>(a, group); };
     int group = 0;
     if constexpr (two_sets(M, MaxM)) {
       Sums<Vector, M> odd;
       for (; group + 2 <= call.group_count; group += 2) {
-        ask_for<4 * kVector>(w + call.ahead);
-        even.add_group(a, Vector::load(w), Vector::load(w + kVector));
+        ask_for<4 * kVector>(w + ahead);
+        even.template add_group<Rows::kRow>(codes(group), Vector::load(w),
+                                            Vector::load(w + kVector));
         w += 2 * kVector;
-        odd.add_group(a + 4 * M, Vector::load(w), Vector::load(w + kVector));
+        odd.template add_group<Rows::kRow>(codes(group + 1), Vector::load(w),
+                                           Vector::load(w + kVector));
         w += 2 * kVector;
-        a += 8 * M;
       }
       add_sums(even, odd);
     }
     for (; group < call.group_count; ++group) {
-      ask_for<2 * kVector>(w + call.ahead);
-      even.add_group(a, Vector::load(w), Vector::load(w + kVector));
+      ask_for<2 * kVector>(w + ahead);
+      even.template add_group<Rows::kRow>(codes(group), Vector::load(w), Vector::load(w + kVector));
       w += 2 * kVector;
-      a += 4 * M;
     }
     finish(call, even, at, kZero);
   }
@@ -158,27 +176,30 @@ struct LevelNibbles {
   SQUAT_INLINE Type operator()(Type nibbles) const { return Vector::lookup(table, nibbles); }
 };
 
-template <class Vector, int MaxM, class Nibbles>
+template <class Vector, int MaxM, class Nibbles, class Rows = Interleaved>
 struct VnniNibbles {
   static constexpr int kM = MaxM, kN = 2 * Vector::kLanes, kZero = Nibbles::kZero;
   template <int M>
   static void tile(const MatmulCall& call, const uint8_t* a, const uint8_t* w, Place at) {
     constexpr int kVector = 4 * Vector::kLanes;
+    const int ahead = at.row == 0 ? call.ahead : 0;  // the first rows bring a panel for all others
     const Nibbles operand(call);
     Sums<Vector, M> even;
     Sums<Vector, two_sets(M, MaxM) ? M : 0> odd;
     for (int pair = 0; pair < call.group_count; ++pair) {
-      ask_for<2 * kVector>(w + call.ahead);
+      ask_for<2 * kVector>(w + ahead);
       const auto w0 = Vector::load(w), w1 = Vector::load(w + kVector);
-      even.add_group(a, operand(Vector::low(w0)), operand(Vector::low(w1)));
+      const uint8_t* codes = Rows::template group<M>(a, 2 * pair);
+      const uint8_t* next = Rows::template group<M>(a, 2 * pair + 1);
+      even.template add_group<Rows::kRow>(codes, operand(Vector::low(w0)),
+                                          operand(Vector::low(w1)));
       const auto w2 = operand(Vector::high(w0)), w3 = operand(Vector::high(w1));
       if constexpr (two_sets(M, MaxM)) {
-        odd.add_group(a + 4 * M, w2, w3);
+        odd.template add_group<Rows::kRow>(next, w2, w3);
       } else {
-        even.add_group(a + 4 * M, w2, w3);
+        even.template add_group<Rows::kRow>(next, w2, w3);
       }
       w += 2 * kVector;
-      a += 8 * M;
     }
     if constexpr (two_sets(M, MaxM)) add_sums(even, odd);
     finish(call, even, at, kZero);
