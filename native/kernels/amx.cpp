@@ -23,7 +23,7 @@ constexpr int kAhead = 8 << 10;
 // Makes bytes of `groups` groups of a panel, in `buffer` or where they are. What is missing up to a
 // whole block of 64 codes may be anything, since rows are zero there.
 struct FromBytes {
-  using Few = VnniW8<Zmm, kFew, InBlocks>;
+  static constexpr int kZero = 128;
   static constexpr int kStored = 1;  // groups that are stored in the place of one
   SQUAT_INLINE explicit FromBytes(const MatmulCall&) {}
   SQUAT_INLINE const uint8_t* operator()(const uint8_t* from, int groups, uint8_t* buffer) const {
@@ -36,7 +36,7 @@ struct FromBytes {
 
 template <class Nibbles>
 struct FromNibbles {
-  using Few = VnniNibbles<Zmm, kFew, Nibbles, InBlocks>;
+  static constexpr int kZero = Nibbles::kZero;
   static constexpr int kStored = 2;
   const Nibbles operand;
   SQUAT_INLINE explicit FromNibbles(const MatmulCall& call) : operand(call) {}
@@ -113,8 +113,8 @@ SQUAT_INLINE void finish_rows(const MatmulCall& call, const int32_t* sums, int r
 }
 
 template <class Weights>
-inline void run(const MatmulCall& call) {
-  if (call.row_count <= kFew) return for_each_tile<typename Weights::Few>(call);
+inline void run(const MatmulCall& call, void (*few)(const MatmulCall& call)) {
+  if (call.row_count <= kFew) return few(call);
 
   alignas(64) uint8_t bytes[kStretch * kGroup];
   alignas(64) int32_t sums[kBlockRows * kColumns];
@@ -141,7 +141,7 @@ inline void run(const MatmulCall& call) {
             multiply<false>(a, rows, w, blocks, group > 0, to);
           }
           if (group + count == groups) {
-            finish_rows(call, to, rows, {first, column, columns}, Weights::Few::kZero);
+            finish_rows(call, to, rows, {first, column, columns}, Weights::kZero);
           }
         }
       }
@@ -152,8 +152,16 @@ inline void run(const MatmulCall& call) {
 
 }  // namespace
 
-void matmul_a8_w8_32x32x4_amx(const MatmulCall& call) { run<FromBytes>(call); }
-void matmul_a8_w4_32x32x4_amx(const MatmulCall& call) { run<FromNibbles<PlainNibbles<Zmm>>>(call); }
-void matmul_a8_t4_32x32x4_amx(const MatmulCall& call) { run<FromNibbles<LevelNibbles<Zmm>>>(call); }
+void matmul_a8_w8_32x32x4_amx(const MatmulCall& call) {
+  run<FromBytes>(call, matmul_a8_w8_12x32x4_avx512vnni);
+}
+
+void matmul_a8_w4_32x32x4_amx(const MatmulCall& call) {
+  run<FromNibbles<PlainNibbles<Zmm>>>(call, matmul_a8_w4_12x32x4_avx512vnni);
+}
+
+void matmul_a8_t4_32x32x4_amx(const MatmulCall& call) {
+  run<FromNibbles<LevelNibbles<Zmm>>>(call, matmul_a8_t4_12x32x4_avx512vnni);
+}
 
 }  // namespace squat::kernels

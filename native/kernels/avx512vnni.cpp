@@ -4,15 +4,15 @@
 namespace squat::kernels {
 
 void matmul_a8_w8_12x32x4_avx512vnni(const MatmulCall& call) {
-  for_each_tile<VnniW8<Zmm, 12>>(call);
+  for_each_tile<VnniW8<Zmm, 12, InBlocks>>(call);
 }
 
 void matmul_a8_w4_12x32x4_avx512vnni(const MatmulCall& call) {
-  for_each_tile<VnniW4<Zmm, 12>>(call);
+  for_each_tile<VnniW4<Zmm, 12, InBlocks>>(call);
 }
 
 void matmul_a8_t4_12x32x4_avx512vnni(const MatmulCall& call) {
-  for_each_tile<VnniT4<Zmm, 12>>(call);
+  for_each_tile<VnniT4<Zmm, 12, InBlocks>>(call);
 }
 
 // Rounds in the default mode, ties to even; comparing with itself finds NaN.

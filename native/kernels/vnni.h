@@ -206,10 +206,10 @@ struct VnniNibbles {
   }
 };
 
-template <class Vector, int MaxM>
-using VnniW4 = VnniNibbles<Vector, MaxM, PlainNibbles<Vector>>;
-template <class Vector, int MaxM>
-using VnniT4 = VnniNibbles<Vector, MaxM, LevelNibbles<Vector>>;
+template <class Vector, int MaxM, class Rows = Interleaved>
+using VnniW4 = VnniNibbles<Vector, MaxM, PlainNibbles<Vector>, Rows>;
+template <class Vector, int MaxM, class Rows = Interleaved>
+using VnniT4 = VnniNibbles<Vector, MaxM, LevelNibbles<Vector>, Rows>;
 
 }  // namespace
 }  // namespace squat::kernels
