@@ -43,6 +43,8 @@ def build(folder: Path, *targets: str) -> Path:
         options += [f"-DCMAKE_{language}_FLAGS_RELEASE=-O1" for language in ("C", "CXX")]
     vendored = source / "vendor" / "llama.cpp"
     configure = ["cmake", "-S", vendored, "-B", out, "-DCMAKE_BUILD_TYPE=Release"]
+    # GCC leaves out what _tile_loadconfig is to read: with AMX programs would die of an illegal instruction.
+    options += ["-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse"]
     subprocess.run([*configure, "-DGGML_NATIVE=ON", *options], check=True)
     subprocess.run(["cmake", "--build", out, "-j", "2", "--target", *targets], check=True)
     return out / "bin"

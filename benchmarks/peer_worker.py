@@ -13,6 +13,7 @@ peer finds one in a cache.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -50,7 +51,9 @@ def prepare_pytorch(source: Path, folder: Path, bits: str) -> None:
 def prepare_openvino(source: Path, folder: Path, bits: str) -> None:
     from optimum.intel.openvino import OVModelForCausalLM, OVWeightQuantizationConfig
 
-    four = {"sym": True, "group_size": 128, "ratio": 1.0}
+    sizes = json.loads((source / "config.json").read_text())
+    group = math.gcd(128, sizes.get("hidden_size", 128), sizes.get("intermediate_size", 128))
+    four = {"sym": True, "group_size": group, "ratio": 1.0}
     how = OVWeightQuantizationConfig(bits=int(bits), **(four if bits == "4" else {"sym": False}))
     OVModelForCausalLM.from_pretrained(
         source, export=True, compile=False, quantization_config=how
