@@ -147,13 +147,15 @@ Packed pack(const Choice& choice, WeightForm form, const Buffer<int8_t>& codes, 
 }
 
 // prepare() may be given more room than it fills. Forbids, while it lives, what lies behind the
-// rows of a group that one kernel reads.
+// rows of a group that one kernel reads. (AMX reads rows that a tile lacks, unseen by sanitizers.)
 class EndOfRows {
  public:
   EndOfRows(const Prepared& prepared, const Buffer<uint8_t>& scratch) {
     const Prepared::Group& group = prepared.group[0];
     const Kernel& kernel = *group.kernel;
-    const size_t step = size_t(kernel.k) * 8 / bits_of(kernel.weights);
+    const size_t step = kernel.form == ActivationForm::kBlocks
+                            ? size_t(kBlock)
+                            : size_t(kernel.k) * 8 / bits_of(kernel.weights);
     const size_t bytes =
         (prepared.inner + step - 1) / step * step * (kernel.form == ActivationForm::kWide ? 2 : 1);
     end_ = group.data + (group.end - group.begin) * bytes;
