@@ -55,7 +55,9 @@ def test_quantizing_twice_changes_nothing(x, step, width):
 
 
 @given(
-    st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=40).filter(lambda row: max(row) >= 1e-30),
+    st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=40).filter(
+        lambda row: max(row) >= 1e-30
+    ),
     st.sampled_from([255, 15]),
 )
 def test_the_largest_of_a_row_has_the_largest_code(row, largest):
