@@ -48,7 +48,7 @@ def rows() -> dict[str, dict[str, Any]]:
         for name in names[count:]:
             without |= IDEAS[name]
         found["the paper's" if count == 0 else f"+ {names[count - 1]}"] = without
-    return found | {f"without {name}": IDEAS[name] for name in names}
+    return found | {f"without {name}": dict(IDEAS[name]) for name in names}
 
 
 def main() -> None:
@@ -69,10 +69,8 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {name: {} for name in rows()}
     for bits in arguments.activation_bits:
         for name, settings in rows().items():
-            how = settings.get("weights", "descent")
-            config = SquatConfig(
-                activation_bits=bits, **{k: v for k, v in settings.items() if k != "weights"}
-            )
+            how = settings.pop("weights", "descent")
+            config = SquatConfig(activation_bits=bits, **settings)
             model = copy.deepcopy(original)
             with progress(f"A{bits}, {name}") as tell:
                 quantize(model, config, seen.split(BATCH), how, tell)

@@ -17,17 +17,16 @@ constexpr int kTileRows = 2 * kRows, kColumns = 2 * Zmm::kLanes, kGroup = 4 * kC
 constexpr int kStretch = 192;
 constexpr int kBlockRows = 8 * kTileRows;
 
-// Before a panel's groups are multiplied, those that come so many bytes behind them are asked for.
-constexpr int kAhead = 8 << 10;
-
-// Makes bytes of `groups` groups of a panel, in `buffer` or where they are. What is missing up to a
-// whole block of 64 codes may be anything, since rows are zero there.
+// Makes bytes of `groups` groups of a panel, in `buffer` or where they are, and asks for those that
+// come some way behind them. What is missing up to a whole block of 64 codes may be anything, since
+// rows are zero there.
 struct FromBytes {
   static constexpr int kZero = 128;
   static constexpr int kStored = 1;  // groups that are stored in the place of one
-  SQUAT_INLINE explicit FromBytes(const MatmulCall&) {}
+  const int ahead;
+  SQUAT_INLINE explicit FromBytes(const MatmulCall& call) : ahead(call.ahead) {}
   SQUAT_INLINE const uint8_t* operator()(const uint8_t* from, int groups, uint8_t* buffer) const {
-    for (int i = 0; i < groups; ++i) ask_for<kGroup, 2>(from + kAhead + i * kGroup);
+    for (int i = 0; i < groups; ++i) ask_for<kGroup, 2>(from + ahead + i * kGroup);
     if (groups % kRows == 0) return from;
     for (int i = 0; i < groups * kGroup; i += kBytes) Zmm::write(buffer + i, Zmm::load(from + i));
     return buffer;
@@ -39,11 +38,12 @@ struct FromNibbles {
   static constexpr int kZero = Nibbles::kZero;
   static constexpr int kStored = 2;
   const Nibbles operand;
-  SQUAT_INLINE explicit FromNibbles(const MatmulCall& call) : operand(call) {}
+  const int ahead;
+  SQUAT_INLINE explicit FromNibbles(const MatmulCall& call) : operand(call), ahead(call.ahead) {}
   SQUAT_INLINE const uint8_t* operator()(const uint8_t* from, int groups, uint8_t* buffer) const {
     uint8_t* to = buffer;
     for (int pair = 0; pair < groups / 2; ++pair, from += kGroup, to += 2 * kGroup) {
-      ask_for<kGroup, 2>(from + kAhead);
+      ask_for<kGroup, 2>(from + ahead);
       for (int i = 0; i < kGroup; i += kBytes) {
         const __m512i nibbles = Zmm::load(from + i);
         Zmm::write(to + i, operand(Zmm::low(nibbles)));

@@ -137,7 +137,7 @@ struct VnniW8 {
     if constexpr (two_sets(M, MaxM)) {
       Sums<Vector, M> odd;
       for (; group + 2 <= call.group_count; group += 2) {
-        ask_for<4 * kVector>(w + ahead);
+        if (ahead != 0) ask_for<4 * kVector>(w + ahead);
         even.template add_group<Rows::kRow>(codes(group), Vector::load(w),
                                             Vector::load(w + kVector));
         w += 2 * kVector;
@@ -148,7 +148,7 @@ struct VnniW8 {
       add_sums(even, odd);
     }
     for (; group < call.group_count; ++group) {
-      ask_for<2 * kVector>(w + ahead);
+      if (ahead != 0) ask_for<2 * kVector>(w + ahead);
       even.template add_group<Rows::kRow>(codes(group), Vector::load(w), Vector::load(w + kVector));
       w += 2 * kVector;
     }
@@ -187,7 +187,7 @@ struct VnniNibbles {
     Sums<Vector, M> even;
     Sums<Vector, two_sets(M, MaxM) ? M : 0> odd;
     for (int pair = 0; pair < call.group_count; ++pair) {
-      ask_for<2 * kVector>(w + ahead);
+      if (ahead != 0) ask_for<2 * kVector>(w + ahead);
       const auto w0 = Vector::load(w), w1 = Vector::load(w + kVector);
       const uint8_t* codes = Rows::template group<M>(a, 2 * pair);
       const uint8_t* next = Rows::template group<M>(a, 2 * pair + 1);
