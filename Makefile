@@ -6,8 +6,8 @@ BUILD ?= build
 # In this environment rather than in one of pip's own, for a second build to go on from the first.
 BUILD_TOOLS := scikit-build-core nanobind ninja
 # One thread a process: the test runner starts one process a core, and two pools on the same cores
-# wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+# wait for each other. A process that dies ends the run: its files would be begun anew, without end.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 .PHONY: help setup demo test test-python test-native llama-cpp test-slow test-sanitize test-threads test-arm fuzz lint format docs clean
 

@@ -2,9 +2,9 @@
 
     python benchmarks/build_llama_cpp.py build/llama-cpp
 
-builds the library alone, soon rather than optimised, for `tests/test_gguf_llama_cpp.py`; Python finds it with
-`PYTHONPATH=build/llama-cpp/source LLAMA_CPP_LIB_PATH=build/llama-cpp/build/bin`. The benchmark of peers
-builds `llama-bench` with all optimisations.
+builds the library alone, for any CPU and soon rather than optimised, for `tests/test_gguf_llama_cpp.py`;
+Python finds it with `PYTHONPATH=build/llama-cpp/source LLAMA_CPP_LIB_PATH=build/llama-cpp/build/bin`. The
+benchmark of peers builds `llama-bench` for this CPU with all optimisations.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ def build(folder: Path, *targets: str) -> Path:
     if not source.exists():
         _download(source)
     options = [f"-D{option}=OFF" for option in OFF]
-    if not targets:
+    if targets:
+        # GCC leaves out what _tile_loadconfig is to read: with AMX it would die of an illegal instruction.
+        options += ["-DGGML_NATIVE=ON", "-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse"]
+    else:
         targets = ("llama",)
-        options += ["-DLLAMA_BUILD_COMMON=OFF", "-DLLAMA_BUILD_TOOLS=OFF"]
+        options += ["-DGGML_NATIVE=OFF", "-DLLAMA_BUILD_COMMON=OFF", "-DLLAMA_BUILD_TOOLS=OFF"]
         options += [f"-DCMAKE_{language}_FLAGS_RELEASE=-O1" for language in ("C", "CXX")]
     vendored = source / "vendor" / "llama.cpp"
     configure = ["cmake", "-S", vendored, "-B", out, "-DCMAKE_BUILD_TYPE=Release"]
-    # GCC leaves out what _tile_loadconfig is to read: with AMX programs would die of an illegal instruction.
-    options += ["-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse"]
-    subprocess.run([*configure, "-DGGML_NATIVE=ON", *options], check=True)
+    subprocess.run([*configure, *options], check=True)
     subprocess.run(["cmake", "--build", out, "-j", "2", "--target", *targets], check=True)
     return out / "bin"
 
