@@ -15,6 +15,9 @@ from torch import Tensor
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
+TIMES = 16
+"""The first products of a dtype make their kernels; a run that goes on has to decide as it began."""
+
 
 def is_faster(product: Product, other: Product, dtype: torch.dtype) -> bool:
     """Whether the first of two matrix products of tensors of a dtype takes less time on the CPU.
@@ -26,7 +29,7 @@ def is_faster(product: Product, other: Product, dtype: torch.dtype) -> bool:
 
     def seconds(of: Product) -> float:
         times = []
-        for _ in range(3):
+        for _ in range(TIMES):
             begin = time.thread_time()
             of(x, x.T)
             times.append(time.thread_time() - begin)
