@@ -60,15 +60,14 @@ def run(folder, *program):
 def test_two_processes_have_the_losses_of_one_on_the_same_batches(tmp_path, bits):
     # A float sum in another order moves an importance or a token's largest element by a last bit, and a
     # token that lies on the threshold of its width or exponent to that bit changes sides. That happens the
-    # sooner the more steps are taken, and on one CPU sooner than on another: few steps, and room for a token.
+    # sooner the more steps are taken, and on one CPU sooner than on another: few steps.
     config = {**PUBLISHED, "activation_bits": bits, "importance": "relative_first_token"}
     one = run(recipe(tmp_path / "one", 8, steps=10, quantize=config), *SQUAT)
     two = run(recipe(tmp_path / "two", 4, steps=10, quantize=config), *TORCHRUN, *SQUAT)
     assert len(one) == len(two) == 10
     for before, after in zip(one, two, strict=True):
         for term in TERMS:
-            assert after[term] == pytest.approx(before[term], abs=2e-3), before["step"]
-    assert all(two[0][term] == pytest.approx(one[0][term], abs=1e-5) for term in TERMS)
+            assert after[term] == pytest.approx(before[term], abs=1e-4), before["step"]
     # And the models are the same up to float sums: every step size and threshold among them.
     states = [load_model(str(tmp_path / n / "run/model")).state_dict() for n in ("one", "two")]
     for name, value in states[0].items():

@@ -107,9 +107,7 @@ def test_scripts_emoji_code_and_control_characters(
 
 @pytest.mark.slow
 def test_every_character(kind: tuple[Engine, Tokenizer]) -> None:
-    # Planes 4 to 16 have tags and selectors of variants; all else is unassigned or private.
-    some = range(0x40000, sys.maxunicode + 1, 61)
-    points = [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE0200), *some]
+    points = [c for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
     for begin in range(0, len(points), 5000):
         text = "".join(f"a{chr(c)}1{chr(c)} {chr(c)}\u0301" for c in points[begin : begin + 5000])
         assert kind[0].tokenize(text) == kind[1].encode(text).ids, hex(begin)
