@@ -34,6 +34,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "reflections": {"reflections": False},
     "key centers": {"key_centers": False},
     "first token wide": {"wide_first_token": False},
+    "recent keys in 8 bits": {"recent_keys": 0},
     "softmax in base 2": {"softmax": "natural"},
 }
 """In the order in which they are added: what does without each of them."""

@@ -131,6 +131,10 @@ CONFIGS = {
         **{**PUBLISHED, "activation_bits": 4, "wide_first_token": True}
     ),
     "no wide first token": SquatConfig(wide_first_token=False),
+    "no recent keys": SquatConfig(activation_bits=4, recent_keys=0),
+    "recent keys alone": SquatConfig(
+        activation_bits=8, site_bits={"k": 4}, recent_keys=5, wide_first_token=False
+    ),
     "minmax": SquatConfig(method="minmax"),
     "pact": SquatConfig(method="pact"),
     "nipq": SquatConfig(method="nipq", activation_bits=4),

@@ -199,6 +199,21 @@ def test_padding_changes_nothing(side, config):
     torch.testing.assert_close(got, logits(model, ids), atol=1e-4, rtol=1e-4)
 
 
+def test_recent_keys_are_seen_in_8_bits():
+    """As long as all keys are recent, it is as if keys had 8 bits."""
+    recent = 16
+    settings = {"activation_bits": 8, "key_centers": False, "wide_first_token": False}
+    narrow = SquatConfig(**settings, site_bits={"k": 4}, recent_keys=recent)
+    calibration = [some_ids(4, recent)]
+    wide = quantize(tiny_model("llama"), SquatConfig(**settings), calibration).eval()
+    model = quantize(tiny_model("llama"), narrow, calibration).eval()
+    ids = some_ids(2, 3 * recent)
+    with torch.no_grad():
+        expected, got = wide(ids).logits, model(ids).logits
+    assert torch.equal(got[:, :recent], expected[:, :recent])
+    assert not torch.equal(got[:, recent:], expected[:, recent:])
+
+
 def test_importance_is_what_its_name_says():
     """One sequence of three tokens, two heads; the first token is behind one of padding."""
     scores = torch.randn(1, 2, 3, 4)

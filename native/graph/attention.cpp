@@ -88,6 +88,8 @@ void Session::for_parts(int parts, Body&& body) {
       for (size_t width = 0; width < 2; width++) {
         scratch.sums[width] = scratch_[0].sums[width] + static_cast<size_t>(head) * sums_of_head();
       }
+      const int rows = head * model_.group();
+      scratch.recent_sums = scratch_[0].recent_sums + static_cast<size_t>(rows) * recent_stride();
       body(head, kernels::Part{i % parts, parts}, scratch);
     }
   });
@@ -131,10 +133,11 @@ void Session::attend(int layer) {
     const float rest = 1 / (static_cast<float>(power) * scale);
     const Layer& l = m.layers[static_cast<size_t>(layer)];
     const float* center = l.k_center.empty() ? nullptr : l.k_center.data();
+    int8_t* recent = m.recent_keys(layer) > 0 ? recent_codes_ : nullptr;
     quantize_vectors(layer, {m.sites.k, previous_, keys_at, 1, &l.k_norm, scale, center, key_codes_,
-                             key_multipliers_});
+                             key_multipliers_, recent});
     quantize_vectors(layer, {m.sites.q, previous_, 0, m.group(), &l.q_norm, rest, nullptr,
-                             query_codes_, query_multipliers_});
+                             query_codes_, query_multipliers_, nullptr});
     if (m.sites.v.multiplied()) measure_values(layer, values_at);
     if (parts > 1) {
       for (int h = 0; h < m.n_head_kv; h++) append_keys(alone, layer, h, token);
@@ -159,7 +162,7 @@ void Session::attend(int layer) {
   }
   const Profile::Timer timer(profile_, Step::kValues, macs, bytes);
   quantize_vectors(layer, {m.sites.v, current_, values_at, 1, nullptr, 1, nullptr, value_codes_,
-                           value_multipliers_});
+                           value_multipliers_, nullptr});
   if (parts > 1) {
     for (int h = 0; h < m.n_head_kv; h++) append_values(alone, layer, h, token);
     for_parts(parts, [&](int head, kernels::Part part, Scratch& scratch) {
@@ -227,8 +230,11 @@ void Session::quantize_vectors(int layer, const Vectors& vectors) {
           for (int k = 0; k < m.head_dim; k++) x[k] -= center[k];
         }
         const size_t to = vector_of(group, v / group, i) + static_cast<size_t>(v % group);
-        vectors.multipliers[to] = quantize(site, layer, wide, x, m.head_dim,
-                                           vectors.codes + to * static_cast<size_t>(m.head_dim));
+        const size_t at = to * static_cast<size_t>(m.head_dim);
+        vectors.multipliers[to] = quantize(site, layer, wide, x, m.head_dim, vectors.codes + at);
+        if (vectors.wide_codes != nullptr) {
+          quantize(site, layer, true, x, m.head_dim, vectors.wide_codes + at);
+        }
       }
     }
   });
@@ -257,6 +263,10 @@ void Session::append_keys(const Chunk& chunk, int layer, int head, Tokens block)
   HeadPools& pools = chunk.sequence->pools(layer, head);
   append(chunk, head, block, site_widths(model_.sites.k, previous_), key_codes_, &pools.key8,
          &pools.key4);
+  if (model_.recent_keys(layer) > 0) {
+    pools.recent.append(recent_codes_ + codes_at(1, head, chunk.row + block.begin),
+                        block.end - block.begin);
+  }
   const auto keep = [&](int8_t* kept, const int8_t* made) {
     if (kept == nullptr) return;
     std::memcpy(kept + chunk.past() + block.begin,
@@ -265,6 +275,14 @@ void Session::append_keys(const Chunk& chunk, int layer, int head, Tokens block)
   };
   keep(pools.key_multipliers, key_multipliers_);
   keep(pools.value_multipliers, value_multipliers_);
+}
+
+Session::RecentKeys Session::recent_keys(const Chunk& chunk, int layer, int head, int query) const {
+  const int begin = chunk.sequence->recent_first_;
+  const int oldest = std::max(chunk.position + query - model_.recent_keys(layer) + 1 - begin, 0);
+  RecentKeys keys = {chunk.sequence->pools(layer, head).recent, begin};
+  keys.first += keys.pool.skip_panels(oldest);
+  return keys;
 }
 
 void Session::set_query_widths(const Chunk& chunk, Tokens queries, Scratch& scratch) const {
@@ -298,6 +316,11 @@ void Session::multiply_keys(const Chunk& chunk, int layer, int head, Tokens bloc
     kernels::scores(kernels::prepare(choice_, pool.form(), input, scratch.prepared), pool,
                     scratch.sums[bits == 4], stride, part);
   }
+  if (m.recent_keys(layer) > 0) {
+    const kernels::KeyPool pool = recent_keys(chunk, layer, head, queries.begin).pool;
+    kernels::scores(kernels::prepare(choice_, pool.form(), input, scratch.prepared), pool,
+                    scratch.recent_sums, recent_stride(), part);
+  }
 }
 
 void Session::make_probs(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
@@ -316,9 +339,12 @@ void Session::make_probs(const Chunk& chunk, int layer, int head, Tokens block, 
   };
   decode(pools.key_multipliers, scratch.key_multipliers);
   decode(pools.value_multipliers, scratch.value_multipliers);
+  const int recent = model_.recent_keys(layer) > 0
+                         ? recent_keys(chunk, layer, head, queries.begin).first - chunk.first
+                         : 0;
   for (int row = begin; row < end; row++) {
     const int token = queries.begin + row / group, query_head = head * group + row % group;
-    attention_row(chunk, layer, token, query_head, row, keys_padded(keys), pools, scratch);
+    attention_row(chunk, layer, token, query_head, row, keys_padded(keys), recent, pools, scratch);
     // What later tokens of the block have put into the pools is not seen.
     const int visible = chunk.past() + token + 1;
     std::memset(probs_row(chunk, token, query_head) + visible, 0,
@@ -327,9 +353,9 @@ void Session::make_probs(const Chunk& chunk, int layer, int head, Tokens block, 
 }
 
 // One query row: products with the pools to probabilities, in the order of positions. Here a key is
-// a place among those that the layer holds.
+// a place among those that the layer holds; `recent` is the one where products in 8 bits begin.
 void Session::attention_row(const Chunk& chunk, int layer, int token, int query_head, int row,
-                            int stride, const HeadPools& pools, Scratch& scratch) {
+                            int stride, int recent, const HeadPools& pools, Scratch& scratch) {
   const Model& m = model_;
   const Site &q = m.sites.q, &k = m.sites.k;
   const int visible = chunk.past() + token + 1;
@@ -356,6 +382,12 @@ void Session::attention_row(const Chunk& chunk, int layer, int token, int query_
   } else {
     ops_.merge_scores(chunk.sequence->cached_widths(k, layer - 1) + chunk.first, wide, step8,
                       narrow, step4, of_keys, scaling, visible, scores);
+  }
+  if (m.recent_keys(layer) > 0) {
+    const int from = std::max(visible - m.recent_keys(layer), 0);
+    const int32_t* sums = scratch.recent_sums + static_cast<size_t>(row) * recent_stride();
+    ops_.scale_scores(sums + (from - recent), step8, of_keys + from, scaling, visible - from,
+                      scores + from);
   }
   // What lies before the window is masked up to a whole vector, and not computed with before that.
   const int begin = first / kVector * kVector;

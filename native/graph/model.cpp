@@ -11,6 +11,8 @@ namespace squat {
 
 namespace {
 
+constexpr int kMostRecent = 64;  // keys
+
 constexpr uint32_t kFormatVersion = 2;  // version 1 is read as well
 constexpr uint32_t kMaxContext = 1u << 20;
 constexpr uint32_t kMaxVocabulary = 1u << 24;
@@ -69,8 +71,8 @@ class Loader {
     }
     if (version_ == 1 || !file_.has(kFeatureList)) return;
     for (const std::string_view name : file_.string_array(kFeatureList)) {
-      const auto known = {kExponents, kTokenSteps, kHadamard, kKeyCenters, kFirstToken,
-                          kSoftmax,   kLevels,     kGraph,    kTokenizer};
+      const auto known = {kExponents,  kTokenSteps, kHadamard, kKeyCenters, kFirstToken,
+                          kRecentKeys, kSoftmax,    kLevels,   kGraph,      kTokenizer};
       if (std::find(known.begin(), known.end(), name) == known.end()) {
         fail("key '" + std::string(kFeatureList) + "' names '" + std::string(name.substr(0, 64)) +
              "', which this engine does not know; use the engine that belongs to the exporter");
@@ -296,6 +298,7 @@ class Loader {
     site.wide_first = model_.wide_first_token && site.bits == Site::Bits::k4 && !head;
     const int count = head ? 1 : model_.n_layer;
     const bool all_wide = site.bits == Site::Bits::k8;
+    if (std::strcmp(name, "k") == 0) site.recent = read_recent(all_wide);
     // Before the first attention every token is wide.
     const int narrow_from =
         site.by_token() ? model_.graph.first_attention() + kind.follows_previous : 0;
@@ -305,7 +308,7 @@ class Loader {
       if (kind.in_attention && !model_.graph.attends(l)) used8[layer] = used4[layer] = false;
       if (l < narrow_from) used4[layer] = false;
     }
-    if (site.ever_wide()) site.step8 = steps(prefix + "step8", used8);
+    if (site.ever_wide() || site.recent > 0) site.step8 = steps(prefix + "step8", used8);
     if (!all_wide) site.step4 = steps(prefix + "step4", used4);
     adaptive_ = adaptive_ || site.by_token();
 
@@ -319,6 +322,14 @@ class Loader {
       site.levels = read_levels(prefix + "levels4", used4);
     }
     return site;
+  }
+
+  int read_recent(bool all_wide) {
+    const std::string key = "squat.recent_keys";
+    if (!has_feature(key, kRecentKeys, true)) return 0;
+    if (!peaks_) fail("key '" + key + "' is there, but 'squat.token_steps' is not 'peak'");
+    if (all_wide) fail("key '" + key + "' is there, but 'squat.k.bits' is '8'");
+    return keys_.bounded(key, 1, kMostRecent);
   }
 
   void read_sites() {
@@ -646,6 +657,7 @@ class Loader {
   static constexpr const char* kHadamard = "hadamard";
   static constexpr const char* kKeyCenters = "key_centers";
   static constexpr const char* kFirstToken = "first_token";
+  static constexpr const char* kRecentKeys = "recent_keys";
   static constexpr const char* kSoftmax = "softmax";
   static constexpr const char* kLevels = "levels";
   static constexpr const char* kGraph = "graph";

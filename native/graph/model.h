@@ -30,6 +30,8 @@ struct Site {
   std::vector<Levels> levels;       // of 4-bit codes, by layer; empty: codes are uniform
   bool cached = false;              // k and v: the right-hand side of products
   bool wide_first = false;          // the first token of a text has 8 bits, the others 4
+  int recent =
+      0;  // k: how many keys, its own among them, a token sees in 8 bits whatever they have
 
   bool by_token() const { return bits == Bits::kByToken; }
   bool ever_wide() const { return bits != Bits::k4 || wide_first; }
@@ -117,6 +119,13 @@ struct Model {
   Weights head;
   size_t weight_bytes = 0;
   Memory weight_memory;
+
+  // Of a layer, whose keys may have 4 bits or not.
+  bool narrow_keys(int layer) const {
+    const bool may = !sites.k.by_token() || layer > graph.first_attention();
+    return graph.attends(layer) && sites.k.bits != Site::Bits::k8 && may;
+  }
+  int recent_keys(int layer) const { return narrow_keys(layer) ? sites.k.recent : 0; }
 
   int group() const { return n_head / n_head_kv; }  // query heads of a key head
   int n_embd_q() const { return n_head * head_dim; }

@@ -13,9 +13,6 @@ namespace {
 // over what it holds have the same order whatever was dropped.
 constexpr int kFirst = 64;
 
-// Tokens before the next one that a layer keeps when it drops the others.
-int kept(int reach) { return reach - 1 + Sequence::kTakenBack; }
-
 // Rows of widths and multipliers are padded to whole vectors and cache lines.
 size_t padded(int tokens) { return static_cast<size_t>((tokens + 63) / 64 * 64); }
 
@@ -73,10 +70,9 @@ size_t Sequence::lay_out(Arena arena) {
     const auto wide_room = [room](const Site& site) { return site.wide_first ? 1 : room; };
     pools_[i].key_multipliers = pools_[i].value_multipliers = nullptr;
     if (!m.graph.attends(layer)) continue;
-    const bool narrow_keys =
-        k.bits == Site::Bits::k4 || (k.by_token() && layer > m.graph.first_attention());
     pools_[i].key8 = key_pool(Form::w8, k.ever_wide(), wide_room(k));
-    pools_[i].key4 = key_pool(k.narrow_form(), narrow_keys, room, k.level_table(layer));
+    pools_[i].key4 = key_pool(k.narrow_form(), m.narrow_keys(layer), room, k.level_table(layer));
+    pools_[i].recent = key_pool(Form::w8, m.recent_keys(layer) > 0, recent_capacity());
     pools_[i].value8 = value_pool(Form::w8, v.ever_wide(), wide_room(v));
     pools_[i].value4 =
         value_pool(v.narrow_form(), v.bits != Site::Bits::k8, room, v.level_table(layer));
@@ -115,7 +111,7 @@ void Sequence::check_tokens(const int32_t* tokens, size_t n, int length) const {
 }
 
 int Sequence::least_length() const {
-  int least = 0;
+  int least = recent_first_ > 0 ? recent_first_ + model_.sites.k.recent - 1 : 0;
   for (int l = 0; l < model_.n_layer; l++) {
     const int first = first_[static_cast<size_t>(l)];
     if (first > 0) least = std::max(least, first + model_.graph.reach(l) - 1);
@@ -132,13 +128,16 @@ void Sequence::rewind(size_t length) {
   if (left > 0 && left < least) {
     throw Error(SQUAT_ERROR_ARGUMENT,
                 "length: " + std::to_string(length) + " of " + std::to_string(length_) +
-                    " tokens is too far back for a layer that looks at a few tokens and holds no "
-                    "more; rewind to " +
+                    " tokens is too far back for what looks at a few tokens and holds no more; "
+                    "rewind to " +
                     std::to_string(least) + " or more, or to 0 and evaluate the text again");
   }
   length_ = left;
   scored_ = std::min(scored_, left);
-  if (left == 0) std::fill(first_.begin(), first_.end(), 0);
+  if (left == 0) {
+    std::fill(first_.begin(), first_.end(), 0);
+    recent_first_ = 0;
+  }
   for (size_t i = 0; i < pools_.size(); i++) {
     const int layer = static_cast<int>(i) / model_.n_head_kv;
     if (!model_.graph.attends(layer)) continue;
@@ -146,6 +145,7 @@ void Sequence::rewind(size_t length) {
     const WideCounts wide = count_wide(layer, first, left);
     pools_[i].key8.truncate(wide.keys);
     pools_[i].key4.truncate(held - wide.keys);
+    if (model_.recent_keys(layer) > 0) pools_[i].recent.truncate(left - recent_first_);
     pools_[i].value8.truncate(wide.values);
     pools_[i].value4.truncate(held - wide.values);
   }
@@ -200,6 +200,16 @@ void Sequence::make_room(int layer, int count) {
     }
   }
   first += dropped;
+}
+
+void Sequence::make_recent_room(int count) {
+  if (length_ + count - recent_first_ <= recent_capacity()) return;
+  const int dropped = length_ - kept(model_.sites.k.recent) - recent_first_;
+  for (size_t i = 0; i < pools_.size(); i++) {
+    if (model_.recent_keys(static_cast<int>(i) / model_.n_head_kv) == 0) continue;
+    pools_[i].recent.drop(dropped);
+  }
+  recent_first_ += dropped;
 }
 
 }  // namespace squat

@@ -5,6 +5,9 @@
 // `widths_` remembers which pool a token is in. The keys of layer l have the widths that layer
 // l-1 decided, the values those of layer l itself.
 //
+// Where keys may have 4 bits and the newest are seen in 8 (squat.recent_keys), a third pool holds
+// these, and kTakenBack tokens before them.
+//
 // A layer with a convolution keeps what it mixes of each token, in float32.
 //
 // A layer that looks at a few tokens holds no more than it needs: where tokens in flight would not
@@ -14,6 +17,7 @@
 // All memory is taken when the sequence is made.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -75,6 +79,7 @@ class Sequence {
 
   struct HeadPools {
     kernels::KeyPool key8, key4;
+    kernels::KeyPool recent;  // in 8 bits, whatever the token has, from position recent_first_ on
     kernels::ValuePool value8, value4;
     // By position, whatever pool; null if there are none.
     int8_t *key_multipliers, *value_multipliers;
@@ -126,6 +131,11 @@ class Sequence {
   bool may_begin_at(int layer, int first, int length) const;
   // Drops a layer's oldest tokens if `count` more would not fit.
   void make_room(int layer, int count);
+  // The same of all layers' recent keys, in whose pools there is room for so many.
+  void make_recent_room(int count);
+  int recent_capacity() const { return std::min(context_, kept(model_.sites.k.recent) + kChunk); }
+  // Tokens before the next one that are kept of those that can be dropped.
+  static int kept(int reach) { return reach - 1 + kTakenBack; }
   // How many of a layer's tokens from position `begin` to `end` are wide at k and at v.
   struct WideCounts {
     int keys, values;
@@ -142,8 +152,12 @@ class Sequence {
   struct Saved;
   Saved check_saved(const std::vector<uint8_t>& bytes, uint64_t identity,
                     const std::string& name) const;
-  // Bytes of a saved layer; of an attention's, with that many keys and values that are wide.
-  size_t saved_layer_bytes(int layer, int held, int wide_keys, int wide_values) const;
+  // Bytes of a saved layer; of an attention's, with that many keys and values that are wide and
+  // that many recent keys.
+  size_t saved_layer_bytes(int layer, int held, int wide_keys, int wide_values,
+                           int recent_keys) const;
+  // How many recent keys are saved, of longer texts.
+  int saved_recent() const { return kept(model_.sites.k.recent); }
 
   const Model& model_;
   const kernels::Choice& choice_;
@@ -163,6 +177,7 @@ class Sequence {
   uint8_t* first_wide_;           // 8, then 4: [1 + context, padded]
   std::vector<int> first_;        // by layer, position of the oldest token in the pools
   std::vector<HeadPools> pools_;  // [layer][key head]; empty where there is no attention
+  int recent_first_ = 0;          // position of the oldest recent key, in all layers
   // By layer with a convolution: zeros, one row less than it mixes, then [tokens held][n_embd].
   std::vector<float*> mixed_;
   int8_t* vector_;  // [head_dim]: codes on their way

@@ -60,6 +60,8 @@ size_t Session::lay_out(Arena arena) {
   qkv_ = arena.take<float>(rows * made);
   query_codes_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_embd_q()));
   key_codes_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_embd_kv()));
+  const bool recent = m.sites.k.recent > 0;
+  recent_codes_ = arena.take<int8_t>(recent ? rows * static_cast<size_t>(m.n_embd_kv()) : 0);
   value_codes_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_embd_kv()));
   query_multipliers_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_head));
   key_multipliers_ = arena.take<int8_t>(rows * static_cast<size_t>(m.n_head_kv));
@@ -82,9 +84,10 @@ size_t Session::lay_out(Arena arena) {
     s.row = arena.take<float>(static_cast<size_t>(widest));
     s.query_widths = arena.take<uint8_t>(queries);
     for (int32_t*& sums : s.sums) sums = arena.take<int32_t>(queries * std::max(keys, head_dim));
-    s.scores = arena.take<float>(keys);
-    s.key_multipliers = arena.take<float>(keys);
-    s.value_multipliers = arena.take<float>(keys);
+    s.recent_sums = arena.take<int32_t>(recent ? queries * recent_stride() : 0);
+    s.scores = arena.take<float>(keys + kVector);
+    s.key_multipliers = arena.take<float>(keys + kVector);
+    s.value_multipliers = arena.take<float>(keys + kVector);
     for (uint8_t*& probs : s.probs) probs = arena.take<uint8_t>(queries * keys);
     s.prepared = arena.take<uint8_t>(
         kernels::prepared_bytes(choice_, query_rows, std::max(m.head_dim, longest_)));
@@ -349,6 +352,9 @@ void Session::forward() {
   };
 
   previous_ = nullptr;
+  for (const Chunk& chunk : chunks_) {
+    if (m.sites.k.recent > 0) chunk.sequence->make_recent_room(chunk.count);
+  }
   embed();
   for (int l = 0; l < m.n_layer; l++) {
     const Layer& layer = m.layers[static_cast<size_t>(l)];

@@ -62,8 +62,9 @@ class Session : public Sequence {
     float* row;             // a row of any float tensor
     uint8_t* query_widths;  // [query rows of a block]
     int32_t* sums[2];       // [query rows of a block][keys or head_dim], of the wide, narrow pool
-    float* scores;          // [keys]
-    float *key_multipliers, *value_multipliers;  // [keys]
+    int32_t* recent_sums;   // [query rows of a block][recent_stride()]
+    float* scores;          // [keys, and a vector more]
+    float *key_multipliers, *value_multipliers;  // [keys, and a vector more]
     uint8_t* probs[2];  // [query rows of a block][keys of the wide, narrow pool]
     uint8_t* prepared;
   };
@@ -118,6 +119,13 @@ class Session : public Sequence {
     const float* center;  // taken off all heads then, or null
     int8_t* codes;
     int8_t* multipliers;
+    int8_t* wide_codes;  // in 8 bits, whatever the token has; or null
+  };
+
+  // Keys that some queries see in 8 bits, and others around them, from position `first` on.
+  struct RecentKeys {
+    kernels::KeyPool pool;
+    int first;
   };
 
   size_t lay_out(Arena arena);
@@ -155,9 +163,16 @@ class Session : public Sequence {
   // Makes quantized probabilities of these products, for a part of the query heads.
   void make_probs(const Chunk& chunk, int layer, int head, Tokens block, Tokens queries,
                   kernels::Part part, Scratch& scratch);
+  // Of the block's keys and those before it, what its queries from `query` on need.
+  RecentKeys recent_keys(const Chunk& chunk, int layer, int head, int query) const;
+  // Elements of a query row's products with them.
+  size_t recent_stride() const {
+    const int panel = choice_.matmul(8, kernels::WeightForm::w8).n;
+    return static_cast<size_t>(keys_padded(kQueryBlock + model_.sites.k.recent + 2 * panel));
+  }
   void set_query_widths(const Chunk& chunk, Tokens queries, Scratch& scratch) const;
   void attention_row(const Chunk& chunk, int layer, int token, int query_head, int row, int stride,
-                     const HeadPools& pools, Scratch& scratch);
+                     int recent, const HeadPools& pools, Scratch& scratch);
   float importance(int layer, int row, int position) const;
   void decide_widths(const Chunk& chunk, int layer);
   void set_width(const Chunk& chunk, int layer, int token, bool wide) {
@@ -294,11 +309,12 @@ class Session : public Sequence {
   uint8_t* first_wide_rows_;  // 8 for the first token of a text, 4 for others
   uint8_t* narrow_rows_;      // 4
   float* residual_;
-  int8_t* codes_;        // the quantized input of the next product,
-  float* steps_;         // and its step
-  float* qkv_;           // [token][q heads, k heads, v heads][head_dim]; or what is convolved
-  int8_t* query_codes_;  // [key head][token][q head of the group][head_dim]
-  int8_t* key_codes_;    // [key head][token][head_dim]
+  int8_t* codes_;         // the quantized input of the next product,
+  float* steps_;          // and its step
+  float* qkv_;            // [token][q heads, k heads, v heads][head_dim]; or what is convolved
+  int8_t* query_codes_;   // [key head][token][q head of the group][head_dim]
+  int8_t* key_codes_;     // [key head][token][head_dim]
+  int8_t* recent_codes_;  // the same in 8 bits, if any are seen so
   int8_t* value_codes_;
   int8_t* query_multipliers_;  // [key head][token][q head of the group]
   int8_t* key_multipliers_;    // [key head][token]

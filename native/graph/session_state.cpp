@@ -4,10 +4,12 @@
 //   Head                        magic, version, how many tokens, the model's identity, all bytes
 //   tokens                      int32 each
 //   first                       by layer, position of the oldest token that it holds: int32 each
+//   recent                      where recent keys are seen in 8 bits, position of the oldest: int32
 //   widths                      where a site is 4:8, by layer, 8 or 4: a byte for each token
 //   by layer with attention,
 //     by key head               what the keys multiply their steps by, if they do: a byte each;
-//                               the same of the values; the keys, one after the other; the values
+//                               the same of the values; the keys, one after the other; the values;
+//                               the recent keys in 8 bits, where others may have 4
 //   by layer with a convolution what it mixes of the tokens held: float32 [held][n_embd]
 //   hash64                      of all before it
 //
@@ -78,7 +80,8 @@ bool wide_at(const Site& site, const uint8_t* by_token, int token) {
 struct Sequence::Saved {
   int length;
   const uint8_t* tokens;
-  std::vector<int> first;              // by layer
+  std::vector<int> first;  // by layer
+  int recent_first;
   std::vector<const uint8_t*> widths;  // by layer; empty if no site is 4:8
   std::vector<const uint8_t*> layers;  // where each begins
 
@@ -91,7 +94,8 @@ struct Sequence::Saved {
   }
 };
 
-size_t Sequence::saved_layer_bytes(int layer, int held, int wide_keys, int wide_values) const {
+size_t Sequence::saved_layer_bytes(int layer, int held, int wide_keys, int wide_values,
+                                   int recent_keys) const {
   const size_t tokens = static_cast<size_t>(held);
   if (!model_.graph.attends(layer)) {
     return tokens * static_cast<size_t>(model_.n_embd) * sizeof(float);
@@ -102,18 +106,21 @@ size_t Sequence::saved_layer_bytes(int layer, int held, int wide_keys, int wide_
   };
   const size_t multipliers =
       tokens * (size_t{model_.sites.k.multiplied()} + size_t{model_.sites.v.multiplied()});
+  const size_t recent = model_.recent_keys(layer) == 0 ? 0
+                                                       : static_cast<size_t>(recent_keys) *
+                                                             vector_bytes(model_.head_dim, true);
   return static_cast<size_t>(model_.n_head_kv) *
-         (multipliers + vectors(wide_keys) + vectors(wide_values));
+         (multipliers + vectors(wide_keys) + vectors(wide_values) + recent);
 }
 
 size_t Sequence::most_saved_bytes() const {
   const int context = std::min(model_.n_context, most_tokens(model_));
   const size_t length = static_cast<size_t>(context), layers = first_.size();
-  size_t size = sizeof(Head) + length * sizeof(int32_t) + layers * sizeof(int32_t) +
+  size_t size = sizeof(Head) + length * sizeof(int32_t) + (layers + 1) * sizeof(int32_t) +
                 widths_.size() * length + sizeof(uint64_t);
   for (int l = 0; l < model_.n_layer; l++) {
     const int held = capacity(l, context);
-    size += saved_layer_bytes(l, held, held, held);
+    size += saved_layer_bytes(l, held, held, held, std::min(context, saved_recent()));
   }
   return size;
 }
@@ -130,10 +137,10 @@ std::vector<uint8_t> Sequence::save(uint64_t identity) const {
   std::memcpy(head.magic, kMagic, sizeof kMagic);
   append(&head, sizeof head);
   append(tokens_, length * sizeof(int32_t));
-  for (const int first : first_) {
-    const int32_t position = first;
-    append(&position, sizeof position);
-  }
+  const auto append_position = [&append](int32_t position) { append(&position, sizeof position); };
+  for (const int first : first_) append_position(first);
+  const int recent_first = std::max(recent_first_, length_ - saved_recent());
+  if (model_.sites.k.recent > 0) append_position(recent_first);
   for (const uint8_t* widths : widths_) append(widths, length);
 
   std::vector<int8_t> codes(head_dim);
@@ -167,6 +174,11 @@ std::vector<uint8_t> Sequence::save(uint64_t identity) const {
       }
       append_vectors(model_.sites.k, by_key, first, pools.key8, pools.key4);
       append_vectors(model_.sites.v, by_value, first, pools.value8, pools.value4);
+      if (model_.recent_keys(l) == 0) continue;
+      for (int t = recent_first; t < length_; t++) {
+        pools.recent.read(t - recent_first_, codes.data());
+        append(codes.data(), head_dim);
+      }
     }
   }
   head.size = bytes.size() + sizeof(uint64_t);
@@ -240,6 +252,14 @@ Sequence::Saved Sequence::check_saved(const std::vector<uint8_t>& bytes, uint64_
     }
     saved.first.push_back(position);
   }
+  saved.recent_first = 0;
+  if (const int recent = model_.sites.k.recent; recent > 0) {
+    saved.recent_first = number(take(sizeof(int32_t)), 0);
+    const int from = saved.recent_first, seen = saved.length - (recent - 1);
+    if (from < 0 || from > std::max(seen, 0) || saved.length - from > saved_recent()) {
+      damaged("it holds recent keys from " + std::to_string(from));
+    }
+  }
   for (int l = 0; l < static_cast<int>(widths_.size()); l++) {
     const uint8_t* widths = take(length);
     // Before the first attention all tokens are wide, and a convolution decides nothing.
@@ -260,7 +280,8 @@ Sequence::Saved Sequence::check_saved(const std::vector<uint8_t>& bytes, uint64_
       keys += wide_at(model_.sites.k, saved.key_widths(l), t);
       values += wide_at(model_.sites.v, saved.value_widths(l), t);
     }
-    saved.layers.push_back(take(saved_layer_bytes(l, held, keys, values)));
+    const int recent = saved.length - saved.recent_first;
+    saved.layers.push_back(take(saved_layer_bytes(l, held, keys, values, recent)));
   }
   if (at != end) damaged("there is more than its parts");
   return saved;
@@ -275,6 +296,7 @@ void Sequence::restore(const std::vector<uint8_t>& bytes, uint64_t identity,
   std::memcpy(tokens_, saved.tokens, length * sizeof(int32_t));
   for (size_t l = 0; l < widths_.size(); l++) std::memcpy(widths_[l], saved.widths[l], length);
   first_ = saved.first;
+  recent_first_ = saved.recent_first;
   const auto append_vectors = [&](const Site& site, const uint8_t* by_token, int first,
                                   const uint8_t* from, auto& wide_pool, auto& narrow_pool) {
     for (int t = first; t < length_; t++) {
@@ -306,6 +328,10 @@ void Sequence::restore(const std::vector<uint8_t>& bytes, uint64_t identity,
           append_vectors(model_.sites.k, saved.key_widths(l), first, from, pools.key8, pools.key4);
       from = append_vectors(model_.sites.v, saved.value_widths(l), first, from, pools.value8,
                             pools.value4);
+      if (model_.recent_keys(l) == 0) continue;
+      const int recent = length_ - recent_first_;
+      pools.recent.append(reinterpret_cast<const int8_t*>(from), recent);
+      from += static_cast<size_t>(recent) * vector_bytes(model_.head_dim, true);
     }
   }
 }

@@ -149,9 +149,10 @@ SQUAT_API squat_status squat_get_tokens(const squat_engine* engine, int32_t* tok
                                         size_t capacity, size_t* n);
 
 /* Forgets all tokens but the first `length`; 0 empties the session. The last 128 tokens can always
- * be taken back. A layer that looks at a few tokens only, by a window or a convolution, may no
- * longer hold what the next token would see if it is more: then it is SQUAT_ERROR_ARGUMENT, nothing
- * has changed, and the way back is 0 and an evaluation of the text. */
+ * be taken back. What looks at a few tokens only (a window, a convolution, keys of 4 bits that are
+ * seen in 8 when they are new) may no longer hold what the next token would see if it is more: then
+ * it is SQUAT_ERROR_ARGUMENT, nothing has changed, and the way back is 0 and an evaluation of the
+ * text. */
 SQUAT_API squat_status squat_rewind(squat_engine* engine, size_t length);
 
 /* Empties the session, evaluates n >= 1 tokens and stores the sum over tokens 1 .. n-1 of the

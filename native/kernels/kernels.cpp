@@ -478,6 +478,13 @@ void KeyPool::drop(int tokens) {
   matrix.rows -= tokens;
 }
 
+int KeyPool::skip_panels(int first) {
+  const int panels = first / matrix.layout->n, tokens = panels * matrix.layout->n;
+  matrix.data += size_t(panels) * matrix.panel_stride;
+  matrix.rows -= tokens;
+  return tokens;
+}
+
 size_t ValuePool::sums_bytes(int head_dim) { return align_up(size_t(head_dim) * sizeof(int32_t)); }
 
 size_t ValuePool::bytes(const Choice& choice, WeightForm form, int head_dim, int capacity) {

@@ -172,6 +172,9 @@ struct KeyPool {
   void read(int token, int8_t* codes) const;         // what was appended: head_dim codes
   void truncate(int count) { matrix.rows = count; }  // keeps the first `count` tokens
   void drop(int tokens);                             // forgets the first `tokens`
+  // Narrows this view, which nothing must be appended to then, to the panels from token `first` on;
+  // returns how many tokens are left out.
+  int skip_panels(int first);
 };
 
 // The values of one head and one width, in order of position: token t is column t. Panels have room

@@ -144,6 +144,7 @@ struct ModelOptions {
   bool peaks = false;  // in place of exponents
   bool key_centers = false;
   bool wide_first_token = false;
+  uint32_t recent_keys = 0;
   bool base2 = false;   // softmax
   bool rarity = false;  // decides the widths of 4:8
   // Whether there is a description of the graph, and as much as possible in it is unusual.
@@ -153,6 +154,10 @@ struct ModelOptions {
   bool convolutions = false;
   uint32_t seed = 1;
 };
+
+inline bool has_recent_keys(const ModelOptions& o) {
+  return o.recent_keys > 0 && o.activations != "8";
+}
 
 constexpr int kVocabulary = 272;  // three special tokens, 256 bytes, 13 merges
 
@@ -359,12 +364,14 @@ inline GgufBuilder tiny_model(const ModelOptions& o = {}) {
     if (o.peaks) features.push_back("token_steps");
     if (o.key_centers) features.push_back("key_centers");
     if (o.wide_first_token) features.push_back("first_token");
+    if (has_recent_keys(o)) features.push_back("recent_keys");
     if (o.base2) features.push_back("softmax");
     file.string_array("squat.features", features);
   }
   if (o.described) describe(o, &file);
   if (o.peaks) file.string("squat.token_steps", "peak");
   if (o.wide_first_token) file.string("squat.first_token", "wide");
+  if (has_recent_keys(o)) file.u32("squat.recent_keys", o.recent_keys);
   const bool ever_wide = o.activations != "4" || o.wide_first_token;
   for (const std::string site : {"attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_mid"}) {
     const std::string prefix = "squat." + site;
@@ -514,6 +521,9 @@ inline std::vector<ModelOptions> variants() {
       all.push_back(o);
       o.described = o.base2 = true;
       all.push_back(o);
+      o.recent_keys = 5;
+      all.push_back(o);
+      o.recent_keys = 0;
       if (gpt2) continue;
       o.convolutions = true;
       all.push_back(o);

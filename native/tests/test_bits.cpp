@@ -12,6 +12,7 @@ namespace {
 
 using squat::Engine;
 using squat::test::Bytes;
+using squat::test::has_recent_keys;
 using squat::test::kVocabulary;
 using squat::test::Logits;
 using squat::test::ModelOptions;
@@ -50,9 +51,13 @@ void test_bits() {
   // With everything that a file may have, in each width of tokens, 4:8 by attention and by rarity.
   const uint64_t last[] = {0xc6ec964e0c9e43c6u, 0x6987f8aed4b08b85u, 0x84ca407a5c2149bfu,
                            0xb6e830edb6f3e872u};
-  const uint64_t* expected = last;
+  // With recent keys of 4 bits seen in 8.
+  const uint64_t recent[] = {0xd636d4ac74db3c6du, 0x1646495428477eb0u, 0x55ab0984e4b749d5u,
+                             0xaa019d35f38e0ff5u};
+  const uint64_t *of_last = last, *of_recent = recent;
   for (const ModelOptions& options : variants()) {
-    if (options.convolutions) check_hash(tiny_model(options).bytes(), *expected++);
+    if (options.convolutions) check_hash(tiny_model(options).bytes(), *of_last++);
+    if (has_recent_keys(options)) check_hash(tiny_model(options).bytes(), *of_recent++);
   }
 }
 

@@ -187,8 +187,7 @@ void test_rewinding_windows() {
         engine.session().rewind(kept);
       } catch (const squat::Error& error) {
         CHECK(kept > 0 && kept + squat::Session::kTakenBack < kTokens);
-        CHECK(std::strstr(error.what(), "is too far back for a layer that looks at a few") !=
-              nullptr);
+        CHECK(std::strstr(error.what(), "is too far back for what looks at a few") != nullptr);
         CHECK(engine.session().length() == kTokens);
         refused++;
       }

@@ -419,6 +419,20 @@ void test_features() {
                  }),
                  {"'" + first + "' is 'float'", "expected 'wide'"});
 
+  const std::string recent = "squat.recent_keys";
+  expect_refusal("unnamed recent keys", with([&](G& f) { f.u32(recent, 16); }),
+                 {"'" + recent + "' is there", "does not name 'recent_keys'"});
+  expect_refusal("recent keys without peaks", with([&](G& f) {
+                   f.u32(recent, 16);
+                   f.string_array("squat.features",
+                                  {"token_exponents", "hadamard", "levels", "recent_keys"});
+                 }),
+                 {"'" + recent + "' is there", "'squat.token_steps' is not 'peak'"});
+  ModelOptions peaks;
+  peaks.peaks = true;
+  peaks.recent_keys = 65;
+  expect_refusal("too many recent keys", tiny_model(peaks), {"'" + recent + "' is 65", "1 to 64"});
+
   for (const uint32_t block : {0u, 20u, 64u, 1u << 20}) {
     expect_refusal("block",
                    with([=](G& f) { f.u32_array("squat.mlp_mid.hadamard", {1, 2, block}); }),

@@ -95,7 +95,8 @@ void test_what_is_loaded_goes_on() {
 Bytes small_file(const char* activations = "4:8") {
   ModelOptions options;
   options.activations = activations;
-  options.described = options.convolutions = options.wide_first_token = true;
+  options.described = options.convolutions = options.wide_first_token = options.peaks = true;
+  options.recent_keys = 3;
   options.layers = 4;
   options.hidden = 20;
   options.heads = 2;
@@ -166,8 +167,14 @@ void test_nobody_can_do_harm() {
     for (const uint32_t first : {1u, 64u, 0x80000000u, UINT32_MAX}) {
       CHECK(refused(engine, change(32 + 17 * 4, first), "layer 0 holds tokens from"));
     }
+    const size_t recent = 32 + 17 * 4 + 4 * 4;
+    const bool has_recent = std::string(activations) != "8";
+    for (const uint32_t first : {16u, 0x80000000u, UINT32_MAX}) {
+      if (!has_recent) break;
+      CHECK(refused(engine, change(recent, first), "it holds recent keys from"));
+    }
     if (std::string(activations) == "4:8") {
-      const size_t widths = 32 + 17 * 4 + 4 * 4;
+      const size_t widths = recent + 4;
       CHECK(refused(engine, change(widths, 0x08080804), "has 4 bits in layer 0"));
       CHECK(refused(engine, change(widths, 0x08080809), "has 9 bits in layer 0"));
     }

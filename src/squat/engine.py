@@ -251,11 +251,12 @@ class Engine:
     def rewind(self, length: int) -> None:
         """Forget all tokens of the session but the first `length`.
 
-        The last 128 tokens can always be taken back, and so can all. Layers that look at a few tokens only,
-        by a window or a convolution, hold little more than those: beyond, evaluate the text again.
+        The last 128 tokens can always be taken back, and so can all. What looks at a few tokens only (a
+        window, a convolution, keys of 4 bits that are seen in 8 when they are new) holds little more than
+        those: beyond, evaluate the text again.
 
         Raises:
-            EngineError: the session has fewer, or a layer no longer holds what the next token would see.
+            EngineError: the session has fewer, or no longer holds what the next token would see.
         """
         self._turn += 1
         self._native.rewind(length)
@@ -639,7 +640,7 @@ class Engine:
         kept = min(self.shared_tokens(prompt), len(prompt) - 1)
         try:
             self.rewind(kept)
-        except EngineError:  # a layer does not look, and so does not reach, that far back
+        except EngineError:  # something does not look, and so does not reach, that far back
             kept = 0
             self._begin()
         return kept

@@ -266,6 +266,10 @@ def quantize(
     wide_first_token: Annotated[
         bool, typer.Option(help="Where tokens have 4 bits, give a text's first one 8.")
     ] = True,
+    recent_keys: Annotated[
+        int,
+        typer.Option(help="Of how many last tokens keys that have 4 bits are seen in 8.", min=0),
+    ] = 16,
     importance: Annotated[
         str,
         typer.Option(
@@ -320,6 +324,7 @@ def quantize(
         channel_scales=channel_scales,
         key_centers=key_centers,
         wide_first_token=wide_first_token,
+        recent_keys=recent_keys,
         importance=importance,
         ratio=ratio,
         init=init,

@@ -144,6 +144,7 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: s
         else None,
         wide_first_token=config.wide_first_token
         and any("4" in sites[name].bits for name in TOKEN_SITES),
+        recent_keys=max(m.recent for m in model.modules() if isinstance(m, SiteQuantizer)),
         graph=row.graph(shape),
         keys=row.keys(shape),
         bos_token_id=tokenizer.bos_token_id,

@@ -224,6 +224,8 @@ class GgufModel:
         token_ranks: of importance "rarity", each token's place in the vocabulary; the most frequent has 0.
         wide_first_token: whether a text's first token has 8 bits at the sites of its layers that are "4" or
             "4:8".
+        recent_keys: of how many tokens, itself among them, a token sees the keys in 8 bits where "k" is "4" or
+            "4:8"; with `peak_steps`.
         tokenizer_json: the text of tokenizer.json.
         bos_token_id: given also if the tokenizer puts nothing in front of a text.
         eos_token_ids: any of them ends an answer; the first one is for readers that know one only.
@@ -252,6 +254,7 @@ class GgufModel:
     importance: str | None = None
     token_ranks: Sequence[int] | None = None
     wide_first_token: bool = False
+    recent_keys: int = 0
     graph: GgufGraph = field(default_factory=GgufGraph)
     keys: dict[str, float | int] = field(default_factory=dict)
     bos_token_id: int | None = None
@@ -271,7 +274,10 @@ class GgufModel:
         bits = self.sites[name].bits
         if name == "probs" and self.base2_softmax:
             return ()
-        if bits == "4:8" or (bits == "4" and self.wide_first_token and name in TOKEN_SITES):
+        wide_too = (self.wide_first_token and name in TOKEN_SITES) or (
+            self.recent_keys > 0 and name == "k"
+        )
+        if bits == "4:8" or (bits == "4" and wide_too):
             return ("4", "8")
         return (bits,)
 
@@ -669,6 +675,7 @@ def _features(model: GgufModel, tokenizer: GgmlTokenizer) -> list[str]:
         "hadamard": any(site.hadamard is not None for site in sites),
         "key_centers": any(name.endswith(KEY_CENTER) for name in model.floats),
         "first_token": model.wide_first_token,
+        "recent_keys": model.recent_keys > 0,
         "levels": any(site.levels4 is not None for site in sites),
         "tokenizer": tokenizer.beyond_ggml or len(model.eos_token_ids) > 1,
     }
@@ -698,6 +705,8 @@ def _write_sites(writer: gguf.GGUFWriter, model: GgufModel) -> None:
         writer.add_string("squat.softmax", "base2")
     if model.wide_first_token:
         writer.add_string("squat.first_token", "wide")
+    if model.recent_keys:
+        writer.add_uint32("squat.recent_keys", model.recent_keys)
     if model.thresholds is not None and model.importance is not None:
         writer.add_string("squat.importance", model.importance)
         writer.add_array("squat.threshold", _floats(model.thresholds))

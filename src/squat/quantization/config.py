@@ -24,6 +24,9 @@ ADAPTIVE: Final = "4:8"
 FLOAT = 32
 """Bits that mean: leave it in floating point (for studies; such a model cannot be exported)."""
 
+MAX_RECENT = 64
+"""Of `recent_keys`; the engine has room for as many."""
+
 Bits = int | Literal["4:8"]
 
 
@@ -112,6 +115,8 @@ class SquatConfig(QuantizationConfigMixin):
         key_centers: whether transformed keys of less than 8 bits are quantized as differences from their
             mean, head by head, which no attention notices (docs/format.md).
         wide_first_token: whether the first token of a text has 8 bits wherever tokens may have 4.
+        recent_keys: of how many tokens, itself and those just before it, a token sees the keys in 8 bits where
+            they have 4 for later ones; with `token_steps` "peak".
         method: the quantizer, a row of `QUANTIZERS`.
         init: how step sizes start, a row of `INITIAL_STEPS`.
         ratio: rho, the fraction of tokens that get 8 bits at a "4:8" site (paper IV-C).
@@ -136,6 +141,7 @@ class SquatConfig(QuantizationConfigMixin):
     channel_scales: bool = True
     key_centers: bool = True
     wide_first_token: bool = True
+    recent_keys: int = 16
     method: str = "lsq"
     init: str = "mse"
     ratio: float = 0.5
@@ -166,6 +172,11 @@ class SquatConfig(QuantizationConfigMixin):
         for name in ("reflections", "channel_scales", "key_centers", "wide_first_token"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is neither true nor false")
+        recent = self.recent_keys
+        if not isinstance(recent, int) or isinstance(recent, bool) or not 0 <= recent <= MAX_RECENT:
+            raise ConfigError(
+                f"recent_keys: {recent!r} is no number of tokens; choose 0 to {MAX_RECENT}"
+            )
         method_of(self.method)
         _check_row("init", self.init, INITIAL_STEPS)
         _check_row("policy", self.policy, POLICIES)
@@ -187,6 +198,7 @@ class SquatConfig(QuantizationConfigMixin):
             "channel_scales": False,
             "key_centers": False,
             "wide_first_token": False,
+            "recent_keys": 0,
         }
         return super().from_dict(before | config_dict, *args, **kwargs)
 
@@ -205,13 +217,18 @@ class SquatConfig(QuantizationConfigMixin):
         if self.row_codes_of(site) is not None:
             return ()
         bits = self.bits_of(site, layer, first)
-        if bits == ADAPTIVE or self.widens_first(site):
+        if bits == ADAPTIVE or self.widens_first(site) or self.recent_of(site, layer, first):
             return (8, 4)
         return () if bits == FLOAT else (int(bits),)
 
     def widens_first(self, site: str) -> bool:
         """Whether the first token of a text is wide at a site whose other tokens are not."""
         return self.wide_first_token and SITES[site].follows is not None and self.bits_of(site) == 4
+
+    def recent_of(self, site: str, layer: int = 1, first: int = 0) -> int:
+        """Of how many tokens a new one sees a site in 8 bits that may have 4; see `bits_of`, `recent_keys`."""
+        narrow = self.bits_of(site, layer, first) in (ADAPTIVE, 4)
+        return self.recent_keys if site == "k" and narrow and self.token_steps == "peak" else 0
 
     def block_of(self, site: str, size: int) -> int:
         """How many of a site's elements are transformed together when the model runs; 1: none are."""

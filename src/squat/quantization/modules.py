@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from squat.exact import exact_product, is_exact
 from squat.quantization.activation_steps import fit_step_and_levels, margin_of, token_mse_step
-from squat.quantization.config import SITES, SquatConfig
+from squat.quantization.config import ADAPTIVE, SITES, SquatConfig
 from squat.quantization.hadamard import hadamard, hadamard_product, inverse_factor
 from squat.quantization.levels import HIGHEST, LEVELS, snap_to
 from squat.quantization.numerics import (
@@ -155,6 +155,7 @@ class SiteQuantizer(nn.Module):
 
     A site has one width for all tokens, or two, by importance ("4:8") or because a text's first token is wide
     (`first_alone`): then it owns a step for each width, and `forward` needs to know which tokens are wide.
+    It owns both as well where the last `recent` tokens are seen in 8 bits.
     FLOAT bits make it pass everything through. On the way in, `block` > 1:
     the tensor is transformed in blocks of this size, `inner` elements of which have been already. With
     `token_steps` "peak" every vector multiplies the step by its largest magnitude, or nearly; with
@@ -181,8 +182,9 @@ class SiteQuantizer(nn.Module):
         self.site, self.layer, self.block, self.inner = site, layer, block, inner
         self.largest_code = config.row_codes_of(site)
         widths = config.widths_of(site, layer, first)
-        self.adaptive = len(widths) > 1
         self.first_alone = config.widens_first(site)
+        self.recent = config.recent_of(site, layer, first)
+        self.adaptive = self.first_alone or config.bits_of(site, layer, first) == ADAPTIVE
         self.follows = SITES[site].follows
         self.token_steps = config.token_steps_of(site)
         self.learned = method_of(config.method).activations.learned
@@ -218,7 +220,8 @@ class SiteQuantizer(nn.Module):
 
         Args:
             x: [..., n], vectors of tokens along the last dimension.
-            wide: bool [..., 1], broadcasts against x; needed at a token-adaptive site only.
+            wide: bool [..., 1], broadcasts against x; needed at a token-adaptive site. One that owns both
+                widths can be asked for all in 8 bits.
         """
         dtype, x = x.dtype, self.transformed(x)
         if self.collecting:
@@ -230,15 +233,15 @@ class SiteQuantizer(nn.Module):
         if multiplier is not None and not self.learned:
             # A step that follows what comes, and that tokens multiply, sees them all as large.
             seen = x.detach() / multiplier
-        if not self.adaptive:
-            (bits,) = self.by_width
-            quantizer, snap = self.quantizer(int(bits)), self._snap(int(bits))
-            step, (qmin, qmax) = quantizer.step_for(seen), self._bounds(int(bits))
-            reach: float | Tensor = self.reach[int(bits)]
-        else:
-            assert wide is not None, (
+        if wide is None:
+            assert not self.adaptive, (
                 f"{self.site} of layer {self.layer} was not told the tokens' widths"
             )
+            bits = min(self.reach)
+            quantizer, snap = self.quantizer(bits), self._snap(bits)
+            step, (qmin, qmax) = quantizer.step_for(seen), self._bounds(bits)
+            reach: float | Tensor = self.reach[bits]
+        else:
             quantizer, narrow = self.quantizer(WIDE), self.quantizer(NARROW)
             # Both widths in one pass: every token brings its own step and range.
             step = torch.where(wide, quantizer.step_for(seen, wide), narrow.step_for(seen, ~wide))
@@ -303,7 +306,7 @@ class SiteQuantizer(nn.Module):
     def _collect(self, x: Tensor, wide: Tensor | None) -> None:
         for name, parts in self.sample.items():
             chosen = x
-            if self.adaptive:
+            if self.adaptive and not (self.recent and name == str(WIDE)):
                 assert wide is not None
                 chosen = x[(wide if name == str(WIDE) else ~wide).squeeze(-1).expand(x.shape[:-1])]
             vectors = chosen.reshape(-1, x.shape[-1])
