@@ -2,9 +2,9 @@
 
     python benchmarks/recent_keys.py ORIGINAL QUANTIZED --data TEXT [--recent 0 1 4 16 64] [--length 256]
 
-QUANTIZED is a checkpoint of `squat quantize` whose keys have 4 bits, and `recent_keys` more than 0. Nothing is calibrated
-again: the same steps and codes, only that more or fewer keys are seen in 8 bits. 2,048 tokens of the text, and KL(original ||
-quantized), nats a token.
+QUANTIZED is a checkpoint of `squat quantize` whose keys have 4 bits, and `recent_keys` more than 0. Nothing
+is calibrated again: the same steps and codes, only more or fewer keys in 8 bits. On 2,048 tokens
+that calibration has not seen: KL(original || quantized), nats a token.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from rich.table import Table
 
 from squat.checkpoints import load_model, load_tokenizer
-from squat.data.corpus import tokenize_corpus
 from squat.quantization.modules import SiteQuantizer
-from squat.runs import distance
+from squat.runs import distance, text_windows
 from squat.terminal import progress, show
 
-TOKENS = 2048
+SEEN, HELD_OUT = 256, 8
+"""Windows of a text: those that calibration may have seen, then those that count."""
 
 
 def main() -> None:
@@ -34,9 +34,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     arguments = parser.parse_args()
     original, model = load_model(arguments.original), load_model(arguments.quantized)
-    tokens = tokenize_corpus(arguments.data, load_tokenizer(arguments.original))
-    # The end of the text: calibration takes its windows all over it, and few of so many tokens.
-    windows = tokens[-TOKENS:].view(-1, arguments.length).clone()
+    tokenizer = load_tokenizer(arguments.original)
+    text = text_windows(original, tokenizer, arguments.data, True, SEEN + HELD_OUT)[SEEN:]
+    windows = text.view(-1, arguments.length)
     keys = [m for m in model.modules() if isinstance(m, SiteQuantizer) and m.recent]
     table = Table("keys seen in 8 bits", "KL", "same top token")
     with progress("recent keys") as tell:

@@ -352,6 +352,8 @@ def test_a_deep_copy_has_quantizers_of_its_own():
         ({"activation_bits": 1}, "activation_bits: 1 bits"),
         ({"activation_bits": True}, "activation_bits: True"),
         ({"ratio": 1.5}, "ratio: 1.5"),
+        ({"recent_keys": 65}, "recent_keys: 65 .* 0 to 64"),
+        ({"recent_keys": True}, "recent_keys: True"),
         ({"ratio": "half"}, "ratio: 'half'"),
         ({"site_bits": {"mlp_middle": 8}}, "mlp_middle.*attn_in"),
         ({"site_bits": {"probs": "4:8"}}, "site_bits.probs"),

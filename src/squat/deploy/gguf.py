@@ -224,8 +224,8 @@ class GgufModel:
         token_ranks: of importance "rarity", each token's place in the vocabulary; the most frequent has 0.
         wide_first_token: whether a text's first token has 8 bits at the sites of its layers that are "4" or
             "4:8".
-        recent_keys: of how many tokens, itself among them, a token sees the keys in 8 bits where "k" is "4" or
-            "4:8"; with `peak_steps`.
+        recent_keys: of how many tokens, itself among them, a token sees the keys in 8 bits where "k" is "4"
+            or "4:8"; with `peak_steps`.
         tokenizer_json: the text of tokenizer.json.
         bos_token_id: given also if the tokenizer puts nothing in front of a text.
         eos_token_ids: any of them ends an answer; the first one is for readers that know one only.

@@ -4,8 +4,8 @@ Every decoder of transformers 5 reaches its attention through one interface; reg
 gives access to query, key (after RoPE), probabilities and value of any architecture. This one quantizes
 the four, measures each token's importance on the way, and asks the policy for the tokens' widths.
 
-Most attention goes to the tokens just before, where an error in a score costs most: of keys that have 4 bits the
-last ones are multiplied in 8 (`recent_keys`), each for the tokens that come soon after it.
+Most attention goes to the tokens just before, where an error in a score costs most: of keys that have 4 bits
+the last ones are multiplied in 8 (`recent_keys`), each for the tokens that come soon after it.
 
 Two operands have two different times: q and k are quantized at the width that the *previous* layer gave a
 token, v at the width that *this* layer gives it, which is known only after the softmax.

@@ -115,8 +115,8 @@ class SquatConfig(QuantizationConfigMixin):
         key_centers: whether transformed keys of less than 8 bits are quantized as differences from their
             mean, head by head, which no attention notices (docs/format.md).
         wide_first_token: whether the first token of a text has 8 bits wherever tokens may have 4.
-        recent_keys: of how many tokens, itself and those just before it, a token sees the keys in 8 bits where
-            they have 4 for later ones; with `token_steps` "peak".
+        recent_keys: of how many tokens, itself and those just before it, a token sees the keys in 8 bits
+            where they have 4 for later ones; with `token_steps` "peak".
         method: the quantizer, a row of `QUANTIZERS`.
         init: how step sizes start, a row of `INITIAL_STEPS`.
         ratio: rho, the fraction of tokens that get 8 bits at a "4:8" site (paper IV-C).
@@ -226,7 +226,7 @@ class SquatConfig(QuantizationConfigMixin):
         return self.wide_first_token and SITES[site].follows is not None and self.bits_of(site) == 4
 
     def recent_of(self, site: str, layer: int = 1, first: int = 0) -> int:
-        """Of how many tokens a new one sees a site in 8 bits that may have 4; see `bits_of`, `recent_keys`."""
+        """Of how many tokens one sees a site in 8 bits that may have 4; see `bits_of`, `recent_keys`."""
         narrow = self.bits_of(site, layer, first) in (ADAPTIVE, 4)
         return self.recent_keys if site == "k" and narrow and self.token_steps == "peak" else 0
 
