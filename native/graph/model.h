@@ -30,8 +30,7 @@ struct Site {
   std::vector<Levels> levels;       // of 4-bit codes, by layer; empty: codes are uniform
   bool cached = false;              // k and v: the right-hand side of products
   bool wide_first = false;          // the first token of a text has 8 bits, the others 4
-  int recent =
-      0;  // k: how many keys, its own among them, a token sees in 8 bits whatever they have
+  int recent = 0;                   // k: how many of the last keys a token sees in 8 bits, if any
 
   bool by_token() const { return bits == Bits::kByToken; }
   bool ever_wide() const { return bits != Bits::k4 || wide_first; }
