@@ -310,16 +310,21 @@ void Session::multiply_keys(const Chunk& chunk, int layer, int head, Tokens bloc
   input.inner = m.head_dim;
   input.bits = code_widths(m.sites.q, widths) == nullptr ? nullptr : scratch.query_widths;
   const size_t stride = static_cast<size_t>(keys_padded(chunk.past() + block.end));
-  for (const int bits : {8, 4}) {
-    const kernels::KeyPool& pool = bits == 8 ? pools.key8 : pools.key4;
-    if (pool.count() == 0) continue;
-    kernels::scores(kernels::prepare(choice_, pool.form(), input, scratch.prepared), pool,
-                    scratch.sums[bits == 4], stride, part);
+  const auto prepare = [&](kernels::WeightForm form) {
+    return kernels::prepare(choice_, form, input, scratch.prepared);
+  };
+  if (pools.key4.count() > 0) {
+    kernels::scores(prepare(pools.key4.form()), pools.key4, scratch.sums[1], stride, part);
   }
-  if (m.recent_keys(layer) > 0) {
-    const kernels::KeyPool pool = recent_keys(chunk, layer, head, queries.begin).pool;
-    kernels::scores(kernels::prepare(choice_, pool.form(), input, scratch.prepared), pool,
-                    scratch.recent_sums, recent_stride(), part);
+  const bool recent = m.recent_keys(layer) > 0;
+  if (pools.key8.count() == 0 && !recent) return;
+  const kernels::Prepared rows = prepare(kernels::WeightForm::w8);
+  if (pools.key8.count() > 0) {
+    kernels::scores(rows, pools.key8, scratch.sums[0], stride, part);
+  }
+  if (recent) {
+    kernels::scores(rows, recent_keys(chunk, layer, head, queries.begin).pool, scratch.recent_sums,
+                    recent_stride(), part);
   }
 }
 
